@@ -1,0 +1,101 @@
+//! What applying a batch causes outside the tables. Plain data: the leader acts on it, followers drop it.
+use bytes::Bytes;
+use carillon_proto::MessageId;
+use carillon_proto::internal::EventRecord;
+use carillon_proto::public::MessageState;
+
+/// Answer to one command, aligned with the commands of the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandResult {
+    /// Accept: it is new.
+    Accepted,
+    /// Accept: the key named this message already, with the same content.
+    Duplicate { message_id: MessageId },
+    /// Accept: the key named another content.
+    KeyReused { message_id: MessageId },
+    /// Cancel, CancelByReference: one answer for each message concerned.
+    Canceled(Vec<CancelOutcome>),
+    /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
+    Begun(Box<Permit>),
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart: done (also when it changed nothing new).
+    Done,
+    /// The command does not fit the present state; nothing was changed.
+    Refused(Refusal),
+}
+
+/// A committed attempt: the permission to hand one message to a carrier once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    pub message_id: MessageId,
+    pub attempt_no: u32,
+    pub carrier_no: u32,
+    pub practice_no: u32,
+    pub class: i32,
+    pub key_epoch: u32,
+    pub sealed_recipient: Bytes,
+    pub sealed_body: Bytes,
+    pub encoding: i32,
+    pub segments: u32,
+    pub expires_at_ms: u64,
+    pub send_by_ms: u64,
+}
+
+/// The answer to a cancel for one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelOutcome {
+    pub message_id: MessageId,
+    pub canceled: bool,
+    pub state: MessageState,
+    pub submitted_at_ms: u64,
+}
+
+/// Why a command was refused. A value, not an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NotFound,
+    /// The state does not allow it (canceled, expired, already final, another attempt number).
+    WrongState(MessageState),
+    /// An entry of another term carries a permission.
+    StaleTerm,
+    /// The expiry has passed.
+    Expired,
+    /// Not expired yet.
+    NotExpired,
+    /// No message has this carrier reference.
+    UnknownReference,
+    /// The command lacks something or has an impossible value: a bug of the proposer.
+    Malformed,
+}
+
+/// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScheduleChange {
+    /// The message waits until `due_ms`.
+    Due(DueEntry),
+    /// The message no longer waits (begun, canceled, expired).
+    Gone { message_id: MessageId, priority: u8, due_ms: u64 },
+}
+
+/// One row of table D, decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueEntry {
+    pub message_id: MessageId,
+    pub priority: u8,
+    pub due_ms: u64,
+    pub practice_no: u32,
+    pub class: i32,
+    pub segments: u32,
+    pub expires_at_ms: u64,
+    pub deadline_ms: u64,
+    pub carrier_no: u32,
+    pub attempt_no: u32,
+}
+
+/// Everything that one batch caused.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Effects {
+    pub results: Vec<CommandResult>,
+    pub schedule: Vec<ScheduleChange>,
+    /// The same records that were written to table E.
+    pub events: Vec<EventRecord>,
+}

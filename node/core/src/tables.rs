@@ -1,0 +1,80 @@
+//! The storage that the pure core works on: an ordered map of bytes.
+//!
+//! Production gives it RocksDB under an overlay of the current batch, so that commands of one batch see each
+//! other's writes; tests and the simulator give it [`MemTables`].
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+/// The storage failed or holds something that cannot be decoded. Fences the replica; never a business refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    #[error("storage: {0}")]
+    Storage(String),
+    #[error("corrupt record in table {table}: {reason}")]
+    Corrupt { table: char, reason: String },
+}
+
+/// Read side: queries and rebuilding of volatile state.
+pub trait ReadTables {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError>;
+
+    /// Calls `visit` for each row with `start <= key < end`, in key order, until it returns false.
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError>;
+}
+
+/// Read and write side: what `apply` gets. Reads see earlier writes of the same batch.
+pub trait Tables: ReadTables {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>);
+    fn delete(&mut self, key: Vec<u8>);
+}
+
+/// Tables in memory.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct MemTables {
+    rows: BTreeMap<Vec<u8>, Bytes>,
+}
+
+impl MemTables {
+    pub fn rows(&self) -> &BTreeMap<Vec<u8>, Bytes> {
+        &self.rows
+    }
+}
+
+impl ReadTables for MemTables {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        Ok(self.rows.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        if start >= end {
+            return Ok(());
+        }
+        for (key, value) in self.rows.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end))) {
+            if !visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tables for MemTables {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.rows.insert(key, Bytes::from(value));
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.rows.remove(&key);
+    }
+}

@@ -1,0 +1,29 @@
+//! The wire contract of Carillon: the public API, the internal RPCs, the log format and the stored records,
+//! with the identifiers and stable codes that all crates share.
+//!
+//! With feature `edge` (services, TLS identities, rich errors, telemetry) it is also what every process edge is
+//! made of. The pure crates (`core`, `consensus`, `delivery`) do not enable it.
+
+#[allow(clippy::all, missing_docs)]
+mod api {
+    include!(concat!(env!("OUT_DIR"), "/api.rs"));
+}
+
+pub use api::{carillon, google};
+
+/// Public API.
+pub use carillon::v1 as public;
+/// Log format, records, peer and node planes.
+pub use carillon::internal::v1 as internal;
+/// Operator API.
+pub use carillon::admin::v1 as admin;
+
+/// The compiled descriptor set of all services, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+pub mod ids;
+mod redact;
+pub mod slot;
+
+pub use ids::MessageId;
+pub use slot::Slot;
