@@ -24,6 +24,18 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub mod ids;
 mod redact;
 pub mod slot;
+pub mod sms;
 
 pub use ids::MessageId;
 pub use slot::Slot;
+
+#[cfg(feature = "edge")]
+pub mod errors;
+#[cfg(feature = "edge")]
+pub mod identity;
+#[cfg(feature = "edge")]
+pub mod metric_names;
+#[cfg(feature = "edge")]
+pub mod telemetry;
+#[cfg(feature = "edge")]
+pub mod tls;

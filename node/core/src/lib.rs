@@ -10,10 +10,32 @@
 //!
 //! Not here: time zones, keys, carriers, networks, disks.
 
+mod accept;
+mod applied;
+mod apply;
+mod attempt;
+mod cancel;
+pub mod classes;
+mod digest;
 pub mod effect;
+pub mod keys;
+mod leader;
+pub mod message;
+pub mod meta;
+mod outcome;
+pub mod query;
+mod receipt;
+mod records;
+mod retry;
+mod schedule;
 pub mod tables;
+mod turn;
 
-pub use effect::{
-    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Refusal, ScheduleChange,
-};
+pub use applied::EntryMeta;
+pub use apply::{Applier, apply};
+pub use cancel::CANCEL_BY_REFERENCE_MAX;
+pub use effect::{CancelOutcome, CommandResult, DueEntry, Effects, Permit, Refusal, ScheduleChange};
+pub use leader::CODE_LEADER_CHANGED;
+pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
+pub use records::applied_record;
 pub use tables::{MemTables, ReadTables, TableError, Tables};

@@ -1,0 +1,134 @@
+//! Configuration changes of a group: one at a time, checked before proposing (raft turns a refused one silently into
+//! an empty entry), executed when the applier reaches the entry.
+//!
+//! The order that keeps membership and state in agreement over a crash: `apply_conf_change(index)`, write what it
+//! returns with sync through the same log writer, then `applied(index)`. A change that is on disk already is given out
+//! as an empty entry after a restart.
+//!
+//! The record in the entry is decoded by prost, since it may come from a peer.
+use crate::error::{GroupError, ProposeError};
+use crate::group::Group;
+use crate::log_store::GroupWrite;
+use crate::output::Proposal;
+use crate::wire;
+use bytes::Bytes;
+use prost::Message as _;
+use protobuf::ProtobufEnum as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType,
+};
+
+/// eraftpb.ConfChangeV2
+#[derive(Clone, PartialEq, prost::Message)]
+struct ChangeRecord {
+    #[prost(int32, tag = "1")]
+    transition: i32,
+    #[prost(message, repeated, tag = "2")]
+    changes: Vec<SingleRecord>,
+    #[prost(bytes = "bytes", tag = "3")]
+    context: Bytes,
+}
+
+/// eraftpb.ConfChangeSingle
+#[derive(Clone, PartialEq, prost::Message)]
+struct SingleRecord {
+    #[prost(int32, tag = "1")]
+    change_type: i32,
+    #[prost(uint64, tag = "2")]
+    node_id: u64,
+}
+
+impl Group {
+    /// Appends a configuration change, on the leader and if none is pending. A change without steps leaves the joint
+    /// configuration.
+    pub fn propose_conf_change(&mut self, change: &ConfChangeV2) -> Result<Proposal, ProposeError> {
+        self.check_leader()?;
+        let joint = !self.conf_state().voters_outgoing.is_empty();
+        if self.raw.raft.has_pending_conf() || joint != change.changes.is_empty() {
+            return Err(ProposeError::ConfChangePending);
+        }
+        let mut entry = Entry::default();
+        entry.entry_type = EntryType::EntryConfChangeV2;
+        entry.data = encode(change);
+        self.append(vec![entry])
+    }
+
+    /// Puts the change of the committed entry `index` into force, and returns what has to be durable before `index`
+    /// may be reported as applied.
+    pub fn apply_conf_change(&mut self, index: u64) -> Result<GroupWrite, GroupError> {
+        let group = self.config.group;
+        let refuse = |reason: &str| GroupError::ConfChange { group, index, reason: reason.to_owned() };
+        if index <= self.conf_index || index > self.emitted {
+            return Err(refuse("not one that was given out"));
+        }
+        let entry = self.raw.store().read(index, index + 1, 0)?.remove(0);
+        if entry.entry_type != EntryType::EntryConfChangeV2 {
+            return Err(refuse("wrong type"));
+        }
+        let change = decode(entry.data).ok_or_else(|| refuse("cannot be decoded"))?;
+        let conf_state = self.raw.apply_conf_change(&change)?;
+        self.conf_index = index;
+        // As of the last ready, so no entry that it speaks of is still to be handed out.
+        let mut hard_state = self.hard_state.clone();
+        hard_state.commit = hard_state.commit.max(index);
+        Ok(GroupWrite {
+            group,
+            entries: Vec::new(),
+            hard_state: Some(hard_state),
+            conf: Some((wire::conf_state_to_wire(conf_state), index)),
+        })
+    }
+
+    /// The membership in force.
+    pub fn conf_state(&self) -> ConfState {
+        self.raw.raft.prs().conf().to_conf_state()
+    }
+}
+
+fn encode(change: &ConfChangeV2) -> Bytes {
+    let single = |c: &ConfChangeSingle| SingleRecord { change_type: c.change_type.value(), node_id: c.node_id };
+    let record = ChangeRecord {
+        transition: change.transition.value(),
+        changes: change.changes.iter().map(single).collect(),
+        context: change.context.clone(),
+    };
+    record.encode_to_vec().into()
+}
+
+fn decode(data: Bytes) -> Option<ConfChangeV2> {
+    let record = ChangeRecord::decode(data).ok()?;
+    let mut change = ConfChangeV2::default();
+    change.transition = ConfChangeTransition::from_i32(record.transition)?;
+    for step in record.changes {
+        let mut single = ConfChangeSingle::default();
+        single.change_type = ConfChangeType::from_i32(step.change_type)?;
+        single.node_id = step.node_id;
+        change.changes.push(single);
+    }
+    change.context = record.context;
+    Some(change)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::Message as _;
+
+    #[test]
+    fn records_are_what_eraftpb_writes_and_garbage_is_refused() {
+        let mut change = ConfChangeV2::default();
+        change.transition = ConfChangeTransition::Explicit;
+        change.context = Bytes::from_static(b"why");
+        for (change_type, node_id) in [(ConfChangeType::AddLearnerNode, 4), (ConfChangeType::RemoveNode, 300)] {
+            let mut single = ConfChangeSingle::default();
+            single.change_type = change_type;
+            single.node_id = node_id;
+            change.changes.push(single);
+        }
+        assert_eq!(encode(&change), change.write_to_bytes().unwrap());
+        assert_eq!(decode(encode(&change)), Some(change));
+        assert_eq!(decode(Bytes::new()), Some(ConfChangeV2::default()));
+        assert_eq!(decode(Bytes::from_static(b"\xff\xff\xff")), None);
+        assert_eq!(decode(Bytes::from_static(&[8, 99])), None, "unknown transition");
+    }
+}

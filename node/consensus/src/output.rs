@@ -1,0 +1,110 @@
+//! What a group asks its caller to do.
+use crate::log_store::GroupWrite;
+use bytes::Bytes;
+use carillon_proto::internal::RaftMessage;
+use raft::eraftpb::{Entry, EntryType};
+
+/// Filled by `Group::poll`; the caller drains it. Holds no group id except in `persist`: drain it before polling
+/// another group.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// To be sent now.
+    pub send: Vec<RaftMessage>,
+    /// To be written in this order.
+    pub persist: Vec<PersistTask>,
+    /// To be applied in this order, without gaps.
+    pub committed: Vec<CommittedEntry>,
+    /// Reads that were confirmed by a quorum.
+    pub reads: Vec<ReadReady>,
+    /// Term or leader changed; the newest state if it did so more than once.
+    pub role: Option<RoleChange>,
+}
+
+impl Outputs {
+    pub fn is_empty(&self) -> bool {
+        self.send.is_empty()
+            && self.persist.is_empty()
+            && self.committed.is_empty()
+            && self.reads.is_empty()
+            && self.role.is_none()
+    }
+
+    /// Empties everything and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.send.clear();
+        self.persist.clear();
+        self.committed.clear();
+        self.reads.clear();
+        self.role = None;
+    }
+}
+
+/// One atomic write and what it allows. `write` may be empty: then it only waits for the ones before it.
+#[derive(Debug)]
+pub struct PersistTask {
+    pub group: u32,
+    /// Rising; given back by `Group::persisted`.
+    pub number: u64,
+    pub write: GroupWrite,
+    /// Without it the write needs no fsync of its own.
+    pub must_sync: bool,
+    /// To be sent after the write (and every earlier one) is durable.
+    pub after: Vec<RaftMessage>,
+}
+
+/// What is in a committed entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// Data as proposed.
+    Normal,
+    /// Nothing to do but to advance the applied index: a new leader's first entry, or a configuration change that
+    /// is already in force.
+    Empty,
+    /// Call `Group::apply_conf_change`, persist what it returns, then report it as applied.
+    ConfChange,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedEntry {
+    pub index: u64,
+    pub term: u64,
+    pub kind: EntryKind,
+    pub data: Bytes,
+}
+
+impl CommittedEntry {
+    /// Configuration changes up to `conf_index` are in force already.
+    pub(crate) fn new(entry: Entry, conf_index: u64) -> Self {
+        let kind = match entry.entry_type {
+            EntryType::EntryNormal if entry.data.is_empty() => EntryKind::Empty,
+            EntryType::EntryNormal => EntryKind::Normal,
+            _ if entry.index <= conf_index => EntryKind::Empty,
+            _ => EntryKind::ConfChange,
+        };
+        Self { index: entry.index, term: entry.term, kind, data: entry.data }
+    }
+}
+
+/// A read asked for with this `ctx` may be answered from a state that is applied to `index` or beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadReady {
+    pub ctx: u64,
+    pub index: u64,
+}
+
+/// Reads and transfers that were started under another (term, leader) are void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoleChange {
+    pub term: u64,
+    /// 0 = none known.
+    pub leader: u64,
+    pub is_leader: bool,
+}
+
+/// Where a proposal will be if it commits. Another term at that index when it is applied means: not committed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proposal {
+    pub term: u64,
+    /// Of the first entry; further ones follow without a gap.
+    pub index: u64,
+}

@@ -1,0 +1,108 @@
+//! Accept: a message comes into being, once for each idempotency key.
+//!
+//! The most frequent command: it reads one row if there is an idempotency key and normally none otherwise, and writes
+//! M, S, D and, where given, I and X.
+use crate::effect::{CommandResult, Refusal};
+use crate::keys::{self, Index};
+use crate::message::{Message, Step};
+use crate::records::{decode, encode};
+use crate::tables::TableError;
+use crate::turn::Turn;
+use bytes::Bytes;
+use carillon_proto::MessageId;
+use carillon_proto::internal::{Accept, IdempotencyRecord, MessagePayload, MessageStatus};
+use carillon_proto::public::{MessageClass, Priority, WaitingReason};
+
+/// The indexes of an Accept, checked.
+struct Indexes {
+    id: MessageId,
+    idempotency: Option<Index>,
+    reference: Option<Index>,
+}
+
+pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, TableError> {
+    let Some(indexes) = check(&accept) else { return Ok(CommandResult::Refused(Refusal::Malformed)) };
+    let key = indexes.idempotency.map(|index| keys::idempotency(accept.practice_no, &index));
+    if let Some(row) = key.as_deref().map(|key| turn.tables.get(key)).transpose()?.flatten() {
+        return earlier(&accept, row);
+    }
+    let id = indexes.id;
+    if !turn.highest.admits(turn.tables, &id)? {
+        return Ok(CommandResult::Refused(Refusal::Malformed));
+    }
+    if let Some(key) = key {
+        let record = IdempotencyRecord {
+            message_id: accept.message_id.clone(),
+            content_mac: accept.content_mac.clone(),
+            accepted_at_ms: turn.now_ms,
+        };
+        turn.tables.put(key, encode(&record));
+    }
+    if let Some(index) = indexes.reference {
+        turn.tables.put(keys::reference(accept.practice_no, &index, &id), Vec::new());
+    }
+    let step = if accept.not_before_ms > turn.now_ms {
+        Step::wait(WaitingReason::Schedule, accept.not_before_ms)
+    } else {
+        Step::accepted(turn.now_ms)
+    };
+    let mut message = Message::new(id, status(&accept, turn.now_ms));
+    let payload = MessagePayload { accept: Some(accept), accepted_at_ms: turn.now_ms };
+    turn.tables.put(keys::payload(&id), encode(&payload));
+    message.advance(turn, step);
+    Ok(CommandResult::Accepted)
+}
+
+/// The key is known: the same content is a repeat, another one a mistake of the caller.
+fn earlier(accept: &Accept, row: Bytes) -> Result<CommandResult, TableError> {
+    let record: IdempotencyRecord = decode('I', row)?;
+    let message_id = MessageId::from_bytes(&record.message_id)
+        .map_err(|error| crate::records::corrupt('I', &error.to_string()))?;
+    Ok(if record.content_mac == accept.content_mac {
+        CommandResult::Duplicate { message_id }
+    } else {
+        CommandResult::KeyReused { message_id }
+    })
+}
+
+/// `None` when the proposer made something impossible.
+fn check(accept: &Accept) -> Option<Indexes> {
+    let index = |bytes: &Bytes| -> Option<Option<Index>> {
+        match bytes.len() {
+            0 => Some(None),
+            _ => Some(Some(Index::try_from(bytes.as_ref()).ok()?)),
+        }
+    };
+    let indexes = Indexes {
+        id: MessageId::from_bytes(&accept.message_id).ok()?,
+        idempotency: index(&accept.idempotency_index)?,
+        reference: index(&accept.reference_index)?,
+    };
+    let known = |valid: bool, unspecified: bool| valid && !unspecified;
+    let class = MessageClass::try_from(accept.class);
+    let priority = Priority::try_from(accept.priority);
+    let possible = accept.practice_no > 0
+        && accept.carrier_no > 0
+        && accept.segments > 0
+        && accept.expires_at_ms > 0
+        && known(class.is_ok(), class == Ok(MessageClass::Unspecified))
+        && known(priority.is_ok(), priority == Ok(Priority::Unspecified))
+        && accept.retry.as_ref().is_some_and(|r| r.attempts_max > 0)
+        && (indexes.idempotency.is_none() || accept.content_mac.len() == keys::INDEX_BYTES);
+    possible.then_some(indexes)
+}
+
+fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
+    MessageStatus {
+        practice_no: accept.practice_no,
+        class: accept.class,
+        priority: accept.priority,
+        segments: accept.segments,
+        expires_at_ms: accept.expires_at_ms,
+        deadline_ms: accept.deadline_ms,
+        carrier_no: accept.carrier_no,
+        retry: accept.retry,
+        accepted_at_ms: now_ms,
+        ..Default::default()
+    }
+}

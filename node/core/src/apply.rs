@@ -1,0 +1,158 @@
+//! Applies the entries of a partition: reads the batch, runs its commands in order, writes what they caused.
+//!
+//! Invariants
+//!  - Entries come without a gap; anything else is a bug and stops the replica.
+//!  - The clock of the tables never goes back, whatever a batch says.
+//!  - After an `Err` the caller drops everything that was written since the entry began and fences the replica.
+use crate::applied::{self, EntryMeta};
+use crate::digest::Digest;
+use crate::effect::{CommandResult, Effects, Refusal};
+use crate::records::{self, applied_record, encode};
+use crate::tables::{ReadTables, TableError, Tables};
+use crate::turn::{HighestIds, Turn};
+use crate::{accept, attempt, cancel, keys, leader, outcome, receipt, schedule};
+use bytes::Bytes;
+use carillon_proto::internal::command::Kind;
+use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
+
+/// Applies entries to one partition's tables; remembers what it would otherwise read each time.
+///
+/// Nothing else may write to the tables. After a snapshot replaced them, open a new one.
+#[derive(Debug)]
+pub struct Applier {
+    last: AppliedRecord,
+    highest: HighestIds,
+    permits: bool,
+}
+
+impl Applier {
+    pub fn open(tables: &dyn ReadTables) -> Result<Self, TableError> {
+        Ok(Self { last: applied_record(tables)?, highest: HighestIds::default(), permits: true })
+    }
+
+    /// The last entry applied.
+    pub fn last(&self) -> &AppliedRecord {
+        &self.last
+    }
+
+    /// Whether BeginAttempt reads the payload and answers `Begun`; on at first. A follower, which drops the
+    /// effects anyway, saves a read for each attempt by switching it off; it then gets `Done`. The tables and the digest
+    /// are the same either way.
+    pub fn set_permits(&mut self, wanted: bool) {
+        self.permits = wanted;
+    }
+
+    /// Applies one entry. `data` is an encoded `CommandBatch`, or empty for raft's own entries. `effects` is
+    /// emptied first and holds what this entry caused.
+    pub fn apply(
+        &mut self,
+        tables: &mut dyn Tables,
+        meta: EntryMeta,
+        data: &Bytes,
+        effects: &mut Effects,
+    ) -> Result<&AppliedRecord, TableError> {
+        effects.results.clear();
+        effects.schedule.clear();
+        effects.events.clear();
+        if data.is_empty() {
+            self.pass(tables, meta);
+            return Ok(&self.last);
+        }
+        applied::check_order(&self.last, meta);
+        let batch: CommandBatch = records::decode_batch(data)?;
+        let mut digest = Digest::of_entry(&self.last.digest, meta, data);
+        let mut turn = Turn {
+            tables: &mut *tables,
+            schedule: &mut effects.schedule,
+            events: std::mem::take(&mut effects.events),
+            highest: &mut self.highest,
+            now_ms: batch.now_ms.max(self.last.now_ms),
+            term: meta.term,
+            leader_start_term: self.last.leader_start_term,
+            permits: self.permits,
+        };
+        effects.results.reserve(batch.commands.len());
+        for command in batch.commands {
+            let result = run(&mut turn, command)?;
+            digest.add(&summary(&result));
+            effects.results.push(result);
+        }
+        let Turn { events, now_ms, leader_start_term, .. } = turn;
+        effects.events = events;
+        write_events(tables, meta.index, now_ms, &mut effects.events, &mut digest);
+        let digest = digest.finish();
+        self.last = applied::write(tables, &self.last, meta, now_ms, leader_start_term, digest);
+        Ok(&self.last)
+    }
+
+    /// Moves over an entry that is not for the tables (a configuration change, a new leader's empty entry).
+    pub fn pass(&mut self, tables: &mut dyn Tables, meta: EntryMeta) {
+        self.last = applied::pass(tables, &self.last, meta);
+    }
+}
+
+/// Applies one entry without an [`Applier`]: for tools and tests; reads table A each time.
+pub fn apply(
+    tables: &mut dyn Tables,
+    meta: EntryMeta,
+    data: &Bytes,
+    effects: &mut Effects,
+) -> Result<AppliedRecord, TableError> {
+    let mut applier = Applier::open(tables)?;
+    applier.apply(tables, meta, data, effects)?;
+    Ok(applier.last)
+}
+
+fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
+    match command.kind {
+        Some(Kind::Accept(c)) => accept::accept(turn, c),
+        Some(Kind::Cancel(c)) => cancel::by_id(turn, &c),
+        Some(Kind::CancelByReference(c)) => cancel::by_reference(turn, &c),
+        Some(Kind::BeginAttempt(c)) => attempt::begin(turn, &c),
+        Some(Kind::RecordOutcome(c)) => outcome::record(turn, &c),
+        Some(Kind::RecordReceipt(c)) => receipt::record(turn, &c),
+        Some(Kind::Expire(c)) => schedule::expire(turn, &c),
+        Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
+        Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
+        None => Ok(CommandResult::Refused(Refusal::Malformed)),
+    }
+}
+
+/// One row for the events of an entry, if there are any.
+fn write_events(
+    tables: &mut dyn Tables,
+    index: u64,
+    now_ms: u64,
+    events: &mut Vec<carillon_proto::internal::EventRecord>,
+    digest: &mut Digest,
+) {
+    if events.is_empty() {
+        return;
+    }
+    let block = EventBlock { now_ms, events: std::mem::take(events) };
+    let row = encode(&block);
+    digest.add(&row);
+    tables.put(keys::events(index), row);
+    *events = block.events;
+}
+
+/// What the digest says about a result. `Begun` and `Done` are the same: whether a permission carries the payload
+/// depends on the replica, and the events already tell them apart.
+fn summary(result: &CommandResult) -> [u8; 2] {
+    match result {
+        CommandResult::Accepted => [1, 0],
+        CommandResult::Duplicate { .. } => [2, 0],
+        CommandResult::KeyReused { .. } => [3, 0],
+        CommandResult::Canceled(outcomes) => [4, outcomes.len() as u8],
+        CommandResult::Begun(_) | CommandResult::Done => [5, 0],
+        CommandResult::Refused(refusal) => match refusal {
+            Refusal::NotFound => [6, 0],
+            Refusal::WrongState(state) => [7, *state as u8],
+            Refusal::StaleTerm => [8, 0],
+            Refusal::Expired => [9, 0],
+            Refusal::NotExpired => [10, 0],
+            Refusal::UnknownReference => [11, 0],
+            Refusal::Malformed => [12, 0],
+        },
+    }
+}

@@ -1,0 +1,73 @@
+//! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
+//!
+//! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
+//! exactly the attempts that the leader believes. Of two that race, the second finds another state or number.
+use crate::effect::{CommandResult, Permit, Refusal};
+use crate::message::{self, Message, Step, next_attempt_no};
+use crate::records::{self, corrupt};
+use crate::tables::TableError;
+use crate::turn::Turn;
+use carillon_proto::MessageId;
+use carillon_proto::internal::{AttemptRecord, BeginAttempt};
+use carillon_proto::public::{MessageState, Outcome};
+
+pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResult, TableError> {
+    let id = MessageId::from_bytes(&begin.message_id);
+    let (Ok(id), true) = (id, begin.carrier_no > 0) else {
+        return Ok(CommandResult::Refused(Refusal::Malformed));
+    };
+    if begin.term != turn.term || begin.term < turn.leader_start_term {
+        return Ok(CommandResult::Refused(Refusal::StaleTerm));
+    }
+    let Some(mut message) = Message::load(turn.tables, id)? else {
+        return Ok(CommandResult::Refused(Refusal::NotFound));
+    };
+    if let Some(refusal) = refusal(turn, &message, begin) {
+        return Ok(CommandResult::Refused(refusal));
+    }
+    message.push_attempt(AttemptRecord {
+        number: begin.attempt_no,
+        carrier_no: begin.carrier_no,
+        term: begin.term,
+        begin_ms: turn.now_ms,
+        send_by_ms: begin.send_by_ms,
+        node_id: begin.node_id,
+        ..Default::default()
+    });
+    let step = Step::to(MessageState::InFlight).attempt(begin.attempt_no, Outcome::Unspecified);
+    message.advance(turn, step);
+    if turn.permits { permit(turn, &message, begin) } else { Ok(CommandResult::Done) }
+}
+
+fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {
+    let (state, status) = (message.state(), &message.status);
+    if !message::waits(state) || begin.attempt_no != next_attempt_no(status) {
+        Some(Refusal::WrongState(state))
+    } else if status.expires_at_ms <= turn.now_ms {
+        Some(Refusal::Expired)
+    } else if status.due_ms > turn.now_ms {
+        Some(Refusal::WrongState(state))
+    } else {
+        None
+    }
+}
+
+fn permit(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Result<CommandResult, TableError> {
+    let accept = records::payload(turn.tables, &message.id)?
+        .and_then(|payload| payload.accept)
+        .ok_or_else(|| corrupt('M', "missing for a message that table S knows"))?;
+    Ok(CommandResult::Begun(Box::new(Permit {
+        message_id: message.id,
+        attempt_no: begin.attempt_no,
+        carrier_no: begin.carrier_no,
+        practice_no: accept.practice_no,
+        class: accept.class,
+        key_epoch: accept.key_epoch,
+        sealed_recipient: accept.sealed_recipient,
+        sealed_body: accept.sealed_body,
+        encoding: accept.encoding,
+        segments: accept.segments,
+        expires_at_ms: accept.expires_at_ms,
+        send_by_ms: begin.send_by_ms,
+    })))
+}

@@ -1,0 +1,127 @@
+//! The built-in defaults of the eleven message classes: plain data, overridden by configuration.
+//!
+//! How the numbers were chosen
+//!  - Priority says who passes when a lane is full: people waiting at this moment before messages about a day,
+//!    and those before what may arrive at any time this week.
+//!  - Default expiry is the time after which the text is worthless or wrong. The edge caps it by the deadline.
+//!  - Retries must fit into the expiry: the sum of the delays stays below it for every class (tested), so a message
+//!    is dead because retries were spent, not because the schedule was longer than its life.
+//!  - `hold` for everything that a patient would be confused or annoyed to get twice; `resend_once` only where
+//!    missing it is worse than getting it twice; `abandon` where neither matters enough to keep a person busy.
+use carillon_proto::internal::{RetryPolicy, UnknownPolicy};
+use carillon_proto::public::{MessageClass, Priority};
+
+const SECOND_MS: u32 = 1_000;
+const MINUTE_MS: u32 = 60 * SECOND_MS;
+const HOUR_MS: u64 = 60 * MINUTE_MS as u64;
+
+/// What a class sets when the caller does not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassPolicy {
+    pub priority: Priority,
+    /// From acceptance, or from `not_before` if that is later.
+    pub default_expiry_ms: u64,
+    /// Retry schedule and what to do after a lost answer.
+    pub retry: RetryPolicy,
+}
+
+impl ClassPolicy {
+    fn new(
+        priority: Priority,
+        default_expiry_ms: u64,
+        (attempts_max, backoff_base_ms, backoff_max_ms): (u32, u32, u32),
+        unknown_policy: UnknownPolicy,
+    ) -> Self {
+        let retry = RetryPolicy {
+            attempts_max,
+            backoff_base_ms,
+            backoff_max_ms,
+            unknown_policy: unknown_policy as i32,
+        };
+        Self { priority, default_expiry_ms, retry }
+    }
+
+    /// What happens to a message of this class whose carrier's answer was lost.
+    pub fn unknown_policy(&self) -> UnknownPolicy {
+        self.retry.unknown_policy()
+    }
+}
+
+/// The default policy of a class. `Unspecified`, which the edge refuses, gets the cautious middle.
+pub fn default_policy(class: MessageClass) -> ClassPolicy {
+    use UnknownPolicy::{Abandon, Hold, ResendOnce};
+    let day_schedule = (5, 30 * SECOND_MS, 30 * MINUTE_MS);
+    let week_schedule = (6, MINUTE_MS, 2 * HOUR_MS as u32);
+    match class {
+        // The patient has just booked and looks at the phone; a second text reads like a second booking.
+        MessageClass::Confirmation => {
+            ClassPolicy::new(Priority::High, 12 * HOUR_MS, (6, 10 * SECOND_MS, 30 * MINUTE_MS), Hold)
+        }
+        // About tomorrow: a day is the longest that it helps, and half an hour between tries loses nothing.
+        MessageClass::Reminder => ClassPolicy::new(Priority::Normal, 24 * HOUR_MS, day_schedule, Hold),
+        // The pharmacy keeps it for days; twice would suggest two prescriptions.
+        MessageClass::Prescription => ClassPolicy::new(Priority::Normal, 48 * HOUR_MS, week_schedule, Hold),
+        // Instructions after a visit matter within the day or two in which they are followed.
+        MessageClass::FollowUp => ClassPolicy::new(Priority::Normal, 48 * HOUR_MS, week_schedule, Hold),
+        // "You are due for a visit" is true all week.
+        MessageClass::Recall => ClassPolicy::new(Priority::Bulk, 72 * HOUR_MS, week_schedule, Hold),
+        // Staff act on it now; a page that comes twice is harmless, a page that never comes is not.
+        MessageClass::Staff => {
+            ClassPolicy::new(Priority::Critical, HOUR_MS, (8, 2 * SECOND_MS, 5 * MINUTE_MS), ResendOnce)
+        }
+        // A warning must arrive; repeating a public notice reveals and confuses nothing.
+        MessageClass::PublicHealth => {
+            ClassPolicy::new(Priority::High, 24 * HOUR_MS, (8, 10 * SECOND_MS, 30 * MINUTE_MS), ResendOnce)
+        }
+        // First come, first served: after a quarter of an hour the place is gone. A second offer of a taken
+        // place is worse than none.
+        MessageClass::Waitlist => {
+            ClassPolicy::new(Priority::High, HOUR_MS / 4, (5, 5 * SECOND_MS, 2 * MINUTE_MS), Hold)
+        }
+        // A bill can come any day this week, never twice.
+        MessageClass::Payment => ClassPolicy::new(Priority::Bulk, 72 * HOUR_MS, week_schedule, Hold),
+        // To be filled in before the visit; the edge caps it by the appointment.
+        MessageClass::Form => ClassPolicy::new(Priority::Normal, 48 * HOUR_MS, week_schedule, Hold),
+        // A lost survey is not worth anybody's time.
+        MessageClass::Survey => {
+            ClassPolicy::new(Priority::Bulk, 72 * HOUR_MS, (3, MINUTE_MS, 2 * HOUR_MS as u32), Abandon)
+        }
+        MessageClass::Unspecified => ClassPolicy::new(Priority::Normal, 24 * HOUR_MS, day_schedule, Hold),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::base_delay_ms;
+
+    fn all() -> impl Iterator<Item = MessageClass> {
+        (1..=11).map(|n| MessageClass::try_from(n).unwrap())
+    }
+
+    #[test]
+    fn every_class_has_a_usable_policy_whose_retries_fit_its_life() {
+        for class in all() {
+            let policy = default_policy(class);
+            assert_ne!(policy.priority, Priority::Unspecified, "{class:?}");
+            assert!(policy.retry.attempts_max >= 3, "{class:?}");
+            let retries = 1..policy.retry.attempts_max;
+            // 20 % is the widest jitter.
+            let spent: u64 = retries.map(|n| base_delay_ms(&policy.retry, n) * 12 / 10).sum();
+            assert!(spent < policy.default_expiry_ms, "{class:?}: {spent} ms of delays");
+        }
+    }
+
+    #[test]
+    fn only_staff_and_public_health_are_ever_sent_again_without_an_answer() {
+        let resent: Vec<_> =
+            all().filter(|c| default_policy(*c).unknown_policy() == UnknownPolicy::ResendOnce).collect();
+        assert_eq!(resent, [MessageClass::Staff, MessageClass::PublicHealth]);
+    }
+
+    #[test]
+    fn a_waitlist_offer_lives_a_quarter_of_an_hour() {
+        let policy = default_policy(MessageClass::Waitlist);
+        assert_eq!((policy.priority, policy.default_expiry_ms), (Priority::High, 15 * 60_000));
+    }
+}

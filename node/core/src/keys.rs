@@ -1,0 +1,301 @@
+//! Keys of the state tables: one encoder and one decoder for each.
+//!
+//! The first byte is the table's letter; numbers are big endian, so key order is number order.
+//!
+//! | table | key after the letter | row |
+//! |---|---|---|
+//! | M | slot(2) message_id(16) | what never changes of a message |
+//! | S | slot(2) message_id(16) | what changes of a message |
+//! | I | practice_no(4) idempotency index(16) | the message that a key names |
+//! | D | priority(1) due_ms(8) message_id(16) | a message that waits (ACCEPTED, WAITING) |
+//! | F | message_id(16) | a message in flight |
+//! | R | carrier_no(4) hash(16) | a carrier's reference |
+//! | X | practice_no(4) reference index(16) message_id(16) | an external reference; no value |
+//! | E | entry index(8) | the events of one entry |
+//! | A | nothing | how far the log was applied |
+//!
+//! A slot's messages are one contiguous range of M and of S. The slot of a key is always the slot of its id; a key
+//! where they differ does not decode.
+use carillon_proto::{MessageId, Slot};
+use siphasher::sip128::{Hasher128 as _, SipHasher24};
+use std::hash::Hasher as _;
+
+/// Length of the keyed hashes (idempotency key, external reference, carrier reference).
+pub const INDEX_BYTES: usize = 16;
+/// 16 bytes of a keyed hash.
+pub type Index = [u8; INDEX_BYTES];
+
+/// Fixed key of the hash of carrier references, version 1. Never change: it says where stored rows are.
+const REFERENCE_HASH_KEY: (u64, u64) = (0x6361_7269_6c6c_6f6e, 0x7265_6665_722d_3031);
+
+/// Rows with `start <= key < end`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    pub start: Vec<u8>,
+    pub end: Vec<u8>,
+}
+
+impl KeyRange {
+    /// Every key that begins with `prefix`.
+    pub fn of_prefix(prefix: &[u8]) -> Self {
+        Self { start: prefix.to_vec(), end: prefix_end(prefix) }
+    }
+
+    /// Leaves out `key` and everything before it.
+    pub fn after(mut self, key: &[u8]) -> Self {
+        let next = successor(key);
+        if next > self.start {
+            self.start = next;
+        }
+        self
+    }
+}
+
+/// The smallest key greater than `key`.
+pub fn successor(key: &[u8]) -> Vec<u8> {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next
+}
+
+/// The smallest key that is greater than every key with this prefix.
+fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    unreachable!("prefixes begin with a table letter, which is below 255")
+}
+
+/// Concatenates a letter and parts with one allocation.
+fn join(letter: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
+    key.push(letter);
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// Cuts `N` bytes off the front.
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+/// The part after the letter, if it has exactly `bytes` bytes.
+fn body(key: &[u8], letter: u8, bytes: usize) -> Option<&[u8]> {
+    let (first, rest) = key.split_first()?;
+    (*first == letter && rest.len() == bytes).then_some(rest)
+}
+
+fn by_slot(letter: u8, id: &MessageId) -> Vec<u8> {
+    join(letter, &[&id.slot().get().to_be_bytes(), id.as_bytes()])
+}
+
+fn decode_by_slot(letter: u8, key: &[u8]) -> Option<MessageId> {
+    let mut rest = body(key, letter, 18)?;
+    let slot = u16::from_be_bytes(take(&mut rest)?);
+    let id = MessageId::from_bytes(rest).ok()?;
+    (id.slot().get() == slot).then_some(id)
+}
+
+/// Table M.
+pub fn payload(id: &MessageId) -> Vec<u8> {
+    by_slot(b'M', id)
+}
+
+pub fn decode_payload(key: &[u8]) -> Option<MessageId> {
+    decode_by_slot(b'M', key)
+}
+
+/// Table S.
+pub fn status(id: &MessageId) -> Vec<u8> {
+    by_slot(b'S', id)
+}
+
+pub fn decode_status(key: &[u8]) -> Option<MessageId> {
+    decode_by_slot(b'S', key)
+}
+
+/// The rows of table S from slot `first` to slot `last`, both included.
+pub fn status_range(first: Slot, last: Slot) -> KeyRange {
+    KeyRange {
+        start: join(b'S', &[&first.get().to_be_bytes()]),
+        end: prefix_end(&join(b'S', &[&last.get().to_be_bytes()])),
+    }
+}
+
+/// Table I.
+pub fn idempotency(practice_no: u32, index: &Index) -> Vec<u8> {
+    join(b'I', &[&practice_no.to_be_bytes(), index])
+}
+
+pub fn decode_idempotency(key: &[u8]) -> Option<(u32, Index)> {
+    let mut rest = body(key, b'I', 20)?;
+    Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
+}
+
+/// Table D.
+pub fn due(priority: u8, due_ms: u64, id: &MessageId) -> Vec<u8> {
+    join(b'D', &[&[priority], &due_ms.to_be_bytes(), id.as_bytes()])
+}
+
+pub fn decode_due(key: &[u8]) -> Option<(u8, u64, MessageId)> {
+    let mut rest = body(key, b'D', 25)?;
+    let [priority] = take(&mut rest)?;
+    let due_ms = u64::from_be_bytes(take(&mut rest)?);
+    Some((priority, due_ms, MessageId::from_bytes(rest).ok()?))
+}
+
+/// The rows of table D with this priority that are due at or before `until_ms`.
+pub fn due_range(priority: u8, until_ms: u64) -> KeyRange {
+    KeyRange {
+        start: join(b'D', &[&[priority]]),
+        end: prefix_end(&join(b'D', &[&[priority], &until_ms.to_be_bytes()])),
+    }
+}
+
+/// Table F.
+pub fn in_flight(id: &MessageId) -> Vec<u8> {
+    join(b'F', &[id.as_bytes()])
+}
+
+pub fn decode_in_flight(key: &[u8]) -> Option<MessageId> {
+    MessageId::from_bytes(body(key, b'F', 16)?).ok()
+}
+
+pub fn in_flight_range() -> KeyRange {
+    KeyRange::of_prefix(b"F")
+}
+
+/// Table R.
+pub fn receipt(carrier_no: u32, hash: &Index) -> Vec<u8> {
+    join(b'R', &[&carrier_no.to_be_bytes(), hash])
+}
+
+pub fn decode_receipt(key: &[u8]) -> Option<(u32, Index)> {
+    let mut rest = body(key, b'R', 20)?;
+    Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
+}
+
+/// Hash of a carrier's reference in canonical form, as used in table R.
+pub fn carrier_ref_hash(carrier_ref: &str) -> Index {
+    let mut hasher = SipHasher24::new_with_keys(REFERENCE_HASH_KEY.0, REFERENCE_HASH_KEY.1);
+    hasher.write(carrier_ref.as_bytes());
+    hash_bytes(hasher.finish128())
+}
+
+/// Byte form of a 128-bit hash; part of the stored format.
+pub(crate) fn hash_bytes(hash: siphasher::sip128::Hash128) -> Index {
+    let mut bytes = [0u8; INDEX_BYTES];
+    bytes[..8].copy_from_slice(&hash.h1.to_be_bytes());
+    bytes[8..].copy_from_slice(&hash.h2.to_be_bytes());
+    bytes
+}
+
+/// Table X.
+pub fn reference(practice_no: u32, index: &Index, id: &MessageId) -> Vec<u8> {
+    join(b'X', &[&practice_no.to_be_bytes(), index, id.as_bytes()])
+}
+
+pub fn decode_reference(key: &[u8]) -> Option<(u32, Index, MessageId)> {
+    let mut rest = body(key, b'X', 36)?;
+    let practice_no = u32::from_be_bytes(take(&mut rest)?);
+    let index = take(&mut rest)?;
+    Some((practice_no, index, MessageId::from_bytes(rest).ok()?))
+}
+
+/// The messages of one external reference.
+pub fn reference_range(practice_no: u32, index: &Index) -> KeyRange {
+    KeyRange::of_prefix(&join(b'X', &[&practice_no.to_be_bytes(), index]))
+}
+
+/// Table E.
+pub fn events(index: u64) -> Vec<u8> {
+    join(b'E', &[&index.to_be_bytes()])
+}
+
+pub fn decode_events(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(body(key, b'E', 8)?.try_into().ok()?))
+}
+
+/// The event blocks of entries after `index`.
+pub fn events_after(index: u64) -> KeyRange {
+    KeyRange::of_prefix(b"E").after(&events(index))
+}
+
+/// The one row of table A. The meta group has it too.
+pub fn applied() -> Vec<u8> {
+    vec![b'A']
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(time_ms: u64, slot: u16, random: u64) -> MessageId {
+        MessageId::new(time_ms, Slot::new(slot).unwrap(), random)
+    }
+
+    #[test]
+    fn every_key_decodes_to_what_was_encoded() {
+        let (a, h) = (id(7_000, 4095, u64::MAX), [0xabu8; 16]);
+        assert_eq!(decode_payload(&payload(&a)), Some(a));
+        assert_eq!(decode_status(&status(&a)), Some(a));
+        assert_eq!(decode_idempotency(&idempotency(u32::MAX, &h)), Some((u32::MAX, h)));
+        assert_eq!(decode_due(&due(4, u64::MAX, &a)), Some((4, u64::MAX, a)));
+        assert_eq!(decode_in_flight(&in_flight(&a)), Some(a));
+        assert_eq!(decode_receipt(&receipt(9, &h)), Some((9, h)));
+        assert_eq!(decode_reference(&reference(9, &h, &a)), Some((9, h, a)));
+        assert_eq!(decode_events(&events(77)), Some(77));
+    }
+
+    #[test]
+    fn foreign_short_and_long_keys_do_not_decode() {
+        let a = id(7_000, 12, 1);
+        let mut wrong_slot = status(&a);
+        wrong_slot[2] ^= 1;
+        assert_eq!(decode_status(&wrong_slot), None);
+        assert_eq!(decode_status(&payload(&a)), None);
+        assert_eq!(decode_due(&due(1, 1, &a)[..24]), None);
+        assert_eq!(decode_events(&successor(&events(1))), None);
+        assert_eq!(decode_in_flight(b""), None);
+    }
+
+    #[test]
+    fn key_order_is_due_order_and_ranges_are_exact() {
+        let (a, b) = (id(1, 0, 0), id(2, 0, 0));
+        assert!(due(1, 9, &b) < due(1, 10, &a) && due(1, u64::MAX, &a) < due(2, 0, &a));
+        let range = due_range(1, 10);
+        let inside = |k: &[u8]| range.start.as_slice() <= k && k < range.end.as_slice();
+        assert!(inside(&due(1, 0, &a)) && inside(&due(1, 10, &b)));
+        assert!(!inside(&due(1, 11, &a)) && !inside(&due(2, 0, &a)));
+        let all = due_range(1, u64::MAX);
+        assert!(due(1, u64::MAX, &b) < all.end && all.end <= due(2, 0, &a));
+        assert!(events_after(5).start > events(5) && events_after(5).start <= events(6));
+    }
+
+    #[test]
+    fn a_slot_range_holds_exactly_its_slots() {
+        let (first, last) = (Slot::new(255).unwrap(), Slot::new(256).unwrap());
+        let range = status_range(first, last);
+        for (slot, expected) in [(254, false), (255, true), (256, true), (257, false)] {
+            let key = status(&id(u64::MAX >> 16, slot, u64::MAX));
+            assert_eq!(range.start <= key && key < range.end, expected, "{slot}");
+        }
+    }
+
+    /// Pinned: a change here makes stored receipts unfindable.
+    #[test]
+    fn carrier_reference_hash_is_pinned() {
+        assert_eq!(carrier_ref_hash("1a2b3c").map(|b| format!("{b:02x}")).concat(), PINNED);
+        assert_ne!(carrier_ref_hash("1a2b3c"), carrier_ref_hash("1A2B3C"));
+    }
+    const PINNED: &str = "00000000000000000000000000000000";
+}

@@ -1,0 +1,314 @@
+//! One message as a command works on it, the table of legal transitions, and the only way to change a state.
+//!
+//! Invariants
+//!  - [`legal`] is the one table of transitions; [`Message::advance`] asserts it. An illegal one is a bug and stops
+//!    the replica.
+//!  - [`rank`] never falls: what a carrier took over never waits again, and a final state never changes.
+//!  - A row of table D exists exactly in ACCEPTED and WAITING, a row of table F exactly in IN_FLIGHT. Due times are
+//!    never later than the expiry, so a message that can only expire is looked at when it does.
+//!  - *Unresolved*: an attempt whose answer was lost (outcome AMBIGUOUS) and has not become known since. A message
+//!    with such an attempt never ends as EXPIRED, CANCELED or DEAD, which say "was not handed over": it becomes
+//!    UNKNOWN, where a receipt or a late answer can still tell the truth ([`Message::end_unsent`]).
+use crate::effect::{DueEntry, ScheduleChange};
+use crate::records::{self, corrupt, encode};
+use crate::tables::TableError;
+use crate::turn::Turn;
+use crate::{keys, tables::ReadTables};
+use carillon_proto::MessageId;
+use carillon_proto::internal::{AttemptRecord, DueRecord, EventRecord, InFlightRecord, MessageStatus};
+use carillon_proto::public::{MessageState, Outcome, WaitingReason};
+
+/// Attempts kept in the record, at most. Numbers go on; the oldest resolved ones are dropped.
+pub const ATTEMPTS_KEPT_MAX: usize = 16;
+
+/// Detail of a message whose cancel came too late to be certain: if it turns out that no carrier has it, it is
+/// canceled instead of tried again.
+pub const DETAIL_CANCEL_REQUESTED: &str = "cancel_requested";
+
+/// May a message go from one state to the other? `Unspecified` is "does not exist yet".
+pub const fn legal(from: MessageState, to: MessageState) -> bool {
+    use MessageState::{
+        Accepted, Canceled, Dead, Delivered, Expired, InFlight, OptedOut, Rejected, Submitted, Undelivered,
+        Unknown, Unspecified, Waiting,
+    };
+    match from {
+        Unspecified => matches!(to, Accepted | Waiting),
+        Accepted => matches!(to, Waiting | InFlight | Expired | Canceled),
+        // Besides the ordinary ones: a resend is pending and the lost answer of the attempt before turns up
+        // (Submitted, Delivered, Undelivered, Rejected, OptedOut) or the resend is called off (Unknown).
+        Waiting => matches!(
+            to,
+            Waiting
+                | InFlight
+                | Submitted
+                | Unknown
+                | Delivered
+                | Undelivered
+                | Expired
+                | Canceled
+                | Rejected
+                | OptedOut
+        ),
+        // A receipt can be faster than the answer (Delivered, Undelivered).
+        InFlight => matches!(
+            to,
+            Waiting
+                | Submitted
+                | Unknown
+                | Delivered
+                | Undelivered
+                | Expired
+                | Canceled
+                | Rejected
+                | OptedOut
+                | Dead
+        ),
+        Unknown => matches!(
+            to,
+            Waiting | Submitted | Delivered | Undelivered | Expired | Canceled | Rejected | OptedOut | Dead
+        ),
+        Submitted => matches!(to, Delivered | Undelivered),
+        Delivered | Undelivered | Expired | Canceled | Rejected | OptedOut | Dead => false,
+    }
+}
+
+/// How far a message has come; never falls.
+pub const fn rank(state: MessageState) -> u8 {
+    match state {
+        MessageState::Unspecified => 0,
+        MessageState::Accepted => 1,
+        MessageState::Waiting | MessageState::InFlight | MessageState::Unknown => 2,
+        MessageState::Submitted => 3,
+        _ => 4,
+    }
+}
+
+/// Nothing moves it any more.
+pub const fn is_final(state: MessageState) -> bool {
+    rank(state) == 4
+}
+
+/// It waits for its due time: it can be begun, held back, expired and canceled.
+pub const fn waits(state: MessageState) -> bool {
+    matches!(state, MessageState::Accepted | MessageState::Waiting)
+}
+
+/// The number that the next attempt will have.
+pub fn next_attempt_no(status: &MessageStatus) -> u32 {
+    status.attempts.last().map_or(1, |a| a.number + 1)
+}
+
+/// A change of state, with what the event says about it.
+#[derive(Debug)]
+pub(crate) struct Step {
+    to: MessageState,
+    reason: WaitingReason,
+    due_ms: u64,
+    detail: String,
+    attempt_no: u32,
+    outcome: Outcome,
+}
+
+impl Step {
+    pub fn to(to: MessageState) -> Self {
+        Self {
+            to,
+            reason: WaitingReason::Unspecified,
+            due_ms: 0,
+            detail: String::new(),
+            attempt_no: 0,
+            outcome: Outcome::Unspecified,
+        }
+    }
+
+    /// Can be sent as soon as a lane takes it.
+    pub fn accepted(due_ms: u64) -> Self {
+        Self { due_ms, ..Self::to(MessageState::Accepted) }
+    }
+
+    pub fn wait(reason: WaitingReason, due_ms: u64) -> Self {
+        Self { reason, due_ms, ..Self::to(MessageState::Waiting) }
+    }
+
+    pub fn detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: detail.into(), ..self }
+    }
+
+    pub fn attempt(self, attempt_no: u32, outcome: Outcome) -> Self {
+        Self { attempt_no, outcome, ..self }
+    }
+}
+
+/// What the tables say about the message at this moment.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    state: MessageState,
+    reason: i32,
+    due_ms: u64,
+}
+
+/// A message loaded by a command.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub id: MessageId,
+    pub status: MessageStatus,
+    stored: Stored,
+}
+
+impl Message {
+    /// One that no table knows yet; the first [`Message::advance`] creates it.
+    pub fn new(id: MessageId, status: MessageStatus) -> Self {
+        let stored = Stored { state: MessageState::Unspecified, reason: 0, due_ms: 0 };
+        Self { id, status, stored }
+    }
+
+    pub fn load(tables: &dyn ReadTables, id: MessageId) -> Result<Option<Self>, TableError> {
+        let Some(status) = records::status(tables, &id)? else { return Ok(None) };
+        let state = MessageState::try_from(status.state)
+            .ok()
+            .filter(|s| *s != MessageState::Unspecified)
+            .ok_or_else(|| corrupt('S', "unknown state"))?;
+        let stored = Stored { state, reason: status.waiting_reason, due_ms: status.due_ms };
+        Ok(Some(Self { id, status, stored }))
+    }
+
+    pub fn state(&self) -> MessageState {
+        self.stored.state
+    }
+
+    /// Lost answers that are still lost.
+    pub fn unresolved(&self) -> usize {
+        self.status.attempts.iter().filter(|a| a.outcome == Outcome::Ambiguous as i32).count()
+    }
+
+    /// Some carrier has it.
+    pub fn taken_over(&self) -> bool {
+        self.status.attempts.iter().any(|a| a.outcome == Outcome::Accepted as i32)
+    }
+
+    pub fn cancel_requested(&self) -> bool {
+        self.status.detail == DETAIL_CANCEL_REQUESTED
+    }
+
+    /// Adds an attempt; drops the oldest one that is not needed any more to stay within the bound.
+    pub fn push_attempt(&mut self, attempt: AttemptRecord) {
+        let attempts = &mut self.status.attempts;
+        while attempts.len() >= ATTEMPTS_KEPT_MAX {
+            let oldest = attempts.iter().position(|a| a.outcome != Outcome::Ambiguous as i32).unwrap_or(0);
+            attempts.remove(oldest);
+        }
+        attempts.push(attempt);
+    }
+
+    /// Writes changes that are not a change of state.
+    pub fn save(&self, turn: &mut Turn) {
+        turn.tables.put(keys::status(&self.id), encode(&self.status));
+    }
+
+    /// The only way to change a state: checks the table of transitions, keeps S, D and F in step, and tells.
+    pub fn advance(&mut self, turn: &mut Turn, step: Step) {
+        let from = self.stored;
+        assert!(legal(from.state, step.to), "illegal transition {:?} to {:?}", from.state, step.to);
+        let status = &mut self.status;
+        status.state = step.to as i32;
+        status.waiting_reason = step.reason as i32;
+        status.due_ms = if waits(step.to) { step.due_ms.min(status.expires_at_ms) } else { 0 };
+        status.updated_at_ms = turn.now_ms;
+        status.detail = step.detail;
+        let to = Stored { state: step.to, reason: status.waiting_reason, due_ms: status.due_ms };
+        self.stored = to;
+        self.move_rows(turn, from, to);
+        // A new due time alone is not news for anybody outside.
+        if from.state != to.state || from.reason != to.reason {
+            turn.events.push(EventRecord {
+                message_id: self.id.to_bytes(),
+                practice_no: self.status.practice_no,
+                state: to.state as i32,
+                waiting_reason: to.reason,
+                attempt: step.attempt_no,
+                outcome: step.outcome as i32,
+                detail: self.status.detail.clone(),
+            });
+        }
+        self.save(turn);
+    }
+
+    /// Ends a message that was not handed over - unless an attempt is unresolved: then nobody can say that, and it
+    /// is held as UNKNOWN.
+    pub fn end_unsent(&mut self, turn: &mut Turn, step: Step) {
+        if self.unresolved() == 0 {
+            return self.advance(turn, step);
+        }
+        let detail = match step.to {
+            MessageState::Canceled => DETAIL_CANCEL_REQUESTED,
+            MessageState::Expired => "expired_unresolved",
+            _ => "retries_spent_unresolved",
+        };
+        self.advance(turn, Step { to: MessageState::Unknown, ..step }.detail(detail));
+    }
+
+    /// Rows of D and F follow from the states.
+    fn move_rows(&self, turn: &mut Turn, from: Stored, to: Stored) {
+        let priority = self.priority();
+        if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
+            turn.tables.delete(keys::due(priority, from.due_ms, &self.id));
+            turn.schedule.push(ScheduleChange::Gone {
+                message_id: self.id,
+                priority,
+                due_ms: from.due_ms,
+            });
+        }
+        if waits(to.state) {
+            let entry = self.due_entry(priority);
+            turn.tables.put(keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            turn.schedule.push(ScheduleChange::Due(entry));
+        }
+        if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
+            turn.tables.delete(keys::in_flight(&self.id));
+        }
+        if to.state == MessageState::InFlight {
+            let attempt = self.status.attempts.last().expect("a message in flight has an attempt");
+            let row = InFlightRecord {
+                attempt_no: attempt.number,
+                term: attempt.term,
+                send_by_ms: attempt.send_by_ms,
+            };
+            turn.tables.put(keys::in_flight(&self.id), encode(&row));
+        }
+    }
+
+    fn priority(&self) -> u8 {
+        u8::try_from(self.status.priority).expect("accept admits priorities 1 to 4 only")
+    }
+
+    fn due_entry(&self, priority: u8) -> DueEntry {
+        let status = &self.status;
+        DueEntry {
+            message_id: self.id,
+            priority,
+            due_ms: status.due_ms,
+            practice_no: status.practice_no,
+            class: status.class,
+            segments: status.segments,
+            expires_at_ms: status.expires_at_ms,
+            deadline_ms: status.deadline_ms,
+            carrier_no: status.carrier_no,
+            attempt_no: next_attempt_no(status),
+        }
+    }
+}
+
+fn due_record(entry: &DueEntry) -> DueRecord {
+    DueRecord {
+        practice_no: entry.practice_no,
+        class: entry.class,
+        segments: entry.segments,
+        expires_at_ms: entry.expires_at_ms,
+        deadline_ms: entry.deadline_ms,
+        carrier_no: entry.carrier_no,
+        attempt_no: entry.attempt_no,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Applies the entries of the meta group.
+use super::keys::{self, Counted};
+use super::{CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check};
+use crate::applied::{self, EntryMeta};
+use crate::digest::Digest;
+use crate::records::{self, applied_record, corrupt, decode, encode};
+use crate::tables::{TableError, Tables};
+use bytes::Bytes;
+use carillon_proto::internal::meta_command::Kind;
+use carillon_proto::internal::{
+    AppliedRecord, Bootstrap, CarrierRecord, DataKeyRecord, MetaBatch, MetaCommand, PracticeRecord, PutCarrier,
+    PutDataKey, PutPractice,
+};
+
+/// Why a meta command was refused. The text is what operators see.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetaRefusal {
+    #[error("empty command")]
+    Empty,
+    #[error("{field} {rule}")]
+    Invalid { field: &'static str, rule: &'static str },
+    #[error("the cluster was already created, and differently")]
+    OtherCluster,
+    #[error("no such carrier")]
+    NoCarrier,
+    #[error("no such practice")]
+    NoPractice,
+    #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
+    TooSlow { nodes: u32 },
+    /// Another key of this practice and epoch was first; the proposer uses that one.
+    #[error("exists")]
+    Exists,
+    #[error("too many {what} (at most {max})")]
+    TooMany { what: &'static str, max: u32 },
+}
+
+/// What a meta batch caused.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MetaEffects {
+    /// Aligned with the commands of the batch.
+    pub results: Vec<Result<(), MetaRefusal>>,
+    /// Some row changed: load the view again.
+    pub changed: bool,
+}
+
+/// Of one command: the outer error is corrupt storage, the inner one a refusal.
+type Outcome = Result<Result<Change, MetaRefusal>, TableError>;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Change {
+    Changed,
+    Same,
+}
+
+/// Applies one entry. `data` is an encoded `MetaBatch`, or empty for raft's own entries. `effects` is emptied first.
+pub fn apply(
+    tables: &mut dyn Tables,
+    meta: EntryMeta,
+    data: &Bytes,
+    effects: &mut MetaEffects,
+) -> Result<AppliedRecord, TableError> {
+    effects.results.clear();
+    effects.changed = false;
+    let last = applied_record(tables)?;
+    if data.is_empty() {
+        return Ok(applied::pass(tables, &last, meta));
+    }
+    applied::check_order(&last, meta);
+    let batch: MetaBatch = records::decode_batch(data)?;
+    let now_ms = batch.now_ms.max(last.now_ms);
+    let mut digest = Digest::of_entry(&last.digest, meta, data);
+    for command in batch.commands {
+        let result = run(tables, now_ms, command)?;
+        match &result {
+            Ok(change) => {
+                effects.changed |= *change == Change::Changed;
+                digest.add(&[1]);
+            }
+            Err(refusal) => digest.add(refusal.to_string().as_bytes()),
+        }
+        effects.results.push(result.map(|_| ()));
+    }
+    Ok(applied::write(tables, &last, meta, now_ms, last.leader_start_term, digest.finish()))
+}
+
+fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
+    match command.kind {
+        Some(Kind::Bootstrap(c)) => match check::bootstrap(&c) {
+            Ok(()) => bootstrap(tables, &c),
+            Err(refusal) => Ok(Err(refusal)),
+        },
+        Some(Kind::PutPractice(c)) => match check::practice(&c) {
+            Ok(()) => put_practice(tables, c),
+            Err(refusal) => Ok(Err(refusal)),
+        },
+        Some(Kind::PutCarrier(PutCarrier { carrier: Some(record) })) => match check::carrier(&record) {
+            Ok(()) => put_carrier(tables, record),
+            Err(refusal) => Ok(Err(refusal)),
+        },
+        Some(Kind::PutDataKey(c)) => match check::data_key(&c) {
+            Ok(()) => put_data_key(tables, now_ms, c),
+            Err(refusal) => Ok(Err(refusal)),
+        },
+        Some(Kind::PutCarrier(PutCarrier { carrier: None })) | None => Ok(Err(MetaRefusal::Empty)),
+    }
+}
+
+fn bootstrap(tables: &mut dyn Tables, command: &Bootstrap) -> Outcome {
+    if let Some(row) = tables.get(&keys::bootstrap())? {
+        let stored: Bootstrap = decode('m', row)?;
+        return Ok(if stored == *command { Ok(Change::Same) } else { Err(MetaRefusal::OtherCluster) });
+    }
+    let nodes = command.nodes.len() as u32;
+    if slowest_carrier(tables)?.is_some_and(|rate| rate < nodes) {
+        return Ok(Err(MetaRefusal::TooSlow { nodes }));
+    }
+    tables.put(keys::bootstrap(), encode(command));
+    Ok(Ok(Change::Changed))
+}
+
+fn slowest_carrier(tables: &dyn Tables) -> Result<Option<u32>, TableError> {
+    let range = keys::all(b'C');
+    let (mut slowest, mut error) = (None, None);
+    tables.scan(&range.start, &range.end, &mut |_, row| {
+        match decode::<CarrierRecord>('m', row) {
+            Ok(r) => slowest = Some(slowest.map_or(r.segments_per_second, |s: u32| s.min(r.segments_per_second))),
+            Err(e) => error = Some(e),
+        }
+        error.is_none()
+    })?;
+    error.map_or(Ok(slowest), Err)
+}
+
+fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
+    let Some(carrier_no) = number(tables, &keys::carrier_name(&command.carrier))? else {
+        return Ok(Err(MetaRefusal::NoCarrier));
+    };
+    let name = keys::practice_name(&command.tenant, &command.practice);
+    let known = number(tables, &name)?;
+    let practice_no = match known {
+        Some(practice_no) => practice_no,
+        None => match next_number(tables, Counted::Practices, PRACTICES_MAX)? {
+            Some(practice_no) => practice_no,
+            None => return Ok(Err(MetaRefusal::TooMany { what: "practices", max: PRACTICES_MAX })),
+        },
+    };
+    let record = PracticeRecord {
+        practice_no,
+        tenant: command.tenant,
+        practice: command.practice,
+        time_zone: command.time_zone,
+        carrier_no,
+    };
+    if known.is_none() {
+        tables.put(name, practice_no.to_be_bytes().to_vec());
+    }
+    put_if_new(tables, keys::practice(practice_no), encode(&record))
+}
+
+fn put_carrier(tables: &mut dyn Tables, mut record: CarrierRecord) -> Outcome {
+    if let Some(row) = tables.get(&keys::bootstrap())? {
+        let nodes = decode::<Bootstrap>('m', row)?.nodes.len() as u32;
+        if record.segments_per_second < nodes {
+            return Ok(Err(MetaRefusal::TooSlow { nodes }));
+        }
+    }
+    let name = keys::carrier_name(&record.name);
+    let known = number(tables, &name)?;
+    record.carrier_no = match known {
+        Some(carrier_no) => carrier_no,
+        None => match next_number(tables, Counted::Carriers, CARRIERS_MAX)? {
+            Some(carrier_no) => carrier_no,
+            None => return Ok(Err(MetaRefusal::TooMany { what: "carriers", max: CARRIERS_MAX })),
+        },
+    };
+    if known.is_none() {
+        tables.put(name, record.carrier_no.to_be_bytes().to_vec());
+    }
+    put_if_new(tables, keys::carrier(record.carrier_no), encode(&record))
+}
+
+fn put_data_key(tables: &mut dyn Tables, now_ms: u64, command: PutDataKey) -> Outcome {
+    if tables.get(&keys::practice(command.practice_no))?.is_none() {
+        return Ok(Err(MetaRefusal::NoPractice));
+    }
+    let key = keys::data_key(command.practice_no, command.epoch);
+    if let Some(row) = tables.get(&key)? {
+        let stored: DataKeyRecord = decode('m', row)?;
+        let same = stored.wrapped_key == command.wrapped_key && stored.provider_key_id == command.provider_key_id;
+        return Ok(if same { Ok(Change::Same) } else { Err(MetaRefusal::Exists) });
+    }
+    if epochs(tables, command.practice_no)? >= KEY_EPOCHS_MAX {
+        return Ok(Err(MetaRefusal::TooMany { what: "key epochs", max: KEY_EPOCHS_MAX as u32 }));
+    }
+    let record = DataKeyRecord {
+        practice_no: command.practice_no,
+        epoch: command.epoch,
+        wrapped_key: command.wrapped_key,
+        provider_key_id: command.provider_key_id,
+        created_at_ms: now_ms,
+    };
+    tables.put(key, encode(&record));
+    Ok(Ok(Change::Changed))
+}
+
+fn epochs(tables: &dyn Tables, practice_no: u32) -> Result<usize, TableError> {
+    let (range, mut count) = (keys::data_keys_of(practice_no), 0);
+    tables.scan(&range.start, &range.end, &mut |_, _| {
+        count += 1;
+        true
+    })?;
+    Ok(count)
+}
+
+fn put_if_new(tables: &mut dyn Tables, key: Vec<u8>, row: Vec<u8>) -> Outcome {
+    if tables.get(&key)?.is_some_and(|stored| stored == row) {
+        return Ok(Ok(Change::Same));
+    }
+    tables.put(key, row);
+    Ok(Ok(Change::Changed))
+}
+
+/// A row that holds a number.
+fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, TableError> {
+    let Some(row) = tables.get(key)? else { return Ok(None) };
+    let bytes = row.as_ref().try_into().map_err(|_| corrupt('m', "a number has 4 bytes"))?;
+    Ok(Some(u32::from_be_bytes(bytes)))
+}
+
+/// Gives out the next number, from 1; `None` when there are too many.
+fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
+    let key = keys::counter(of);
+    let next = number(tables, &key)?.unwrap_or(0) + 1;
+    if next > max {
+        return Ok(None);
+    }
+    tables.put(key, next.to_be_bytes().to_vec());
+    Ok(Some(next))
+}

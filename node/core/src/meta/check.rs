@@ -1,0 +1,99 @@
+//! Which meta commands make sense on their own, without looking at the tables.
+use super::{MetaRefusal, NODES_MAX};
+use carillon_proto::internal::{
+    Bootstrap, CarrierRecord, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+};
+use std::collections::BTreeSet;
+
+type Check = Result<(), MetaRefusal>;
+
+/// Bytes of a host:port, at most (253 of a DNS name, colon, port).
+const ADDRESS_BYTES_MAX: usize = 259;
+const PEM_BYTES_MAX: usize = 64 * 1024;
+const WRAPPED_KEY_BYTES_MAX: usize = 4096;
+const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
+
+fn require(condition: bool, field: &'static str, rule: &'static str) -> Check {
+    if condition { Ok(()) } else { Err(MetaRefusal::Invalid { field, rule }) }
+}
+
+/// 1 to `max` characters of the set.
+fn word(text: &str, max: usize, extra: &[u8]) -> bool {
+    (1..=max).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || extra.contains(&b))
+}
+
+/// Names of tenants and practices come from outside: any printable text, but bounded, and without control characters.
+fn outside_name(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+fn address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    text.len() <= ADDRESS_BYTES_MAX
+        && !host.is_empty()
+        && host.bytes().all(|b| b.is_ascii_graphic())
+        && port.parse::<u16>().is_ok_and(|p| p > 0)
+}
+
+pub(super) fn bootstrap(command: &Bootstrap) -> Check {
+    let id_set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let id = &command.cluster_id;
+    let id_possible = (1..=63).contains(&id.len()) && id.bytes().all(id_set);
+    require(id_possible, "cluster_id", "must be 1 to 63 letters, digits, '.', '_' or '-'")?;
+    require((1..=SLOTS).contains(&command.partitions), "partitions", "must be 1 to 4096")?;
+    require((1..=NODES_MAX).contains(&command.nodes.len()), "nodes", "must be 1 to 64")?;
+    let ids: BTreeSet<u64> = command.nodes.iter().map(|n| n.node_id).collect();
+    let addresses: BTreeSet<&str> = command.nodes.iter().map(|n| n.peer_address.as_str()).collect();
+    require(!ids.contains(&0) && ids.len() == command.nodes.len(), "nodes.node_id", "must be distinct and not 0")?;
+    require(addresses.len() == command.nodes.len(), "nodes.peer_address", "must be distinct")?;
+    require(addresses.iter().all(|a| address(a)), "nodes.peer_address", "must be host:port")
+}
+
+pub(super) fn practice(command: &PutPractice) -> Check {
+    require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
+    require(outside_name(&command.practice), "practice", "must be 1 to 128 bytes without control characters")?;
+    let zone = &command.time_zone;
+    let zone_set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
+    let zone_possible = (1..=64).contains(&zone.len()) && zone.bytes().all(zone_set);
+    require(zone_possible, "time_zone", "must be the name of an IANA time zone")
+}
+
+pub(super) fn carrier(record: &CarrierRecord) -> Check {
+    require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
+    require(record.segments_per_second > 0, "segments_per_second", "must be at least 1")?;
+    let Some(smpp) = &record.smpp else {
+        return require(false, "smpp", "is required");
+    };
+    smpp_settings(smpp)
+}
+
+fn smpp_settings(smpp: &SmppSettings) -> Check {
+    require(address(&smpp.address), "smpp.address", "must be host:port")?;
+    require(smpp.tls_ca_pem.len() <= PEM_BYTES_MAX, "smpp.tls_ca_pem", "must be at most 64 KiB")?;
+    require(smpp.tls_server_name.len() <= 253, "smpp.tls_server_name", "must be at most 253 bytes")?;
+    let printable = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
+    let system_id = (1..=15).contains(&smpp.system_id.len()) && printable(&smpp.system_id);
+    require(system_id, "smpp.system_id", "must be 1 to 15 printable characters")?;
+    // A file name inside the secrets directory; never a way out of it.
+    let secret = &smpp.password_secret;
+    let secret_set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let secret_possible = secret.len() <= 128 && !secret.starts_with('.') && secret.bytes().all(secret_set);
+    require(secret_possible, "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
+    require((1..=64).contains(&smpp.binds_per_node), "smpp.binds_per_node", "must be 1 to 64")?;
+    require((1..=10_000).contains(&smpp.window), "smpp.window", "must be 1 to 10000")?;
+    require(smpp.response_timeout_ms > 0, "smpp.response_timeout_ms", "must be at least 1")?;
+    let source = &smpp.source_address;
+    let digits = source.len() <= 20 && source.bytes().all(|b| b.is_ascii_digit());
+    let alphanumeric = source.len() <= 11 && source.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' ');
+    let source_possible = !source.is_empty() && (digits || alphanumeric);
+    require(source_possible, "smpp.source_address", "must be up to 20 digits or up to 11 characters")?;
+    let format = ReceiptIdFormat::try_from(smpp.receipt_id_format);
+    require(format.is_ok(), "smpp.receipt_id_format", "is unknown")
+}
+
+pub(super) fn data_key(command: &PutDataKey) -> Check {
+    let key_possible = (1..=WRAPPED_KEY_BYTES_MAX).contains(&command.wrapped_key.len());
+    require(key_possible, "wrapped_key", "must be 1 to 4096 bytes")?;
+    require(command.provider_key_id.len() <= 256, "provider_key_id", "must be at most 256 bytes")
+}

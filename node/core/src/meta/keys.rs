@@ -1,0 +1,59 @@
+//! Keys of the meta group's rows; the table is in the module's root.
+use crate::keys::KeyRange;
+
+/// What a counter numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Counted {
+    Practices,
+    Carriers,
+}
+
+fn join(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = vec![b'm', kind];
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+pub(super) fn bootstrap() -> Vec<u8> {
+    join(b'B', &[])
+}
+
+pub(super) fn practice(practice_no: u32) -> Vec<u8> {
+    join(b'P', &[&practice_no.to_be_bytes()])
+}
+
+/// Names hold no zero byte (checked before they are stored), so two pairs never share a key.
+pub(super) fn practice_name(tenant: &str, practice: &str) -> Vec<u8> {
+    join(b'p', &[tenant.as_bytes(), &[0], practice.as_bytes()])
+}
+
+pub(super) fn carrier(carrier_no: u32) -> Vec<u8> {
+    join(b'C', &[&carrier_no.to_be_bytes()])
+}
+
+pub(super) fn carrier_name(name: &str) -> Vec<u8> {
+    join(b'c', &[name.as_bytes()])
+}
+
+pub(super) fn data_key(practice_no: u32, epoch: u32) -> Vec<u8> {
+    join(b'K', &[&practice_no.to_be_bytes(), &epoch.to_be_bytes()])
+}
+
+pub(super) fn data_keys_of(practice_no: u32) -> KeyRange {
+    KeyRange::of_prefix(&join(b'K', &[&practice_no.to_be_bytes()]))
+}
+
+pub(super) fn counter(of: Counted) -> Vec<u8> {
+    let letter = match of {
+        Counted::Practices => b'P',
+        Counted::Carriers => b'C',
+    };
+    join(b'#', &[&[letter]])
+}
+
+/// All rows of one kind.
+pub(super) fn all(kind: u8) -> KeyRange {
+    KeyRange::of_prefix(&[b'm', kind])
+}

@@ -1,0 +1,91 @@
+//! Everything the meta group knows, in memory: what a node loads at start and after each change.
+use super::keys;
+use crate::records::{applied_record, decode};
+use crate::tables::{ReadTables, TableError};
+use carillon_proto::internal::{Bootstrap, CarrierRecord, DataKeyRecord, MetaNode, PracticeRecord};
+use std::collections::BTreeMap;
+
+/// (practice number, epoch)
+pub type DataKeyId = (u32, u32);
+
+/// A copy of the meta group's state. Bounded by the limits of the module's root.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MetaView {
+    /// Empty before the cluster is bootstrapped.
+    pub cluster_id: String,
+    /// 0 before the cluster is bootstrapped.
+    pub partitions: u32,
+    pub nodes: BTreeMap<u64, MetaNode>,
+    pub practices: BTreeMap<u32, PracticeRecord>,
+    /// By tenant, then by the practice's name.
+    pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
+    pub carriers: BTreeMap<u32, CarrierRecord>,
+    pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    /// Entry up to which this is the state.
+    pub applied_index: u64,
+}
+
+impl MetaView {
+    pub fn load(tables: &dyn ReadTables) -> Result<Self, TableError> {
+        let mut view = Self { applied_index: applied_record(tables)?.index, ..Self::default() };
+        if let Some(row) = tables.get(&keys::bootstrap())? {
+            let bootstrap: Bootstrap = decode('m', row)?;
+            view.cluster_id = bootstrap.cluster_id;
+            view.partitions = bootstrap.partitions;
+            view.nodes = bootstrap.nodes.into_iter().map(|n| (n.node_id, n)).collect();
+        }
+        each(tables, b'P', |record: PracticeRecord| {
+            let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
+            of_tenant.insert(record.practice.clone(), record.practice_no);
+            view.practices.insert(record.practice_no, record);
+        })?;
+        each(tables, b'C', |record: CarrierRecord| {
+            view.carriers.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'K', |record: DataKeyRecord| {
+            view.data_keys.insert((record.practice_no, record.epoch), record);
+        })?;
+        Ok(view)
+    }
+
+    /// The practice of a tenant, by name.
+    pub fn practice(&self, tenant: &str, practice: &str) -> Option<&PracticeRecord> {
+        self.practices.get(self.practice_numbers.get(tenant)?.get(practice)?)
+    }
+
+    /// All practices of a tenant, by name.
+    pub fn practices_of(&self, tenant: &str) -> impl Iterator<Item = &PracticeRecord> {
+        let numbers = self.practice_numbers.get(tenant).into_iter().flat_map(BTreeMap::values);
+        numbers.filter_map(|practice_no| self.practices.get(practice_no))
+    }
+
+    pub fn carrier(&self, name: &str) -> Option<&CarrierRecord> {
+        self.carriers.values().find(|c| c.name == name)
+    }
+
+    pub fn data_key(&self, practice_no: u32, epoch: u32) -> Option<&DataKeyRecord> {
+        self.data_keys.get(&(practice_no, epoch))
+    }
+
+    /// The key with the highest epoch: what new messages are sealed with.
+    pub fn newest_data_key(&self, practice_no: u32) -> Option<&DataKeyRecord> {
+        self.data_keys.range((practice_no, 0)..=(practice_no, u32::MAX)).next_back().map(|(_, key)| key)
+    }
+}
+
+/// Visits every record of a kind.
+fn each<M: prost::Message + Default>(
+    tables: &dyn ReadTables,
+    kind: u8,
+    mut visit: impl FnMut(M),
+) -> Result<(), TableError> {
+    let (range, mut error) = (keys::all(kind), None);
+    tables.scan(&range.start, &range.end, &mut |_, row| {
+        match decode::<M>('m', row) {
+            Ok(record) => visit(record),
+            Err(e) => error = Some(e),
+        }
+        error.is_none()
+    })?;
+    error.map_or(Ok(()), Err)
+}

@@ -1,0 +1,46 @@
+//! Expire and HoldBack: what happens to a message that waits without being sent.
+use crate::effect::{CommandResult, Refusal};
+use crate::message::{self, Message, Step};
+use crate::tables::TableError;
+use crate::turn::Turn;
+use carillon_proto::MessageId;
+use carillon_proto::internal::{Expire, HoldBack};
+use carillon_proto::public::{MessageState, WaitingReason};
+
+/// The message if it waits, otherwise the refusal.
+fn waiting(turn: &Turn, message_id: &[u8]) -> Result<Result<Message, Refusal>, TableError> {
+    let Ok(id) = MessageId::from_bytes(message_id) else { return Ok(Err(Refusal::Malformed)) };
+    Ok(match Message::load(turn.tables, id)? {
+        None => Err(Refusal::NotFound),
+        Some(message) if message::waits(message.state()) => Ok(message),
+        Some(message) => Err(Refusal::WrongState(message.state())),
+    })
+}
+
+/// The leader saw the expiry pass; the replicated clock decides.
+pub(crate) fn expire(turn: &mut Turn, expire: &Expire) -> Result<CommandResult, TableError> {
+    let mut message = match waiting(turn, &expire.message_id)? {
+        Ok(message) => message,
+        Err(refusal) => return Ok(CommandResult::Refused(refusal)),
+    };
+    if message.status.expires_at_ms > turn.now_ms {
+        return Ok(CommandResult::Refused(Refusal::NotExpired));
+    }
+    message.end_unsent(turn, Step::to(MessageState::Expired));
+    Ok(CommandResult::Done)
+}
+
+/// Waits longer, for a reason that is shown to users.
+pub(crate) fn hold_back(turn: &mut Turn, hold: &HoldBack) -> Result<CommandResult, TableError> {
+    let reason = match WaitingReason::try_from(hold.reason) {
+        Ok(reason) if reason != WaitingReason::Unspecified => reason,
+        _ => return Ok(CommandResult::Refused(Refusal::Malformed)),
+    };
+    match waiting(turn, &hold.message_id)? {
+        Ok(mut message) => {
+            message.advance(turn, Step::wait(reason, hold.due_ms.max(turn.now_ms)));
+            Ok(CommandResult::Done)
+        }
+        Err(refusal) => Ok(CommandResult::Refused(refusal)),
+    }
+}

@@ -1,0 +1,172 @@
+//! Rows and attempts of the scheduler: putting them in, moving them, taking them out.
+//!
+//! A row is in its window while table D is believed to hold it. It has a timer or stands in its lane's queue only
+//! while no attempt of its message is unresolved: this is what keeps a message from being chosen twice.
+use crate::cells::CellNo;
+use crate::key::RowKey;
+use crate::scheduler::Scheduler;
+use crate::types::{Row, Stage, level_of};
+use carillon_core::DueEntry;
+use carillon_proto::MessageId;
+
+impl Scheduler {
+    /// Table D holds this row. False if it lies beyond what the window knows: a page will bring it.
+    pub(crate) fn put_row(&mut self, partition: u32, level: usize, entry: &DueEntry) -> bool {
+        let Some(no) = self.cells.find_or_add(partition, entry.message_id) else {
+            self.counts.misfits += 1;
+            return true;
+        };
+        if self.cells[no].row.as_ref().is_some_and(|row| row.equals(entry)) {
+            return true;
+        }
+        self.remove_row(no);
+        let key = RowKey::of(entry.due_ms, entry.message_id);
+        let window = self.partitions.get_mut(&partition).map(|led| &mut led.windows[level]);
+        let Some(window) = window.filter(|window| key < window.bound(entry.carrier_no)) else {
+            self.cells.release_if_empty(no);
+            return false;
+        };
+        window.insert(entry.carrier_no, key, no);
+        let cell = &mut self.cells[no];
+        cell.row = Some(Row::new(entry));
+        if cell.attempt.is_none() {
+            self.start_row(no, entry.due_ms);
+        }
+        self.evict(partition, level);
+        true
+    }
+
+    /// Keeps the window bounded. What is given up comes back with a page.
+    fn evict(&mut self, partition: u32, level: usize) {
+        let rows_max = self.config.window_entries_max;
+        while let Some(no) =
+            self.partitions.get_mut(&partition).and_then(|led| led.windows[level].evict(rows_max))
+        {
+            self.stop_row(no);
+            self.cells[no].row = None;
+            self.cells.release_if_empty(no);
+        }
+    }
+
+    /// Table D holds the row no longer.
+    pub(crate) fn row_is_gone(&mut self, partition: u32, id: MessageId, priority: u8, due_ms: u64) {
+        let Some(no) = self.cells.find(partition, id) else { return };
+        let cell = &mut self.cells[no];
+        if let Some(attempt) = &mut cell.attempt
+            && (attempt.priority, attempt.due_ms) == (priority, due_ms)
+        {
+            attempt.row_gone = true;
+        }
+        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == (priority, due_ms)) {
+            self.remove_row(no);
+            self.cells.release_if_empty(no);
+        }
+    }
+
+    /// A committed attempt takes its row out of table D, also when the change has not arrived yet.
+    pub(crate) fn row_left_with_attempt(&mut self, no: CellNo) {
+        let cell = &mut self.cells[no];
+        let Some(attempt) = &mut cell.attempt else { return };
+        if std::mem::replace(&mut attempt.row_gone, true) {
+            return;
+        }
+        let chosen_for = (attempt.priority, attempt.due_ms);
+        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == chosen_for) {
+            self.remove_row(no);
+        }
+    }
+
+    /// Ends the attempt; a row that still waits is looked at again, not before its due time.
+    pub(crate) fn end_attempt(&mut self, no: CellNo, not_before_ms: u64) {
+        self.close_attempt(no);
+        let cell = &self.cells[no];
+        match &cell.row {
+            Some(row) => {
+                let at_ms = row.due_ms.max(not_before_ms);
+                self.start_row(no, at_ms);
+            }
+            None => self.cells.release_if_empty(no),
+        }
+    }
+
+    /// Gives back what the attempt occupied. The cell may be left empty.
+    pub(crate) fn close_attempt(&mut self, no: CellNo) {
+        self.mark_sent(no);
+        let cell = &mut self.cells[no];
+        let Some(attempt) = cell.attempt.take() else { return };
+        if let Some(led) = self.partitions.get_mut(&cell.partition) {
+            led.attempts.remove(&cell.id);
+        }
+        if let Some(lane) = self.lanes.get_mut(&attempt.carrier_no) {
+            lane.attempt_ends();
+        }
+    }
+
+    pub(crate) fn mark_sent(&mut self, no: CellNo) {
+        let Some(attempt) = &mut self.cells[no].attempt else { return };
+        if std::mem::replace(&mut attempt.sent, true) {
+            return;
+        }
+        if let Some(lane) = self.lanes.get_mut(&attempt.carrier_no) {
+            lane.attempt_sent(attempt.segments);
+        }
+    }
+
+    /// The row may be chosen from `at_ms` on.
+    fn start_row(&mut self, no: CellNo, at_ms: u64) {
+        if let Some(row) = &mut self.cells[no].row {
+            row.stage = Stage::Waiting;
+        }
+        self.set_timer(no, Some(at_ms));
+    }
+
+    /// The row has neither a timer nor a place in its lane.
+    pub(crate) fn stop_row(&mut self, no: CellNo) {
+        self.set_timer(no, None);
+        self.leave_lane(no);
+    }
+
+    pub(crate) fn set_timer(&mut self, no: CellNo, at_ms: Option<u64>) {
+        let Some(row) = &mut self.cells[no].row else { return };
+        if let Some(old_ms) = std::mem::replace(&mut row.timer_ms, at_ms) {
+            self.timers.remove(&(old_ms, no));
+        }
+        if let Some(at_ms) = at_ms {
+            self.timers.insert((at_ms, no));
+        }
+    }
+
+    /// Takes a ready row out of its lane's queue.
+    pub(crate) fn leave_lane(&mut self, no: CellNo) {
+        let cell = &mut self.cells[no];
+        let Some(row) = &mut cell.row else { return };
+        if let Stage::Ready { level } = row.stage {
+            row.stage = Stage::Held;
+            let key = (row.useful_until_ms(), row.due_ms, cell.id);
+            if let Some(lane) = self.lanes.get_mut(&row.carrier_no) {
+                lane.remove(level, &key);
+            }
+        }
+    }
+
+    /// Puts the row into its lane's queue of this level.
+    pub(crate) fn join_lane(&mut self, no: CellNo, level: u8) {
+        let cell = &mut self.cells[no];
+        let Some(row) = &mut cell.row else { return };
+        row.stage = Stage::Ready { level };
+        let key = (row.useful_until_ms(), row.due_ms, cell.id);
+        self.lanes.entry(row.carrier_no).or_default().push(level, key, no);
+    }
+
+    /// Takes the row out of everything; the cell may be left empty.
+    fn remove_row(&mut self, no: CellNo) {
+        self.stop_row(no);
+        let cell = &mut self.cells[no];
+        let Some(row) = cell.row.take() else { return };
+        let key = RowKey::of(row.due_ms, cell.id);
+        let level = level_of(row.priority).expect("a row was put in under its level");
+        if let Some(led) = self.partitions.get_mut(&cell.partition) {
+            led.windows[level].remove(row.carrier_no, key);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The scheduler of one node: all led partitions, all lanes. This file holds its state and takes what happened.
+//!
+//! The driver's turn: pass on changes, pages and results, then call [`Scheduler::decide`], propose what it says, then
+//! read what [`Scheduler::wants_pages`] asks for, and sleep until the next wake-up or input. Changes of one
+//! partition are passed in apply order; a page is read from the tables after it was asked for. Results of a begin
+//! may come before or after the changes of its batch.
+//!
+//! Bounds: `window_entries_max` rows for each of the four priorities of each led partition, as many notes while a page
+//! is read, and one attempt record for each attempt that the lanes may have in flight.
+//!
+//! Does not: propose, read tables, know raft terms.
+use crate::cells::{CellNo, Cells};
+use crate::key::RowKey;
+use crate::lane::Lane;
+use crate::types::{BeginResult, ConfigError, LaneConfig, PRIORITIES, SchedulerConfig, level_of};
+use crate::window::Window;
+use carillon_core::ScheduleChange;
+use carillon_proto::MessageId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Chooses what is sent next. See the module documentation for its use.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(crate) config: SchedulerConfig,
+    pub(crate) cells: Cells,
+    pub(crate) partitions: BTreeMap<u32, Led>,
+    pub(crate) lanes: BTreeMap<u32, Lane>,
+    /// When to look at which row again.
+    pub(crate) timers: BTreeSet<(u64, CellNo)>,
+    pub(crate) last_request_id: u64,
+    /// Where the last round of page requests ended: (partition, level).
+    pub(crate) page_cursor: (u32, usize),
+    /// The wall clock at the last call that told it.
+    pub(crate) now_ms: u64,
+    pub(crate) counts: Counts,
+}
+
+/// A led partition.
+#[derive(Debug, Default)]
+pub(crate) struct Led {
+    pub windows: [Window; PRIORITIES.len()],
+    /// Messages with an unresolved attempt.
+    pub attempts: BTreeSet<MessageId>,
+}
+
+/// What happened since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub chosen: u64,
+    pub refused: u64,
+    pub expired: u64,
+    pub misfits: u64,
+}
+
+impl Scheduler {
+    pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        Ok(Self {
+            config,
+            cells: Cells::default(),
+            partitions: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            last_request_id: 0,
+            page_cursor: (0, 0),
+            now_ms: 0,
+            counts: Counts::default(),
+        })
+    }
+
+    /// This node leads the partition now. Everything is read anew.
+    pub fn lead(&mut self, partition: u32, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.unlead(partition, now_ms);
+        self.partitions.insert(partition, Led::default());
+    }
+
+    /// This node leads the partition no longer: everything volatile is dropped, also what is in flight.
+    pub fn unlead(&mut self, partition: u32, now_ms: u64) {
+        self.now_ms = now_ms;
+        let Some(led) = self.partitions.remove(&partition) else { return };
+        for id in led.attempts {
+            if let Some(no) = self.cells.find(partition, id) {
+                self.close_attempt(no);
+                self.cells.release_if_empty(no);
+            }
+        }
+        for no in led.windows.iter().flat_map(Window::cells) {
+            self.stop_row(no);
+            self.cells[no].row = None;
+            self.cells.release_if_empty(no);
+        }
+    }
+
+    pub fn leads(&self, partition: u32) -> bool {
+        self.partitions.contains_key(&partition)
+    }
+
+    /// A change of table D was applied.
+    pub fn on_change(&mut self, partition: u32, change: &ScheduleChange) {
+        if !self.leads(partition) {
+            return;
+        }
+        match change {
+            ScheduleChange::Gone { message_id, priority, due_ms } => {
+                let Some(level) = self.level(*priority) else { return };
+                self.row_is_gone(partition, *message_id, *priority, *due_ms);
+                let notes_max = self.config.window_entries_max;
+                if let Some(led) = self.partitions.get_mut(&partition) {
+                    let key = RowKey::of(*due_ms, *message_id);
+                    led.windows[level].note_gone(key, *message_id, notes_max);
+                }
+            }
+            ScheduleChange::Due(entry) => {
+                let Some(level) = self.level(entry.priority) else { return };
+                let taken = self.put_row(partition, level, entry);
+                let notes_max = self.config.window_entries_max;
+                if let Some(led) = self.partitions.get_mut(&partition) {
+                    let key = RowKey::of(entry.due_ms, entry.message_id);
+                    led.windows[level].note_due(key, entry, taken, notes_max);
+                }
+            }
+        }
+    }
+
+    /// The proposed attempt was committed, or refused or dropped.
+    pub fn on_begun(&mut self, partition: u32, message_id: MessageId, result: BeginResult) {
+        let Some(no) = self.attempt_of(partition, message_id) else { return };
+        match result {
+            BeginResult::Ok => self.row_left_with_attempt(no),
+            BeginResult::Refused => {
+                self.counts.refused += 1;
+                let not_before_ms = self.now_ms.saturating_add(self.config.reoffer_ms);
+                self.end_attempt(no, not_before_ms);
+            }
+        }
+    }
+
+    /// The last segment of the attempt was handed to the carrier's connection: it no longer counts against the
+    /// prefetch of its lane.
+    pub fn on_sent(&mut self, partition: u32, message_id: MessageId) {
+        if let Some(no) = self.attempt_of(partition, message_id) {
+            self.mark_sent(no);
+        }
+    }
+
+    /// The outcome of the attempt was proposed: it no longer occupies the connector.
+    pub fn on_finished(&mut self, partition: u32, message_id: MessageId) {
+        if let Some(no) = self.attempt_of(partition, message_id) {
+            self.row_left_with_attempt(no);
+            self.end_attempt(no, 0);
+        }
+    }
+
+    /// Makes the lane, or changes its share or capacity.
+    pub fn set_lane(&mut self, config: LaneConfig) {
+        self.lanes.entry(config.carrier_no).or_default().config = Some(config);
+    }
+
+    /// Messages of the lane wait until it is set again. Attempts in flight go on.
+    pub fn remove_lane(&mut self, carrier_no: u32) {
+        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+            lane.config = None;
+        }
+    }
+
+    /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends the pause.
+    /// The order of the messages stays as it is.
+    pub fn pause_lane(&mut self, carrier_no: u32, until: Duration) {
+        self.lanes.entry(carrier_no).or_default().paused_until = until;
+    }
+
+    /// The level of a priority; a row of another priority is a bug of the core and is counted.
+    pub(crate) fn level(&mut self, priority: u8) -> Option<usize> {
+        let level = level_of(priority);
+        if level.is_none() {
+            self.counts.misfits += 1;
+        }
+        level
+    }
+
+    fn attempt_of(&self, partition: u32, message_id: MessageId) -> Option<CellNo> {
+        let no = self.cells.find(partition, message_id)?;
+        self.cells[no].attempt.is_some().then_some(no)
+    }
+}

@@ -1,0 +1,217 @@
+//! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+use carillon_proto::identity::is_name;
+use carillon_proto::tls::TlsFiles;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Everything a node must be told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the cluster; certificates carry it. 1 to 63 of `[a-z0-9-]`.
+    pub cluster_id: String,
+    /// Unique in the cluster, from 1; never given to another disk.
+    pub node_id: u64,
+    /// Where the raft log and the state live. One node a directory.
+    pub data_dir: PathBuf,
+    /// Allows what must never be used with patients' data: the file key provider. Default false.
+    #[serde(default)]
+    pub lab: bool,
+    /// Number of partitions; fixed when the cluster is created. 1 to 256, default 16.
+    #[serde(default = "default_partitions")]
+    pub partitions: u32,
+    /// Where other nodes and routers connect.
+    pub peer_listen: SocketAddr,
+    /// Where operators connect.
+    pub admin_listen: SocketAddr,
+    /// Metrics and health, plain HTTP: bind it to loopback or a management network.
+    pub http_listen: SocketAddr,
+    /// Syntax of `RUST_LOG`. Default "info".
+    #[serde(default = "default_log_filter")]
+    pub log_filter: String,
+    /// Directory with one file for each secret (carrier passwords).
+    pub secrets_dir: PathBuf,
+    /// All nodes of the cluster, this one included.
+    pub members: Vec<Member>,
+    pub peer_tls: TlsPaths,
+    pub admin_tls: TlsPaths,
+    pub keys: KeyConfig,
+    #[serde(default)]
+    pub tuning: Tuning,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    pub node_id: u64,
+    /// host:port of its peer plane.
+    pub peer_address: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsPaths {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+}
+
+impl From<&TlsPaths> for TlsFiles {
+    fn from(paths: &TlsPaths) -> Self {
+        Self { cert: paths.cert.clone(), key: paths.key.clone(), ca: paths.ca.clone() }
+    }
+}
+
+/// Where the key that wraps data keys comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "provider", rename_all = "snake_case", deny_unknown_fields)]
+pub enum KeyConfig {
+    /// A file with 32 bytes in hex. Needs `lab = true`.
+    File { file: PathBuf },
+}
+
+/// Knobs with good defaults.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tuning {
+    /// Raft tick; election after 10 to 20 ticks, heartbeat every 2. 20 to 1000, default 100.
+    pub tick_ms: u64,
+    /// Entries proposed and not committed in one partition before proposals are batched up. 1 to 64, default 4.
+    pub proposals_in_flight_max: usize,
+    /// Block cache of the state store. Default 32 MiB.
+    pub block_cache_bytes: usize,
+    /// All memtables together. Default 48 MiB.
+    pub write_buffers_bytes: usize,
+    /// Threads for gRPC, peers and connectors. Default 2.
+    pub worker_threads: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            tick_ms: 100,
+            proposals_in_flight_max: 4,
+            block_cache_bytes: 32 << 20,
+            write_buffers_bytes: 48 << 20,
+            worker_threads: 2,
+        }
+    }
+}
+
+fn default_partitions() -> u32 {
+    16
+}
+
+fn default_log_filter() -> String {
+    "info".to_owned()
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {reason}")]
+    Read { path: String, reason: String },
+    #[error("{path}: {reason}")]
+    Parse { path: String, reason: String },
+    #[error("{key}: {reason}")]
+    Invalid { key: &'static str, reason: String },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = fs_err::read_to_string(path)
+            .map_err(|e| ConfigError::Read { path: name.clone(), reason: e.to_string() })?;
+        let config: Self =
+            toml::from_str(&text).map_err(|e| ConfigError::Parse { path: name, reason: e.to_string() })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
+        if !is_name(&self.cluster_id) {
+            return refuse("cluster_id", "must be 1 to 63 of a-z, 0-9 and -");
+        }
+        if self.partitions == 0 || self.partitions > 256 {
+            return refuse("partitions", "must be 1 to 256");
+        }
+        let ids: BTreeSet<u64> = self.members.iter().map(|m| m.node_id).collect();
+        if ids.len() != self.members.len() || ids.contains(&0) {
+            return refuse("members", "node ids must be unique and not 0");
+        }
+        if self.members.len() > 7 || self.members.len() % 2 == 0 {
+            return refuse("members", "list 1, 3, 5 or 7 nodes");
+        }
+        if !ids.contains(&self.node_id) {
+            return refuse("node_id", "must be one of members");
+        }
+        if !(20..=1000).contains(&self.tuning.tick_ms) {
+            return refuse("tuning.tick_ms", "must be 20 to 1000");
+        }
+        if !(1..=64).contains(&self.tuning.proposals_in_flight_max) {
+            return refuse("tuning.proposals_in_flight_max", "must be 1 to 64");
+        }
+        if self.tuning.worker_threads == 0 || self.tuning.worker_threads > 64 {
+            return refuse("tuning.worker_threads", "must be 1 to 64");
+        }
+        match &self.keys {
+            KeyConfig::File { .. } if !self.lab => refuse(
+                "keys.provider",
+                "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
+            ),
+            KeyConfig::File { .. } => Ok(()),
+        }
+    }
+
+    /// Node ids in rising order.
+    pub fn member_ids(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.members.iter().map(|m| m.node_id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        cluster_id = "lab"
+        node_id = 1
+        data_dir = "/tmp/x"
+        lab = true
+        peer_listen = "127.0.0.1:7101"
+        admin_listen = "127.0.0.1:7201"
+        http_listen = "127.0.0.1:7301"
+        secrets_dir = "/tmp/s"
+        members = [{ node_id = 1, peer_address = "127.0.0.1:7101" }]
+        peer_tls = { cert = "c", key = "k", ca = "a" }
+        admin_tls = { cert = "c", key = "k", ca = "a" }
+        keys = { provider = "file", file = "f" }
+    "#;
+
+    fn check(text: &str) -> Result<(), String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_good_file_passes_and_each_fault_is_named() {
+        assert_eq!(check(GOOD), Ok(()));
+        for (from, to, expected) in [
+            ("cluster_id = \"lab\"", "cluster_id = \"Lab!\"", "cluster_id"),
+            ("node_id = 1\n", "node_id = 9\n", "node_id"),
+            ("lab = true", "lab = false", "keys.provider"),
+            ("lab = true", "lab = true\npartitions = 0", "partitions"),
+            ("lab = true", "lab = true\nlabb = true", "labb"),
+            ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
+        ] {
+            let error = check(&GOOD.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The applier thread: runs committed entries through the pure core, writes the state, then tells those who wait.
+//!
+//! State is written before anyone learns of it, and the applied index is in the same write. Effects go to the
+//! delivery driver only while this node leads with an applied `LeaderStart` of the current term.
+use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
+use super::shard::Completion;
+use arc_swap::ArcSwap;
+use carillon_consensus::{CommittedEntry, EntryKind};
+use carillon_core::meta::{self, MetaEffects, MetaView};
+use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
+use carillon_proto::internal::{Command, command::Kind};
+use carillon_store::{Replica, StateDb};
+use crossbeam_channel::{Receiver, Sender};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
+
+/// Driver events waiting; when it is full the applier waits, which holds back apply and never heartbeats.
+pub const DRIVER_EVENTS_MAX: usize = 4096;
+
+/// A committed entry and who waits for it.
+pub struct ApplyEntry {
+    pub entry: CommittedEntry,
+    pub waiters: Vec<(usize, Waiter)>,
+}
+
+pub enum ApplyMessage {
+    Entries { group: u32, entries: Vec<ApplyEntry> },
+    /// This node no longer leads the group (in the term it did).
+    StepDown { group: u32 },
+}
+
+struct GroupState {
+    replica: Arc<Replica>,
+    core: CoreApplier,
+    /// Term whose `LeaderStart` by this node is applied, while it leads.
+    leading: Option<u64>,
+    blocked: bool,
+}
+
+pub(super) struct Applier {
+    pub node_id: u64,
+    pub state: Arc<StateDb>,
+    pub messages: Receiver<ApplyMessage>,
+    pub completions: Sender<Completion>,
+    pub driver: mpsc::Sender<DriverEvent>,
+    pub leaders: watch::Receiver<Arc<Leaders>>,
+    pub meta: Arc<ArcSwap<MetaView>>,
+    pub meta_changed: watch::Sender<u64>,
+    pub applied: Vec<watch::Sender<u64>>,
+    /// Log bytes applied and not reported to the flush pacing yet, by group.
+    pub unflushed: Arc<Vec<AtomicU64>>,
+}
+
+/// Results held back until the state is written.
+type Answers = Vec<(Waiter, Vec<CommandResult>)>;
+
+impl Applier {
+    /// Runs until the shard is gone.
+    pub fn run(self, groups: &[u32]) -> anyhow::Result<()> {
+        let mut states = BTreeMap::new();
+        for group in groups {
+            let replica = self.state.replica(*group)?;
+            let core = CoreApplier::open(&*replica)?;
+            states.insert(*group, GroupState { replica, core, leading: None, blocked: false });
+        }
+        while let Ok(message) = self.messages.recv() {
+            match message {
+                ApplyMessage::StepDown { group } => {
+                    let Some(state) = states.get_mut(&group) else { continue };
+                    if state.leading.take().is_some() {
+                        drop(self.driver.blocking_send(DriverEvent::Unlead { partition: group }));
+                    }
+                }
+                ApplyMessage::Entries { group, entries } => {
+                    let Some(state) = states.get_mut(&group) else { continue };
+                    if state.blocked {
+                        continue;
+                    }
+                    let result = match group {
+                        0 => self.apply_meta(state, entries),
+                        _ => self.apply_entries(group, state, entries),
+                    };
+                    if let Err(reason) = result {
+                        state.blocked = true;
+                        drop(self.completions.send(Completion::Blocked { group, reason }));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_entries(&self, group: u32, state: &mut GroupState, entries: Vec<ApplyEntry>) -> Result<(), String> {
+        let start = Instant::now();
+        let (mut answers, mut changes, mut bytes): (Answers, Vec<ScheduleChange>, u64) = Default::default();
+        let (mut last, mut commands, mut lead) = (0, 0, None);
+        let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
+        let mut effects = Effects::default();
+        for ApplyEntry { entry, waiters } in entries {
+            let meta = EntryMeta { index: entry.index, term: entry.term };
+            bytes += entry.data.len() as u64;
+            last = entry.index;
+            if entry.kind != EntryKind::Normal {
+                state.core.pass(&mut batch, meta);
+                fail_all(waiters);
+                continue;
+            }
+            state.core.set_permits(!waiters.is_empty());
+            state.core.apply(&mut batch, meta, &entry.data, &mut effects).map_err(|e| e.to_string())?;
+            commands += effects.results.len();
+            if is_own_start(&entry, &waiters, self.node_id) && self.leads(group, entry.term) {
+                lead = Some(entry.term);
+            }
+            if state.leading.is_some() || lead.is_some() {
+                changes.append(&mut effects.schedule);
+            }
+            let mut results = std::mem::take(&mut effects.results).into_iter();
+            for (count, waiter) in waiters {
+                answers.push((waiter, results.by_ref().take(count).collect()));
+            }
+        }
+        if let Err(error) = batch.commit() {
+            tracing::error!(group, %error, "state write failed; stopping");
+            std::process::abort();
+        }
+        self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
+        metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
+        metrics::histogram!("carillon_apply_seconds").record(start.elapsed().as_secs_f64());
+        self.tell_driver(group, state, lead, changes);
+        for (waiter, results) in answers {
+            match waiter {
+                Waiter::Commands(sender) => drop(sender.send(Ok(results))),
+                other => other.fail(ProposeError::Uncertain),
+            }
+        }
+        drop(self.applied[group as usize].send(last));
+        drop(self.completions.send(Completion::Applied { group, index: last }));
+        Ok(())
+    }
+
+    fn tell_driver(
+        &self,
+        partition: u32,
+        state: &mut GroupState,
+        lead: Option<u64>,
+        changes: Vec<ScheduleChange>,
+    ) {
+        if let Some(term) = lead {
+            state.leading = Some(term);
+            // The driver reads the tables from here on, so changes of this batch need not be told.
+            drop(self.driver.blocking_send(DriverEvent::Lead { partition, term }));
+        } else if state.leading.is_some() && !changes.is_empty() {
+            drop(self.driver.blocking_send(DriverEvent::Schedule { partition, changes }));
+        }
+    }
+
+    fn leads(&self, group: u32, term: u64) -> bool {
+        let leaders = self.leaders.borrow();
+        leaders.get(&group).is_some_and(|l| l.leader == self.node_id && l.term == term)
+    }
+
+    fn apply_meta(&self, state: &mut GroupState, entries: Vec<ApplyEntry>) -> Result<(), String> {
+        let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
+        let (mut answers, mut changed, mut last) = (Vec::new(), false, 0);
+        let mut effects = MetaEffects::default();
+        for ApplyEntry { entry, waiters } in entries {
+            last = entry.index;
+            let meta = EntryMeta { index: entry.index, term: entry.term };
+            meta::apply(&mut batch, meta, &entry.data, &mut effects).map_err(|e| e.to_string())?;
+            changed |= effects.changed;
+            let mut results = std::mem::take(&mut effects.results).into_iter();
+            for (count, waiter) in waiters {
+                let texts = results
+                    .by_ref()
+                    .take(count)
+                    .map(|result| result.err().map(|refusal| refusal.to_string()).unwrap_or_default())
+                    .collect();
+                answers.push((waiter, entry.index, texts));
+            }
+        }
+        if let Err(error) = batch.commit() {
+            tracing::error!(%error, "state write failed; stopping");
+            std::process::abort();
+        }
+        self.unflushed[0].fetch_add(1, Ordering::Relaxed);
+        if changed {
+            let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;
+            self.meta.store(Arc::new(view));
+            drop(self.meta_changed.send(last));
+        }
+        for (waiter, index, texts) in answers {
+            match waiter {
+                Waiter::Meta(sender) => drop(sender.send(Ok((index, texts)))),
+                other => other.fail(ProposeError::Uncertain),
+            }
+        }
+        drop(self.applied[0].send(last));
+        drop(self.completions.send(Completion::Applied { group: 0, index: last }));
+        Ok(())
+    }
+}
+
+fn fail_all(waiters: Vec<(usize, Waiter)>) {
+    for (_, waiter) in waiters {
+        waiter.fail(ProposeError::Uncertain);
+    }
+}
+
+/// Whether an entry begins with `LeaderStart` of this node. Only entries that this process appended are looked at.
+fn is_own_start(entry: &CommittedEntry, waiters: &[(usize, Waiter)], node_id: u64) -> bool {
+    if !matches!(waiters.first(), Some((1, Waiter::None))) {
+        return false;
+    }
+    let Ok(batch) = carillon_proto::internal::CommandBatch::decode(entry.data.clone()) else { return false };
+    matches!(
+        batch.commands.first(),
+        Some(Command { kind: Some(Kind::LeaderStart(start)) }) if start.node_id == node_id && start.term == entry.term
+    )
+}

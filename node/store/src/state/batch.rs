@@ -1,0 +1,130 @@
+//! The overlay that `apply` writes into: reads see the batch's own writes, one commit makes them all visible.
+//!
+//! Gets look into a hash map first, so a command costs little more than its rows. Scans within a batch are rare:
+//! they sort the touched keys of their range and merge them with the database.
+//! Bound: the caller commits when [`ApplyBatch::bytes`] passes its budget; nothing is written before.
+use super::replica::{get_row, range, storage};
+use super::{Db, Shared, StateError};
+use bytes::Bytes;
+use carillon_core::tables::{ReadTables, TableError, Tables};
+use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a commit wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CommitStats {
+    /// Distinct rows put or deleted.
+    pub rows: usize,
+    pub bytes: usize,
+}
+
+/// Uncommitted writes over a replica. Dropping it forgets them.
+pub struct ApplyBatch<'a> {
+    shared: &'a Shared,
+    handle: Arc<BoundColumnFamily<'a>>,
+    /// `None` = deleted.
+    rows: HashMap<Vec<u8>, Option<Bytes>>,
+    bytes: usize,
+}
+
+impl<'a> ApplyBatch<'a> {
+    pub(super) fn new(shared: &'a Shared, handle: Arc<BoundColumnFamily<'a>>) -> Self {
+        Self { shared, handle, rows: HashMap::new(), bytes: 0 }
+    }
+
+    /// Bytes of keys and values given so far; an upper bound of what the commit writes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Makes everything visible at once. An error is fatal for the process.
+    pub fn commit(self) -> Result<CommitStats, StateError> {
+        self.shared.check()?;
+        let mut batch = WriteBatch::with_capacity_bytes(self.bytes + 16 * self.rows.len());
+        for (key, value) in &self.rows {
+            match value {
+                Some(value) => batch.put_cf(&self.handle, key, value),
+                None => batch.delete_cf(&self.handle, key),
+            }
+        }
+        let stats = CommitStats { rows: self.rows.len(), bytes: batch.size_in_bytes() };
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.shared.db.write_opt(batch, &options).map_err(|error| self.shared.fail(error))?;
+        Ok(stats)
+    }
+
+    fn db(&self) -> &'a Db {
+        &self.shared.db
+    }
+}
+
+impl ReadTables for ApplyBatch<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        match self.rows.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => get_row(self.db(), &self.handle, key),
+        }
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        let Some(options) = range(start, end) else { return Ok(()) };
+        let mut touched: Vec<(&[u8], &Option<Bytes>)> = self
+            .rows
+            .iter()
+            .map(|(key, value)| (key.as_slice(), value))
+            .filter(|(key, _)| start <= *key && *key < end)
+            .collect();
+        touched.sort_unstable_by_key(|(key, _)| *key);
+        let mut touched = touched.into_iter().peekable();
+        let mut stored = self.db().raw_iterator_cf_opt(&self.handle, options);
+        stored.seek(start);
+        loop {
+            // The overlay row goes first when its key is not larger, and hides a stored row of the same key.
+            let overlay_first = match (touched.peek(), stored.key()) {
+                (Some((key, _)), Some(stored_key)) => *key <= stored_key,
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (None, None) => break,
+            };
+            let go_on = if overlay_first {
+                let (key, value) = touched.next().expect("peeked");
+                if stored.key() == Some(key) {
+                    stored.next();
+                }
+                value.as_ref().is_none_or(|value| visit(key, value))
+            } else {
+                let (key, value) = stored.item().expect("it has a key");
+                let go_on = visit(key, value);
+                stored.next();
+                go_on
+            };
+            if !go_on {
+                return Ok(());
+            }
+        }
+        stored.status().map_err(storage)
+    }
+}
+
+impl Tables for ApplyBatch<'_> {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
+        self.rows.insert(key, Some(Bytes::from(value)));
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.bytes += key.len();
+        self.rows.insert(key, None);
+    }
+}

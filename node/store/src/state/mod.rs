@@ -1,0 +1,227 @@
+//! The state database of a node: one RocksDB with its WAL off, a column family for each replica generation.
+//!
+//! Owns the families `g{group}.{generation}` and everything in them. Invariants
+//!  - All rows of a replica, its applied record among them, live in one family, and a commit is one write batch. A
+//!    memtable is flushed as a whole and in order, so what is on disk is always a prefix of the apply order and the
+//!    applied record says which.
+//!  - The raft log is the WAL: after a crash the caller replays it from [`StateDb::durable_applied`].
+//!  - Any write error is final ([`StateError::Failed`] from then on).
+//!
+//! A clean drop flushes all memtables (RocksDB does), so a planned restart replays nothing.
+//! Not here: keys and records of tables (core), when to flush ([`FlushPacer`] decides, the caller acts), replay.
+
+mod batch;
+mod family;
+mod options;
+mod pacer;
+mod replica;
+mod stats;
+
+pub use batch::{ApplyBatch, CommitStats};
+pub use family::Family;
+pub use options::StateOptions;
+pub use pacer::{FlushPacer, PacerLimits};
+pub use replica::{Replica, ReplicaSnapshot};
+pub use stats::{MemoryStats, StateMetrics};
+
+use carillon_proto::internal::AppliedRecord;
+use options::DbParts;
+use parking_lot::Mutex;
+use prost::Message;
+use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
+
+/// Why the state database could not do it. All but [`StateError::Ambiguous`] and [`StateError::NoReplica`] are fatal.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StateError {
+    #[error("state database: {0}")]
+    Database(String),
+    #[error("state database: an earlier write failed, it takes no more")]
+    Failed,
+    #[error("applied record of group {group} cannot be decoded")]
+    CorruptApplied { group: u32 },
+    /// A snapshot install was interrupted; the caller knows from the log which generation is live.
+    #[error("group {group} has several generations: {generations:?}")]
+    Ambiguous { group: u32, generations: Vec<u64> },
+    #[error("replica {0} does not exist")]
+    NoReplica(Family),
+}
+
+impl From<rocksdb::Error> for StateError {
+    fn from(error: rocksdb::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+/// What the database, its replicas and their batches share.
+pub(crate) struct Shared {
+    pub db: Db,
+    pub parts: DbParts,
+    pub applied_key: Vec<u8>,
+    failed: AtomicBool,
+}
+
+impl Shared {
+    pub fn check(&self) -> Result<(), StateError> {
+        if self.failed.load(Ordering::Acquire) { Err(StateError::Failed) } else { Ok(()) }
+    }
+
+    pub fn fail(&self, error: rocksdb::Error) -> StateError {
+        self.failed.store(true, Ordering::Release);
+        error.into()
+    }
+
+    pub fn handle(&self, family: &str) -> Option<Arc<rocksdb::BoundColumnFamily<'_>>> {
+        self.db.cf_handle(family)
+    }
+}
+
+/// See the module documentation.
+pub struct StateDb {
+    shared: Arc<Shared>,
+    replicas: Mutex<BTreeMap<Family, Arc<Replica>>>,
+    unknown: Vec<String>,
+}
+
+impl StateDb {
+    /// Opens or creates the database with all families that are in it.
+    pub fn open(path: &Path, options: &StateOptions) -> Result<Self, StateError> {
+        let parts = options.build();
+        let existing = if path.join("CURRENT").exists() { Db::list_cf(&parts.db_options, path)? } else { Vec::new() };
+        let descriptors = existing
+            .iter()
+            .map(|name| ColumnFamilyDescriptor::new(name.clone(), parts.family_options.clone()))
+            .collect::<Vec<_>>();
+        let db = if descriptors.is_empty() {
+            Db::open(&parts.db_options, path)?
+        } else {
+            Db::open_cf_descriptors(&parts.db_options, path, descriptors)?
+        };
+        let shared =
+            Arc::new(Shared { db, parts, applied_key: options.applied_key.clone(), failed: AtomicBool::new(false) });
+        let mut replicas = BTreeMap::new();
+        let mut unknown = Vec::new();
+        for name in existing.into_iter().filter(|name| name != rocksdb::DEFAULT_COLUMN_FAMILY_NAME) {
+            match Family::parse(&name) {
+                Some(family) => {
+                    replicas.insert(family, Arc::new(Replica::new(shared.clone(), family)));
+                }
+                None => unknown.push(name),
+            }
+        }
+        Ok(Self { shared, replicas: Mutex::new(replicas), unknown })
+    }
+
+    /// All replica families, in order.
+    pub fn families(&self) -> Vec<Family> {
+        self.replicas.lock().keys().copied().collect()
+    }
+
+    /// Families found at open whose name is of no replica. Nothing here touches them.
+    pub fn unknown_families(&self) -> &[String] {
+        &self.unknown
+    }
+
+    /// The one replica of a group; its family is created (generation 1) when there is none.
+    pub fn replica(&self, group: u32) -> Result<Arc<Replica>, StateError> {
+        let generations = self.generations(group);
+        match generations.as_slice() {
+            [] => self.replica_at(Family { group, generation: 1 }),
+            [generation] => self.replica_at(Family { group, generation: *generation }),
+            _ => Err(StateError::Ambiguous { group, generations }),
+        }
+    }
+
+    /// The replica in a named generation, created if it does not exist.
+    pub fn replica_at(&self, family: Family) -> Result<Arc<Replica>, StateError> {
+        let mut replicas = self.replicas.lock();
+        if let Some(replica) = replicas.get(&family) {
+            return Ok(replica.clone());
+        }
+        self.shared.check()?;
+        self.shared
+            .db
+            .create_cf(family.to_string(), &self.shared.parts.family_options)
+            .map_err(|error| self.shared.fail(error))?;
+        let replica = Arc::new(Replica::new(self.shared.clone(), family));
+        replicas.insert(family, replica.clone());
+        Ok(replica)
+    }
+
+    /// Removes all generations of a group and their bytes. Reads of replicas still held elsewhere fail afterwards.
+    pub fn destroy(&self, group: u32) -> Result<(), StateError> {
+        for generation in self.generations(group) {
+            self.destroy_generation(Family { group, generation })?;
+        }
+        Ok(())
+    }
+
+    pub fn destroy_generation(&self, family: Family) -> Result<(), StateError> {
+        let mut replicas = self.replicas.lock();
+        if replicas.remove(&family).is_none() {
+            return Err(StateError::NoReplica(family));
+        }
+        self.shared.db.drop_cf(&family.to_string()).map_err(|error| self.shared.fail(error))
+    }
+
+    /// The applied record that would be found after a crash now; `None` when nothing of the group is on disk.
+    pub fn durable_applied(&self, group: u32) -> Result<Option<AppliedRecord>, StateError> {
+        let replica = self.existing(group)?;
+        let handle = replica.handle()?;
+        let mut read = ReadOptions::default();
+        // With the WAL off this tier skips memtables.
+        read.set_read_tier(ReadTier::Persisted);
+        let value = self.shared.db.get_pinned_cf_opt(&handle, &self.shared.applied_key, &read)?;
+        decode_applied(group, value.as_deref())
+    }
+
+    /// Writes a group's memtables to disk and waits for it. Blocking; for a background thread.
+    pub fn flush(&self, group: u32) -> Result<Option<AppliedRecord>, StateError> {
+        let replica = self.existing(group)?;
+        let handle = replica.handle()?;
+        self.shared.check()?;
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.shared.db.flush_cf_opt(&handle, &options).map_err(|error| self.shared.fail(error))?;
+        drop(handle);
+        self.durable_applied(group)
+    }
+
+    pub fn memory_stats(&self) -> MemoryStats {
+        MemoryStats::read(&self.shared, &self.families())
+    }
+
+    /// Reads the counters of the database and sets the `carillon_state_*` metrics.
+    pub fn metrics(&self) -> StateMetrics {
+        let metrics = StateMetrics::read(&self.shared, &self.families());
+        metrics.publish(&self.memory_stats());
+        metrics
+    }
+
+    /// A copy of what is on disk now, without the memtables: what a crash would leave. Also the base of backups,
+    /// which flush first.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+        let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.shared.db)?;
+        Ok(checkpoint.create_checkpoint_with_log_size(path, u64::MAX)?)
+    }
+
+    fn generations(&self, group: u32) -> Vec<u64> {
+        self.replicas.lock().keys().filter(|family| family.group == group).map(|family| family.generation).collect()
+    }
+
+    fn existing(&self, group: u32) -> Result<Arc<Replica>, StateError> {
+        match self.generations(group).is_empty() {
+            true => Err(StateError::NoReplica(Family { group, generation: 1 })),
+            false => self.replica(group),
+        }
+    }
+}
+
+pub(crate) fn decode_applied(group: u32, value: Option<&[u8]>) -> Result<Option<AppliedRecord>, StateError> {
+    value.map(|bytes| AppliedRecord::decode(bytes).map_err(|_| StateError::CorruptApplied { group })).transpose()
+}

@@ -1,0 +1,119 @@
+//! Sizes of the state database and what RocksDB is told.
+//!
+//! Memory bound of a node: memtables `db_write_buffer_bytes` plus one buffer being flushed, blocks, indexes and filters
+//! `block_cache_bytes`, open files `open_files_max` table readers. Three nodes with 17 families each fit one machine.
+use rocksdb::statistics::StatsLevel;
+use rocksdb::{
+    BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options, WriteBufferManager,
+};
+
+/// Sizes; the defaults fit a node with 17 families in a small memory.
+#[derive(Debug, Clone)]
+pub struct StateOptions {
+    pub block_cache_bytes: usize,
+    /// Of each family.
+    pub write_buffer_bytes: usize,
+    /// Of all families together. RocksDB then flushes the family with the oldest data.
+    pub db_write_buffer_bytes: usize,
+    pub background_threads: i32,
+    /// Limit of flushes and compactions together, 0 = none.
+    pub background_bytes_per_second: u64,
+    pub open_files_max: i32,
+    /// Key of the applied record in every family.
+    pub applied_key: Vec<u8>,
+}
+
+impl Default for StateOptions {
+    fn default() -> Self {
+        Self {
+            block_cache_bytes: 32 << 20,
+            write_buffer_bytes: 4 << 20,
+            db_write_buffer_bytes: 48 << 20,
+            background_threads: 2,
+            background_bytes_per_second: 64 << 20,
+            open_files_max: 256,
+            applied_key: b"A".to_vec(),
+        }
+    }
+}
+
+/// What must live as long as the database.
+pub(crate) struct DbParts {
+    pub db_options: Options,
+    pub family_options: Options,
+    pub cache: Cache,
+    pub write_buffers: WriteBufferManager,
+}
+
+impl StateOptions {
+    pub(crate) fn build(&self) -> DbParts {
+        let cache = Cache::new_lru_cache(self.block_cache_bytes);
+        // Never stall on the total: the flush it starts is enough, and a stalled applier delays replies.
+        let write_buffers = WriteBufferManager::new_write_buffer_manager(self.db_write_buffer_bytes, false);
+        let family_options = self.family_options(&cache);
+        let mut db_options = family_options.clone();
+        self.set_db_options(&mut db_options, &write_buffers);
+        DbParts { db_options, family_options, cache, write_buffers }
+    }
+
+    fn set_db_options(&self, options: &mut Options, write_buffers: &WriteBufferManager) {
+        options.create_if_missing(true);
+        options.set_paranoid_checks(true);
+        options.set_unordered_write(false);
+        options.set_use_fsync(false);
+        options.set_write_buffer_manager(write_buffers);
+        options.increase_parallelism(self.background_threads.max(1));
+        options.set_max_background_jobs(self.background_threads.max(2));
+        options.set_max_subcompactions(1);
+        options.set_max_open_files(self.open_files_max);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_writable_file_max_buffer_size(256 << 10);
+        options.set_compaction_readahead_size(512 << 10);
+        options.set_skip_stats_update_on_db_open(true);
+        options.set_max_manifest_file_size(8 << 20);
+        options.set_keep_log_file_num(4);
+        options.set_max_log_file_size(1 << 20);
+        options.set_log_level(LogLevel::Warn);
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        options.enable_statistics();
+        options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+        if self.background_bytes_per_second > 0 {
+            let limit = i64::try_from(self.background_bytes_per_second).unwrap_or(i64::MAX);
+            options.set_ratelimiter(limit, 100_000, 10);
+        }
+    }
+
+    fn family_options(&self, cache: &Cache) -> Options {
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(cache);
+        table.set_checksum_type(ChecksumType::XXH3);
+        table.set_block_size(8 << 10);
+        table.set_format_version(5);
+        table.set_bloom_filter(10.0, false);
+        table.set_optimize_filters_for_memory(true);
+        // Indexes and filters count against the cache, so that many files do not mean much memory.
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_cache_index_and_filter_blocks_with_high_priority(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+
+        let mut options = Options::default();
+        options.set_block_based_table_factory(&table);
+        options.set_write_buffer_size(self.write_buffer_bytes);
+        options.set_arena_block_size(256 << 10);
+        options.set_max_write_buffer_number(3);
+        options.set_min_write_buffer_number_to_merge(1);
+        options.set_level_zero_file_num_compaction_trigger(4);
+        options.set_level_zero_slowdown_writes_trigger(20);
+        options.set_level_zero_stop_writes_trigger(36);
+        options.set_level_compaction_dynamic_level_bytes(true);
+        options.set_max_bytes_for_level_base(8 * self.write_buffer_bytes as u64);
+        options.set_target_file_size_base(2 * self.write_buffer_bytes as u64);
+        // Payloads are sealed and do not compress; only the last level, where keys and small rows rest, is packed.
+        options.set_compression_type(DBCompressionType::None);
+        options.set_bottommost_compression_type(DBCompressionType::Lz4);
+        // Due times and in-flight marks are queues: their tombstones would slow every scan of the head.
+        options.add_compact_on_deletion_collector_factory(4096, 1024, 0.5);
+        options
+    }
+}

@@ -1,0 +1,128 @@
+//! One replica's rows: committed state for any thread, consistent snapshots, and the start of an apply batch.
+use super::batch::ApplyBatch;
+use super::{Family, Shared, StateError, decode_applied};
+use bytes::Bytes;
+use carillon_core::tables::{ReadTables, TableError};
+use carillon_proto::internal::AppliedRecord;
+use rocksdb::{BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
+use std::sync::Arc;
+
+use super::Db;
+
+/// A family of the state database. Reads see committed batches only.
+pub struct Replica {
+    shared: Arc<Shared>,
+    family: Family,
+    name: String,
+}
+
+impl Replica {
+    pub(crate) fn new(shared: Arc<Shared>, family: Family) -> Self {
+        Self { shared, family, name: family.to_string() }
+    }
+
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    pub fn group(&self) -> u32 {
+        self.family.group
+    }
+
+    /// Starts a batch; it may cover several raft entries. One at a time for a replica.
+    pub fn batch(&self) -> Result<ApplyBatch<'_>, StateError> {
+        self.shared.check()?;
+        Ok(ApplyBatch::new(&self.shared, self.handle()?))
+    }
+
+    /// A view that later commits do not change. Hold it briefly: it keeps old rows alive.
+    pub fn snapshot(&self) -> Result<ReplicaSnapshot<'_>, StateError> {
+        Ok(ReplicaSnapshot { handle: self.handle()?, snapshot: self.shared.db.snapshot() })
+    }
+
+    /// The applied record in memory, ahead of the durable one.
+    pub fn applied(&self) -> Result<Option<AppliedRecord>, StateError> {
+        let value = self.shared.db.get_pinned_cf(&self.handle()?, &self.shared.applied_key)?;
+        decode_applied(self.family.group, value.as_deref())
+    }
+
+    pub(crate) fn handle(&self) -> Result<Arc<BoundColumnFamily<'_>>, StateError> {
+        self.shared.handle(&self.name).ok_or(StateError::NoReplica(self.family))
+    }
+}
+
+impl ReadTables for Replica {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
+        get_row(&self.shared.db, &handle, key)
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
+        scan_rows(range(start, end), |options| self.shared.db.raw_iterator_cf_opt(&handle, options), start, visit)
+    }
+}
+
+/// A consistent view of one replica.
+pub struct ReplicaSnapshot<'a> {
+    handle: Arc<BoundColumnFamily<'a>>,
+    snapshot: SnapshotWithThreadMode<'a, Db>,
+}
+
+impl ReadTables for ReplicaSnapshot<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let row = self.snapshot.get_pinned_cf(&self.handle, key).map_err(storage)?;
+        Ok(row.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        scan_rows(range(start, end), |options| self.snapshot.raw_iterator_cf_opt(&self.handle, options), start, visit)
+    }
+}
+
+pub(super) fn get_row(db: &Db, handle: &Arc<BoundColumnFamily<'_>>, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+    let row = db.get_pinned_cf(handle, key).map_err(storage)?;
+    Ok(row.map(|value| Bytes::copy_from_slice(&value)))
+}
+
+/// Read options of `start..end`, or `None` when nothing can be in it.
+pub(super) fn range(start: &[u8], end: &[u8]) -> Option<ReadOptions> {
+    (start < end).then(|| {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        options
+    })
+}
+
+fn scan_rows<'a, D: DBAccess + 'a>(
+    options: Option<ReadOptions>,
+    open: impl FnOnce(ReadOptions) -> DBRawIteratorWithThreadMode<'a, D>,
+    start: &[u8],
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), TableError> {
+    let Some(options) = options else { return Ok(()) };
+    let mut rows = open(options);
+    rows.seek(start);
+    while let Some((key, value)) = rows.item() {
+        if !visit(key, value) {
+            return Ok(());
+        }
+        rows.next();
+    }
+    rows.status().map_err(storage)
+}
+
+pub(super) fn storage(error: rocksdb::Error) -> TableError {
+    TableError::Storage(error.to_string())
+}

@@ -1,0 +1,126 @@
+//! Logs, metrics and the small HTTP side port that every process has: `/metrics`, `/livez`, `/readyz`.
+//!
+//! Logs are JSON lines on standard error. The panic hook prints where, never what: a payload could hold plaintext.
+use crate::metric_names::{CATALOGUE, Kind};
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+/// Latency buckets in seconds: 100 us to 60 s.
+const SECONDS: [f64; 18] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
+/// Buckets for sizes and counts.
+const SIZES: [f64; 12] =
+    [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0];
+
+/// Handles to what was installed.
+#[derive(Clone)]
+pub struct Telemetry {
+    filter: reload::Handle<EnvFilter, Registry>,
+    prometheus: PrometheusHandle,
+}
+
+/// Answers "can this process serve now?", with the reason when it cannot.
+pub type ReadyCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Installs logger, metric recorder and panic hook. Call once. `filter` uses the syntax of `RUST_LOG`.
+pub fn install(service: &'static str, filter: &str) -> anyhow::Result<Telemetry> {
+    let (layer, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .with_writer(std::io::stderr),
+        )
+        .try_init()?;
+    let prometheus = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &SIZES)?
+        .set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZES)?
+        .add_global_label("service", service)
+        .install_recorder()?;
+    describe();
+    metrics::gauge!("carillon_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    install_panic_hook();
+    Ok(Telemetry { filter: handle, prometheus })
+}
+
+fn describe() {
+    for metric in CATALOGUE {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        metrics::counter!("carillon_panics_total").increment(1);
+        tracing::error!(place, thread, "panic; the message is withheld because it may hold plaintext");
+    }));
+}
+
+impl Telemetry {
+    /// Changes the log filter.
+    pub fn set_filter(&self, filter: &str) -> anyhow::Result<()> {
+        self.filter.reload(EnvFilter::try_new(filter)?)?;
+        Ok(())
+    }
+
+    /// The metrics page.
+    pub fn render(&self) -> String {
+        self.prometheus.render()
+    }
+
+    /// Serves the side port until the process ends. `live` and `ready` answer 200 or 503 with the reason.
+    pub async fn serve_http(
+        &self,
+        listener: tokio::net::TcpListener,
+        ready: ReadyCheck,
+    ) -> std::io::Result<()> {
+        let prometheus = self.prometheus.clone();
+        let upkeep = prometheus.clone();
+        tokio::spawn(async move {
+            let mut every = tokio::time::interval(std::time::Duration::from_secs(5));
+            loop {
+                every.tick().await;
+                upkeep.run_upkeep();
+            }
+        });
+        let app = axum::Router::new()
+            .route("/metrics", get(move || async move { prometheus.render() }))
+            .route("/livez", get(|| async { "ok\n" }))
+            .route(
+                "/readyz",
+                get(move || async move {
+                    match ready() {
+                        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+                        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+                    }
+                }),
+            );
+        axum::serve(listener, app).await
+    }
+}
+
+/// Binds a loopback or other address, naming it in the error.
+pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(|e| anyhow::anyhow!("cannot listen on {address} for {what}: {e}"))
+}
