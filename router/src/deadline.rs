@@ -101,7 +101,11 @@ mod tests {
         assert_eq!(Deadline::within(Duration::from_secs(10)).remaining(), Duration::from_millis(9_900));
         assert_eq!(Deadline::within(Duration::from_millis(100)).remaining(), Duration::from_millis(90));
         assert!(Deadline::within(Duration::ZERO).has_passed());
-        let (near, far) = (Deadline::within(Duration::from_secs(1)), Deadline::within(Duration::from_secs(2)));
-        assert_eq!((far.earlier(Some(near)), near.earlier(Some(far)), near.earlier(None)), (near, near, near));
+        let (near, far) =
+            (Deadline::within(Duration::from_secs(1)), Deadline::within(Duration::from_secs(2)));
+        assert_eq!(
+            (far.earlier(Some(near)), near.earlier(Some(far)), near.earlier(None)),
+            (near, near, near)
+        );
     }
 }

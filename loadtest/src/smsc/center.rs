@@ -206,6 +206,7 @@ impl Center {
         self.event_order += 1;
         self.heap.push(Reverse((at_us, self.event_order, event)));
         if at_us < self.wake_at_us {
+            self.wake_at_us = at_us;
             self.wake_sooner = true;
         }
     }
@@ -217,7 +218,8 @@ impl Center {
         bind.asked_at_us = None;
         let (account, kind) = (bind.account, bind.kind);
         let Frame { command_id, sequence, body } = frame;
-        let answer = |code| move |out: &mut _| wire::put_header(out, wire::answer_id(command_id), code, sequence);
+        let answer =
+            |code| move |out: &mut _| wire::put_header(out, wire::answer_id(command_id), code, sequence);
         match (body, account) {
             (Inbound::Submit(submit), Some(account)) if kind.may_submit() => {
                 return self.submit(id, account, sequence, &submit, now_us);

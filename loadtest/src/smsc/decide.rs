@@ -119,13 +119,7 @@ pub struct Moment {
 }
 
 /// Decides what happens to the submit whose hash is `seed`.
-pub fn decide(
-    profile: &Profile,
-    seed: u64,
-    digits: &[u8],
-    wish: ReceiptWish,
-    moment: &Moment,
-) -> Decision {
+pub fn decide(profile: &Profile, seed: u64, digits: &[u8], wish: ReceiptWish, moment: &Moment) -> Decision {
     let mut draws = Draws::new(seed);
     let u_fault = draws.unit();
     let latency_us = profile.answer_latency.at_us(draws.unit());
@@ -202,11 +196,8 @@ fn plan(profile: &Profile, draws: &mut Draws, rule_err: Option<u16>, wish: Recei
     if duplicate {
         final_after_us.push(first_us + gap_us);
     }
-    let enroute_after_us = if reordered {
-        Some(first_us + gap_us)
-    } else {
-        intermediate.then_some(first_us / 2)
-    };
+    let enroute_after_us =
+        if reordered { Some(first_us + gap_us) } else { intermediate.then_some(first_us / 2) };
     let err = match (state, rule_err) {
         (State::Undelivered, Some(err)) => err,
         (State::Undelivered, None) => 1,

@@ -35,15 +35,33 @@ pub enum JournalError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Line {
-    Open { at_us: u64, seed: u64 },
+    Open {
+        at_us: u64,
+        seed: u64,
+    },
     Submit(TruthEntry),
     /// An answer that had been delayed was handed to the socket.
-    Answered { index: u64, at_us: u64 },
-    Receipt { index: u64, at_us: u64, bind: u32, state: String, attempt: u8 },
+    Answered {
+        index: u64,
+        at_us: u64,
+    },
+    Receipt {
+        index: u64,
+        at_us: u64,
+        bind: u32,
+        state: String,
+        attempt: u8,
+    },
     /// A deliver_sm_resp, with its status.
-    Acked { index: u64, at_us: u64, status: u32 },
+    Acked {
+        index: u64,
+        at_us: u64,
+        status: u32,
+    },
     /// Indexes begin at 0 again.
-    Reset { at_us: u64 },
+    Reset {
+        at_us: u64,
+    },
 }
 
 enum Order {

@@ -379,7 +379,8 @@ mod tests {
 
     #[test]
     fn a_file_changes_only_what_it_names() {
-        let text = "base = \"realistic\"\nname = \"x\"\n[faults]\nthrottled = 0.5\n[ids]\nanswer = \"hex_upper\"";
+        let text =
+            "base = \"realistic\"\nname = \"x\"\n[faults]\nthrottled = 0.5\n[ids]\nanswer = \"hex_upper\"";
         let profile = Profile::from_toml(text).unwrap();
         let base = Profile::realistic();
         assert_eq!(profile.faults, Faults { throttled: 0.5, ..base.faults });

@@ -60,7 +60,13 @@ impl Center {
         self.answer(bind, id, sequence, &decision, now_us)
     }
 
-    fn decide_submit(&mut self, submit: &Submit, record: &Record, over_contract: bool, now_us: u64) -> Decision {
+    fn decide_submit(
+        &mut self,
+        submit: &Submit,
+        record: &Record,
+        over_contract: bool,
+        now_us: u64,
+    ) -> Decision {
         let occurrence = self.truth.occurrence(record.destination, record.octets);
         let too_long =
             !submit.payload && submit.octets.len() > text::octets_max(submit.coding, submit.header_len);
@@ -109,13 +115,7 @@ impl Center {
         }
     }
 
-    fn add_part(
-        &mut self,
-        record: &mut Record,
-        part: Part,
-        submit: &Submit,
-        now_us: u64,
-    ) -> Option<Vec<u8>> {
+    fn add_part(&mut self, record: &mut Record, part: Part, submit: &Submit, now_us: u64) -> Option<Vec<u8>> {
         if !record.accepted {
             return None;
         }

@@ -228,14 +228,6 @@ impl Truth {
         *self = Self { generation, ..Self::new(self.key, self.records_max, first_id) };
     }
 
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     pub fn is_full(&self) -> bool {
         self.len >= self.records_max
     }
@@ -382,7 +374,7 @@ mod tests {
         assert_eq!((truth.push(record), truth.push(record), truth.push(record)), (1_000, 1_001, 1_002));
         assert!(truth.is_full());
         truth.reset();
-        assert!(truth.of_id(1_002).is_none() && truth.is_empty());
+        assert!(truth.of_id(1_002).is_none() && !truth.is_full());
         assert_eq!(truth.push(record), 1_003);
         assert!(truth.of_id(1_003).is_some());
     }

@@ -97,7 +97,11 @@ pub struct BadPart;
 
 /// What a PDU means to this server.
 pub enum Inbound {
-    Bind { kind: BindKind, system_id: String, password: String },
+    Bind {
+        kind: BindKind,
+        system_id: String,
+        password: String,
+    },
     Submit(Box<Submit>),
     EnquireLink,
     EnquireLinkResp,
@@ -204,11 +208,7 @@ fn meaning(command_id: u32, command: Command) -> Inbound {
 }
 
 fn bind_of(kind: BindKind, system_id: &COctetString<1, 16>, password: &COctetString<1, 9>) -> Inbound {
-    Inbound::Bind {
-        kind,
-        system_id: system_id.as_str().to_owned(),
-        password: password.as_str().to_owned(),
-    }
+    Inbound::Bind { kind, system_id: system_id.as_str().to_owned(), password: password.as_str().to_owned() }
 }
 
 fn submit_of(pdu: &SubmitSm) -> Submit {

@@ -6,7 +6,7 @@ use crate::election::ElectionTimer;
 use crate::error::{GroupError, ProposeError, StepError};
 use crate::log_store::{GroupWrite, LogStore};
 use crate::log_view::LogView;
-use crate::output::{Proposal, RoleChange};
+use crate::output::{Follower, Proposal, RoleChange};
 use crate::wire;
 use bytes::Bytes;
 use carillon_proto::internal::{ConfState, RaftMessage};
@@ -19,7 +19,12 @@ use std::sync::Arc;
 /// with sync before `Group::open`, and only if the group does not exist.
 pub fn bootstrap_write(group: u32, voters: &[u64]) -> GroupWrite {
     let conf_state = ConfState { voters: voters.to_vec(), ..Default::default() };
-    GroupWrite { group, entries: Vec::new(), hard_state: Some(HardState::default()), conf: Some((conf_state, 0)) }
+    GroupWrite {
+        group,
+        entries: Vec::new(),
+        hard_state: Some(HardState::default()),
+        conf: Some((conf_state, 0)),
+    }
 }
 
 /// A replica. `Send`, used by one thread at a time.
@@ -66,7 +71,8 @@ impl Group {
         let mut state = log.load(group)?.ok_or(GroupError::Unknown(group))?;
         let (truncated_index, last_index) = (state.truncated_index, state.last_index);
         let conf = &state.conf_state;
-        if ![&conf.voters, &conf.learners, &conf.voters_outgoing].iter().any(|l| l.contains(&config.node_id)) {
+        if ![&conf.voters, &conf.learners, &conf.voters_outgoing].iter().any(|l| l.contains(&config.node_id))
+        {
             return Err(GroupError::NotMember { group, node_id: config.node_id });
         }
         if applied > last_index {
@@ -109,8 +115,9 @@ impl Group {
         if message.to != self.config.node_id {
             return Err(StepError::WrongReplica(message.to));
         }
-        if message.from == 0 || message.from == self.config.node_id {
-            return Err(StepError::NotAPeer(message.from));
+        let from = message.from;
+        if from == 0 || from == self.config.node_id {
+            return Err(StepError::NotAPeer(from));
         }
         if message.msg_type == MessageType::MsgSnapshot || message.request_snapshot != 0 {
             return Err(StepError::Snapshot);
@@ -126,7 +133,7 @@ impl Group {
             return Ok(());
         }
         self.raw.step(message).map_err(|error| match error {
-            raft::Error::StepPeerNotFound => StepError::NotAPeer(0),
+            raft::Error::StepPeerNotFound => StepError::NotAPeer(from),
             other => StepError::Raft(other.to_string()),
         })
     }
@@ -139,7 +146,12 @@ impl Group {
             && message.reject
             && message.term == self.term()
             && self.is_leader()
-            && self.raw.raft.prs().get(message.from).is_some_and(|pr| message.index <= pr.matched && pr.matched > 0)
+            && self
+                .raw
+                .raft
+                .prs()
+                .get(message.from)
+                .is_some_and(|pr| message.index <= pr.matched && pr.matched > 0)
     }
 
     /// Time goes on by one tick.
@@ -331,6 +343,12 @@ impl Group {
     pub fn slowest_match(&self) -> Option<u64> {
         let members = self.raw.raft.prs().iter();
         self.is_leader().then(|| members.map(|(_, pr)| pr.matched).min().unwrap_or(0))
+    }
+
+    /// On a leader: how a member is doing.
+    pub fn follower(&self, node: u64) -> Option<Follower> {
+        let progress = self.raw.raft.prs().get(node).filter(|_| self.is_leader())?;
+        Some(Follower { matched: progress.matched, recent_active: progress.recent_active })
     }
 
     /// Data proposed here and not committed.

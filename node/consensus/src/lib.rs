@@ -26,6 +26,7 @@
 //! # Not here
 //! Snapshots (a follower catches up from the log, so the log must be kept until all replicas have it), threads,
 //! transport, the log writer, the applier.
+#![allow(clippy::field_reassign_with_default)] // generated eraftpb structs are set field by field, as in raft itself
 
 pub mod batch;
 mod config;
@@ -45,4 +46,6 @@ pub use error::{GroupError, ProposeError, StepError};
 pub use group::{Group, bootstrap_write};
 pub use log_store::{GroupState, GroupWrite, LogError, LogStore};
 pub use mem_log::MemLog;
-pub use output::{CommittedEntry, EntryKind, Outputs, PersistTask, Proposal, ReadReady, RoleChange};
+pub use output::{
+    CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange,
+};

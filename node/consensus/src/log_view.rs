@@ -164,8 +164,11 @@ impl LogView {
                 return Ok(found);
             }
         }
-        let mut bytes: u64 = found.iter().map(entry_bytes).sum();
         let next = low + found.len() as u64;
+        if next == high {
+            return Ok(found);
+        }
+        let mut bytes: u64 = found.iter().map(entry_bytes).sum();
         for entry in self.cache.iter().skip((next - cached) as usize).take((high - next) as usize) {
             bytes = bytes.saturating_add(entry_bytes(entry));
             if bytes > bytes_max && !found.is_empty() {

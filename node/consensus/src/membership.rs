@@ -86,7 +86,8 @@ impl Group {
 }
 
 fn encode(change: &ConfChangeV2) -> Bytes {
-    let single = |c: &ConfChangeSingle| SingleRecord { change_type: c.change_type.value(), node_id: c.node_id };
+    let single =
+        |c: &ConfChangeSingle| SingleRecord { change_type: c.change_type.value(), node_id: c.node_id };
     let record = ChangeRecord {
         transition: change.transition.value(),
         changes: change.changes.iter().map(single).collect(),
@@ -119,7 +120,8 @@ mod tests {
         let mut change = ConfChangeV2::default();
         change.transition = ConfChangeTransition::Explicit;
         change.context = Bytes::from_static(b"why");
-        for (change_type, node_id) in [(ConfChangeType::AddLearnerNode, 4), (ConfChangeType::RemoveNode, 300)] {
+        for (change_type, node_id) in [(ConfChangeType::AddLearnerNode, 4), (ConfChangeType::RemoveNode, 300)]
+        {
             let mut single = ConfChangeSingle::default();
             single.change_type = change_type;
             single.node_id = node_id;

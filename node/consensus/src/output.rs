@@ -108,3 +108,12 @@ pub struct Proposal {
     /// Of the first entry; further ones follow without a gap.
     pub index: u64,
 }
+
+/// How a member of the group is doing, as its leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Follower {
+    /// Last entry it acknowledged in this term.
+    pub matched: u64,
+    /// It answered within the last election timeout.
+    pub recent_active: bool,
+}

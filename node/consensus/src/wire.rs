@@ -8,7 +8,9 @@
 use bytes::Bytes;
 use carillon_proto::internal as proto;
 use protobuf::ProtobufEnum as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{
+    ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
+};
 
 /// Entries in one message. A sender that respects `GroupConfig` stays below: an entry takes at least 4 of at most
 /// 1 MiB.
@@ -109,8 +111,8 @@ pub fn message_from_wire(wire: proto::RaftMessage) -> Result<Message, WireError>
 fn peer_type(value: i32) -> Result<MessageType, WireError> {
     use MessageType::*;
     match MessageType::from_i32(value).ok_or(WireError::UnknownType(value))? {
-        MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgTransferLeader
-        | MsgReadIndex | MsgReadIndexResp => Err(WireError::NotForPeers(value)),
+        MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum
+        | MsgTransferLeader | MsgReadIndex | MsgReadIndexResp => Err(WireError::NotForPeers(value)),
         known => Ok(known),
     }
 }

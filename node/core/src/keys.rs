@@ -297,5 +297,5 @@ mod tests {
         assert_eq!(carrier_ref_hash("1a2b3c").map(|b| format!("{b:02x}")).concat(), PINNED);
         assert_ne!(carrier_ref_hash("1a2b3c"), carrier_ref_hash("1A2B3C"));
     }
-    const PINNED: &str = "00000000000000000000000000000000";
+    const PINNED: &str = "5de77af84ae820b2d2438526e06b2091";
 }

@@ -1,11 +1,11 @@
 //! LeaderStart: the first entry of a leader's term. What older leaders left in flight has an unknown fate.
 use crate::effect::{CommandResult, Refusal};
+use crate::keys;
 use crate::message::Message;
 use crate::outcome::{self, Answer};
 use crate::records::{corrupt, decode};
 use crate::tables::TableError;
 use crate::turn::Turn;
-use crate::keys;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{InFlightRecord, LeaderStart};
 use carillon_proto::public::Outcome;

@@ -252,11 +252,7 @@ impl Message {
         let priority = self.priority();
         if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
             turn.tables.delete(keys::due(priority, from.due_ms, &self.id));
-            turn.schedule.push(ScheduleChange::Gone {
-                message_id: self.id,
-                priority,
-                due_ms: from.due_ms,
-            });
+            turn.schedule.push(ScheduleChange::Gone { message_id: self.id, priority, due_ms: from.due_ms });
         }
         if waits(to.state) {
             let entry = self.due_entry(priority);

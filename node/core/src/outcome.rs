@@ -17,13 +17,13 @@
 //!  - while a later attempt is in flight the answer is only recorded; with that attempt's own answer the message becomes
 //!    SUBMITTED if any attempt was ACCEPTED. A message that some carrier has is never tried again.
 use crate::effect::{CommandResult, Refusal};
+use crate::keys;
 use crate::message::{DETAIL_CANCEL_REQUESTED, Message, Step, next_attempt_no};
 use crate::receipt;
 use crate::records::encode;
 use crate::retry;
 use crate::tables::TableError;
 use crate::turn::Turn;
-use crate::keys;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{ReceiptIndexRecord, RecordOutcome, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome, WaitingReason};
@@ -73,7 +73,11 @@ pub(crate) fn refs_possible(refs: &[String]) -> bool {
 /// text could name a patient.
 pub(crate) fn clean_code(code: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.:".contains(&b);
-    if code.len() <= CODE_CHARS_MAX && code.bytes().all(plain) { code.to_owned() } else { "unreadable_code".to_owned() }
+    if code.len() <= CODE_CHARS_MAX && code.bytes().all(plain) {
+        code.to_owned()
+    } else {
+        "unreadable_code".to_owned()
+    }
 }
 
 /// Where the attempt is in the record.

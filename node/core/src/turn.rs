@@ -95,7 +95,8 @@ mod tests {
         tables.put(keys::status(&id(50)), vec![]);
         let mut highest = HighestIds::default();
         // (id, admitted, reads)
-        let steps = [(40, true, 1), (50, false, 1), (60, true, 1), (70, true, 0), (60, false, 1), (65, true, 1)];
+        let steps =
+            [(40, true, 1), (50, false, 1), (60, true, 1), (70, true, 0), (60, false, 1), (65, true, 1)];
         for (time_ms, admitted, reads) in steps {
             let counting = Counting(&tables, Cell::new(0));
             assert_eq!(highest.admits(&counting, &id(time_ms)).unwrap(), admitted, "{time_ms}");

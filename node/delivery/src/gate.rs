@@ -142,7 +142,9 @@ impl LaneGate {
             free_at.max(now.saturating_sub(nanos(self.settings.catch_up)))
         };
         self.limiter.clock().0.store(booked, Ordering::Relaxed);
-        self.limiter.check().map_err(|wait| WaitUntil(Duration::from_nanos(wait.earliest_possible().as_u64())))
+        self.limiter
+            .check()
+            .map_err(|wait| WaitUntil(Duration::from_nanos(wait.earliest_possible().as_u64())))
     }
 
     /// The moment at which the next permit is free.

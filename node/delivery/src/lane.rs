@@ -65,7 +65,8 @@ impl Lane {
         if self.in_flight >= config.in_flight_max || self.unsent_attempts >= settings.prefetch_attempts_max {
             return false;
         }
-        let by_time = u64::from(config.share_segments_per_second).saturating_mul(settings.prefetch_ms) / 1_000;
+        let by_time =
+            u64::from(config.share_segments_per_second).saturating_mul(settings.prefetch_ms) / 1_000;
         let window = by_time.max(u64::from(settings.prefetch_segments_min));
         // A message longer than the whole window goes when nothing else is unsent.
         self.unsent_segments == 0 || self.unsent_segments + u64::from(segments) <= window

@@ -44,7 +44,8 @@ impl Scheduler {
     /// request that no longer counts is ignored.
     pub fn on_page(&mut self, partition: u32, request_id: u64, entries: Vec<DueEntry>, end_reached: bool) {
         let Some((level, page)) = self.take_page(partition, request_id) else { return };
-        let end = if end_reached || entries.is_empty() { Some(RowKey::start_of(page.until_ms)) } else { None };
+        let end =
+            if end_reached || entries.is_empty() { Some(RowKey::start_of(page.until_ms)) } else { None };
         match page.lane {
             None => self.move_frontier(partition, level, &page, &entries, end),
             Some(lane) => self.catch_up(partition, level, &page, &entries, end, lane),
@@ -141,18 +142,15 @@ impl Scheduler {
         fits
     }
 
-    /// When the next page will be wanted; `now_ms` if one is wanted already.
+    /// When the next page will be wanted. Pages that are wanted already are asked for in this turn or, if too many are
+    /// being read, when one of these arrives.
     pub(crate) fn next_page_ms(&self, now_ms: u64) -> Option<u64> {
-        if self.pages_in_flight() >= self.config.pages_in_flight_max {
-            return None;
-        }
         let lanes = self.configured_lanes();
         let windows = self.partitions.values().flat_map(|led| &led.windows);
         windows
             .filter_map(|window| match window.need(now_ms, &self.config, &lanes) {
-                Need::Page { .. } => Some(now_ms),
                 Need::At(at_ms) => Some(at_ms),
-                Need::Nothing => None,
+                Need::Page { .. } | Need::Nothing => None,
             })
             .min()
     }

@@ -70,9 +70,15 @@ impl Scheduler {
         if std::mem::replace(&mut attempt.row_gone, true) {
             return;
         }
-        let chosen_for = (attempt.priority, attempt.due_ms);
-        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == chosen_for) {
+        let (priority, due_ms) = (attempt.priority, attempt.due_ms);
+        let (partition, id) = (cell.partition, cell.id);
+        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == (priority, due_ms)) {
             self.remove_row(no);
+        }
+        let level = level_of(priority).expect("a row was put in under its level");
+        if let Some(led) = self.partitions.get_mut(&partition) {
+            let notes_max = self.config.window_entries_max;
+            led.windows[level].note_gone(RowKey::of(due_ms, id), id, notes_max);
         }
     }
 

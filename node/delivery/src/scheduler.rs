@@ -2,8 +2,8 @@
 //!
 //! The driver's turn: pass on changes, pages and results, then call [`Scheduler::decide`], propose what it says, then
 //! read what [`Scheduler::wants_pages`] asks for, and sleep until the next wake-up or input. Changes of one
-//! partition are passed in apply order; a page is read from the tables after it was asked for. Results of a begin
-//! may come before or after the changes of its batch.
+//! partition are passed in apply order, those of a batch before its results; a page is read from the tables after it
+//! was asked for, and may be ahead of the changes that were passed.
 //!
 //! Bounds: `window_entries_max` rows for each of the four priorities of each led partition, as many notes while a page
 //! is read, and one attempt record for each attempt that the lanes may have in flight.
@@ -124,7 +124,8 @@ impl Scheduler {
         }
     }
 
-    /// The proposed attempt was committed, or refused or dropped.
+    /// The proposed attempt was committed, or refused or dropped. Each decided attempt is answered once, before the
+    /// partition is led again: an answer that comes later would be taken for one about a new attempt.
     pub fn on_begun(&mut self, partition: u32, message_id: MessageId, result: BeginResult) {
         let Some(no) = self.attempt_of(partition, message_id) else { return };
         match result {

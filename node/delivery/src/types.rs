@@ -61,7 +61,8 @@ pub struct ConfigError {
 
 impl SchedulerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let at_least = |name, value: u64, min| if value < min { Err(ConfigError { name, min }) } else { Ok(()) };
+        let at_least =
+            |name, value: u64, min| if value < min { Err(ConfigError { name, min }) } else { Ok(()) };
         at_least("horizon_ms", self.horizon_ms, 2)?;
         at_least("window_entries_max", self.window_entries_max as u64, 2)?;
         at_least("page_entries_max", self.page_entries_max as u64, 1)?;

@@ -48,7 +48,9 @@ pub(crate) struct PendingPage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// A page, now: of one lane or of all.
-    Page { lane: Option<u32> },
+    Page {
+        lane: Option<u32>,
+    },
     /// A page at this time.
     At(u64),
     Nothing,
@@ -56,13 +58,7 @@ pub(crate) enum Need {
 
 impl Default for Window {
     fn default() -> Self {
-        Self {
-            frontier: RowKey::START,
-            lanes: BTreeMap::new(),
-            rows: 0,
-            page: None,
-            caught_up_last: false,
-        }
+        Self { frontier: RowKey::START, lanes: BTreeMap::new(), rows: 0, page: None, caught_up_last: false }
     }
 }
 

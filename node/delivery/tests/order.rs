@@ -43,7 +43,8 @@ fn a_message_that_waited_long_moves_up_one_level_and_only_one() {
     rig.due(&old_bulk);
     rig.decide();
     let now = T0 + 300_000;
-    rig.at(now).decide();
+    rig.at(now).fill();
+    rig.decide();
     for (n, priority) in [(2, 4), (3, 3), (4, 2)] {
         rig.due(&DueEntry { priority, expires_at_ms: hours, ..row(n, now) });
     }
@@ -115,7 +116,11 @@ fn an_expired_message_is_expired_and_never_begun() {
     rig.due(&entry);
     let decision = rig.decide();
     assert_eq!((decision.begin.len(), decision.expire.len()), (0, 0));
-    assert_eq!(decision.next_wake_ms, Some(T0 + 100), "the expiry is seen in time although the lane is paused");
+    assert_eq!(
+        decision.next_wake_ms,
+        Some(T0 + 100),
+        "the expiry is seen in time although the lane is paused"
+    );
     let decision = rig.at(T0 + 100).decide();
     assert_eq!(decision.expire, [(PARTITION, id(1))]);
     assert_eq!(rig.at(T0 + 101).decide().expire, [], "once, while the proposal is under way");

@@ -137,7 +137,7 @@ impl Applier {
                 other => other.fail(ProposeError::Uncertain),
             }
         }
-        drop(self.applied[group as usize].send(last));
+        self.applied[group as usize].send_replace(last);
         drop(self.completions.send(Completion::Applied { group, index: last }));
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Applier {
         if changed {
             let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;
             self.meta.store(Arc::new(view));
-            drop(self.meta_changed.send(last));
+            self.meta_changed.send_replace(last);
         }
         for (waiter, index, texts) in answers {
             match waiter {
@@ -198,7 +198,7 @@ impl Applier {
                 other => other.fail(ProposeError::Uncertain),
             }
         }
-        drop(self.applied[0].send(last));
+        self.applied[0].send_replace(last);
         drop(self.completions.send(Completion::Applied { group: 0, index: last }));
         Ok(())
     }

@@ -3,7 +3,7 @@ use super::shard::ShardMessage;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use carillon_core::meta::MetaView;
-use carillon_core::{CommandResult, DueEntry, ScheduleChange};
+use carillon_core::{CommandResult, ScheduleChange};
 use carillon_store::{Replica, StateDb};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,8 +78,6 @@ pub enum DriverEvent {
     Lead { partition: u32, term: u64 },
     Unlead { partition: u32 },
     Schedule { partition: u32, changes: Vec<ScheduleChange> },
-    /// Rows of table D asked for.
-    Page { partition: u32, request_id: u64, entries: Vec<DueEntry>, end_reached: bool },
 }
 
 /// State of one group for operators.

@@ -7,10 +7,11 @@
 use super::applier::{ApplyEntry, ApplyMessage};
 use super::cell::{Cell, Pending, convert};
 use super::handle::{GroupStatus, Leaders, Leadership, ProposeError, Waiter};
+use super::maintenance::MaintenanceMessage;
 use super::transport::PeerSender;
 use bytes::Bytes;
 use carillon_consensus::{Outputs, PersistTask, RoleChange};
-use carillon_proto::internal::{Command, GroupMessage, LeaderStart, command::Kind};
+use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
 use crossbeam_channel::{Receiver, Sender, select};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ use tokio::sync::{oneshot, watch};
 pub const INBOX_MAX: usize = 8192;
 /// Inbox messages handled in one turn before the groups are polled.
 const TURN_MESSAGES_MAX: usize = 1024;
+/// Ticks between hints on how far logs may be cut.
+const HINT_TICKS: u64 = 50;
 /// Ticks for which a preferred leader must look healthy before it gets its partition back.
 const PREFER_AFTER_TICKS: u32 = 50;
 
@@ -34,6 +37,8 @@ pub enum ShardMessage {
     Read { group: u32, reply: ReadReply },
     Transfer { group: u32, to: u64, reply: oneshot::Sender<Result<(), ProposeError>> },
     Unreachable { node: u64 },
+    /// From a leader: all replicas have these entries.
+    Hints(Vec<TruncateHint>),
     Status { reply: oneshot::Sender<Vec<GroupStatus>> },
     Stop,
 }
@@ -43,6 +48,8 @@ pub enum Completion {
     Persisted(Vec<(u32, u64)>),
     Applied { group: u32, index: u64 },
     Blocked { group: u32, reason: String },
+    /// The log store cut off everything up to here.
+    Truncated { group: u32, index: u64, term: u64 },
 }
 
 pub(super) struct Shard {
@@ -58,7 +65,9 @@ pub(super) struct Shard {
     pub leaders: watch::Sender<Arc<Leaders>>,
     pub tick: Duration,
     pub in_flight_max: usize,
+    pub maintenance: Sender<MaintenanceMessage>,
     pub next_ctx: u64,
+    pub ticks: u64,
     pub outputs: Outputs,
 }
 
@@ -129,6 +138,7 @@ impl Shard {
                     cell.group.report_unreachable(node);
                 }
             }
+            ShardMessage::Hints(hints) => self.pass_hints(&hints),
             ShardMessage::Status { reply } => drop(reply.send(self.status())),
             ShardMessage::Stop => {}
         }
@@ -185,6 +195,11 @@ impl Shard {
                     cell.answer_reads(index);
                 }
             }
+            Completion::Truncated { group, index, term } => {
+                if let Some(cell) = self.cells.get_mut(&group) {
+                    cell.group.log_truncated(index, term);
+                }
+            }
             Completion::Blocked { group, reason } => {
                 if let Some(cell) = self.cells.get_mut(&group) {
                     tracing::error!(group, reason, "replica fenced");
@@ -212,6 +227,28 @@ impl Shard {
                 }
             }
             prefer(cell, *number, &members, self.node_id);
+        }
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(HINT_TICKS) {
+            let hints: Vec<TruncateHint> = self
+                .cells
+                .iter()
+                .filter_map(|(group, cell)| {
+                    let index = cell.group.slowest_match()?;
+                    (index > cell.group.first_index()).then_some(TruncateHint { group: *group, index })
+                })
+                .collect();
+            self.pass_hints(&hints);
+            if !hints.is_empty() {
+                self.peers.send_hints(&hints);
+            }
+        }
+    }
+
+    /// Late or lost hints do no harm, so a full queue drops them.
+    fn pass_hints(&self, hints: &[TruncateHint]) {
+        for hint in hints {
+            drop(self.maintenance.try_send(MaintenanceMessage::Safe { group: hint.group, index: hint.index }));
         }
     }
 

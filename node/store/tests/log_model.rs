@@ -11,9 +11,21 @@ use tempfile::tempdir;
 #[derive(Debug, Clone)]
 enum Step {
     /// Starts `back` entries before the end.
-    Append { group: u32, back: u64, count: u64, size: usize, sync: bool },
-    Vote { group: u32, term: u64 },
-    Truncate { group: u32, keep: u64 },
+    Append {
+        group: u32,
+        back: u64,
+        count: u64,
+        size: usize,
+        sync: bool,
+    },
+    Vote {
+        group: u32,
+        term: u64,
+    },
+    Truncate {
+        group: u32,
+        keep: u64,
+    },
     Reopen,
 }
 
@@ -71,8 +83,11 @@ fn run<C: Candidate>(steps: Vec<Step>) {
                 model.exists = true;
             }
             Step::Vote { group, term: vote } => {
-                let write =
-                    GroupWrite { group, hard_state: Some(hard_state(term, vote, 0)), ..GroupWrite::default() };
+                let write = GroupWrite {
+                    group,
+                    hard_state: Some(hard_state(term, vote, 0)),
+                    ..GroupWrite::default()
+                };
                 open.write(&[write], true).unwrap();
                 let model = models.get_mut(&group).unwrap();
                 (model.vote, model.exists) = (Some(vote), true);
@@ -87,8 +102,8 @@ fn run<C: Candidate>(steps: Vec<Step>) {
                 }
             }
             Step::Reopen => {
-                log = None;
-                log = Some(log.unwrap_or_else(|| C::open(dir.path()).unwrap()));
+                drop(log.take());
+                log = Some(C::open(dir.path()).unwrap());
             }
         }
         for (group, model) in &models {

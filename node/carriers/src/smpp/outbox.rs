@@ -1,15 +1,15 @@
 //! What is to be written, and the proof of what was not.
 //!
 //! PDUs leave in order. A PDU counts as started as soon as one octet of it may have been handed to the socket; only a
-//! PDU that has not started can be withdrawn. Bounded: at most [`OCTETS_MAX`] octets plus one PDU of submits, and one
-//! answer for each PDU that the session reads.
+//! PDU that has not started can be withdrawn. Bounded: the submits by the window, the rest because the session stops
+//! reading while [`Outbox::is_full`].
 use super::pdu::Wire;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use tokio::time::Instant;
 
-/// No more submits are queued beyond this; about 300 of them.
-pub const OCTETS_MAX: usize = 64 * 1024;
+/// Beyond this the session reads nothing that it would have to answer.
+const OCTETS_MAX: usize = 256 * 1024;
 /// Pieces of one write.
 pub const SLICES_MAX: usize = 64;
 
@@ -37,8 +37,8 @@ impl Outbox {
         self.queue.is_empty()
     }
 
-    pub fn has_room(&self) -> bool {
-        self.octets < OCTETS_MAX
+    pub fn is_full(&self) -> bool {
+        self.octets >= OCTETS_MAX
     }
 
     pub fn push(&mut self, wire: Wire) {

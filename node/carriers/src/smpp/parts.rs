@@ -34,7 +34,7 @@ impl Parts {
         let total = parts.len() as u8;
         let octets = parts
             .iter()
-            .zip(1u8..)
+            .zip(1..=u8::MAX)
             .map(|(part, number)| {
                 // Header length, element "concatenated, 8-bit reference", its length, reference, total, number.
                 let mut octets = Vec::with_capacity(HEADER_OCTETS + part.expose().len());

@@ -8,7 +8,8 @@ mod run;
 
 use carillon_consensus::wire;
 use carillon_consensus::{
-    CommittedEntry, Group, GroupConfig, LogStore as _, MemLog, Outputs, PersistTask, ProposeError, bootstrap_write,
+    CommittedEntry, Group, GroupConfig, LogStore as _, MemLog, Outputs, PersistTask, ProposeError,
+    bootstrap_write,
 };
 use carillon_proto::internal::RaftMessage;
 use oracle::Oracle;
@@ -72,7 +73,7 @@ impl Faults {
 #[derive(Debug)]
 enum Event {
     Tick { node: usize },
-    Deliver { from: usize, to: usize, group: u32, message: RaftMessage },
+    Deliver { from: usize, to: usize, group: u32, message: Box<RaftMessage> },
     DiskDone { node: usize, epoch: u64 },
     Apply { node: usize, epoch: u64, group: u32 },
     Client,
@@ -172,7 +173,8 @@ impl Sim {
             };
             sim.nodes.push(node);
             for group in 0..groups {
-                let fresh = Replica { group: None, to_apply: VecDeque::new(), applied: Vec::new(), flushed: 0 };
+                let fresh =
+                    Replica { group: None, to_apply: VecDeque::new(), applied: Vec::new(), flushed: 0 };
                 sim.nodes[n].replicas.insert(group, fresh);
             }
             sim.restart(n);
@@ -215,7 +217,7 @@ impl Sim {
                 unapplied_bytes_max: 2000,
                 cache_bytes_max: 1500,
                 uncommitted_bytes_max: 6000,
-                skip_commit_broadcast: self.seed % 2 == 0,
+                skip_commit_broadcast: self.seed.is_multiple_of(2),
                 ..GroupConfig::new(group, self.nodes[node].id, self.seed)
             };
             match Group::open(config, log, applied) {
@@ -347,7 +349,8 @@ impl Sim {
             let replica = self.replica(node, group);
             replica.flushed = replica.applied.len();
             if durable != replica.applied.last().map(|a| a.0) {
-                self.oracle.fail(format!("node {node} group {group}: {last} applied but its log is not durable"));
+                self.oracle
+                    .fail(format!("node {node} group {group}: {last} applied but its log is not durable"));
             }
         }
         self.group(node, group).applied(last);
@@ -379,7 +382,7 @@ impl Sim {
         let copies = 1 + u64::from(self.rng.chance(duplicate));
         for _ in 0..copies {
             let delay = 1 + self.rng.below(delay_max);
-            let message = message.clone();
+            let message = Box::new(message.clone());
             self.at(delay, Event::Deliver { from, to, group, message });
         }
     }
@@ -387,7 +390,7 @@ impl Sim {
     fn deliver(&mut self, to: usize, group: u32, mut message: RaftMessage) {
         let m = &message;
         self.note(&[u64::from(group), m.msg_type as u64, m.to, m.from, m.term, m.index, m.commit]);
-        if self.sequence % 16 == 0 {
+        if self.sequence.is_multiple_of(16) {
             let bytes = message.encode_to_vec();
             message = RaftMessage::decode(bytes.as_slice()).expect("prost reads what it wrote");
         }

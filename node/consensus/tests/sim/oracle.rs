@@ -50,7 +50,8 @@ impl Oracle {
         let found = (entry.term, hash);
         match history.get(entry.index as usize - 1) {
             Some(known) if *known != found => {
-                let text = format!("group {group} node {node}: entry {} differs: {known:?} {found:?}", entry.index);
+                let text =
+                    format!("group {group} node {node}: entry {} differs: {known:?} {found:?}", entry.index);
                 self.fail(text);
                 return false;
             }
@@ -61,7 +62,9 @@ impl Oracle {
                 return false;
             }
         }
-        let Some(proposed) = self.pending.remove(&(group, node, entry.index, entry.term)) else { return false };
+        let Some(proposed) = self.pending.remove(&(group, node, entry.index, entry.term)) else {
+            return false;
+        };
         if proposed != hash {
             self.fail(format!("group {group} node {node}: not what was proposed at {}", entry.index));
         }
@@ -75,7 +78,9 @@ impl Oracle {
 
     pub fn read(&mut self, group: u32, index: u64, at_least: u64) {
         if index < at_least {
-            self.fail(format!("group {group}: read at {index} misses {at_least}, acknowledged before it began"));
+            self.fail(format!(
+                "group {group}: read at {index} misses {at_least}, acknowledged before it began"
+            ));
         }
     }
 

@@ -20,7 +20,7 @@ impl Sim {
             }
             Event::Deliver { from, to, group, message } => {
                 if !self.cuts.contains(&(from, to)) {
-                    self.deliver(to, group, message);
+                    self.deliver(to, group, *message);
                 }
             }
             Event::DiskDone { node, epoch } if epoch == self.nodes[node].epoch => self.disk_done(node),
@@ -105,7 +105,8 @@ impl Sim {
         self.run_ms(trouble_ms);
         self.trouble = false;
         self.clients = false;
-        self.faults = super::Faults { ack_before_persist: self.faults.ack_before_persist, ..super::Faults::none() };
+        self.faults =
+            super::Faults { ack_before_persist: self.faults.ack_before_persist, ..super::Faults::none() };
         self.cuts.clear();
         for node in 0..3 {
             self.restart(node);
@@ -118,14 +119,17 @@ impl Sim {
             self.run_ms(200);
         }
         for group in 0..self.groups {
-            let leader = (0..3).find(|n| self.group(*n, group).is_leader());
-            let proposed = leader.is_some_and(|n| self.propose(n, group, 1).is_ok());
-            if !proposed && self.oracle.violation.is_none() {
-                return Err(format!("group {group} takes no proposal: {}", self.picture()));
+            while self.oracle.violation.is_none() && !self.propose_somewhere(group) {
+                if self.now_ms > peace_until {
+                    return Err(format!("group {group} takes no proposal: {}", self.picture()));
+                }
+                self.run_ms(200);
             }
         }
         self.run_ms(2000);
-        self.check_end();
+        if self.oracle.violation.is_none() {
+            self.check_end();
+        }
         match self.oracle.violation {
             Some(text) => Err(text),
             None => {
@@ -133,6 +137,12 @@ impl Sim {
                 Ok((self.stats, self.trace))
             }
         }
+    }
+
+    /// Refused while there is no leader or while it hands over.
+    fn propose_somewhere(&mut self, group: u32) -> bool {
+        let leader = (0..3).find(|n| self.group(*n, group).is_leader());
+        leader.is_some_and(|n| self.propose(n, group, 1).is_ok())
     }
 
     /// Every group has a leader that is ready and every replica has applied its whole log.
@@ -149,7 +159,8 @@ impl Sim {
             let history = self.oracle.history.get(&group).cloned().unwrap_or_default();
             for n in 0..3 {
                 if self.replica(n, group).applied != history {
-                    let text = format!("group {group} node {n} has not applied everything: {}", self.picture());
+                    let text =
+                        format!("group {group} node {n} has not applied everything: {}", self.picture());
                     self.oracle.fail(text);
                 }
                 self.nodes[n].log.sync();

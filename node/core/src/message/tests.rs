@@ -9,18 +9,18 @@ fn all() -> impl Iterator<Item = MessageState> {
 /// Rejected, OptedOut, Dead.
 const TABLE: [(MessageState, &str); 13] = [
     (MessageState::Unspecified, ".xx.........."),
-    (MessageState::Accepted,    "..xx....xx..."),
-    (MessageState::Waiting,     "..xxxxxxxxxx."),
-    (MessageState::InFlight,    "..x.xxxxxxxxx"),
-    (MessageState::Submitted,   "......xx....."),
-    (MessageState::Unknown,     "..x.x.xxxxxxx"),
-    (MessageState::Delivered,   "............."),
+    (MessageState::Accepted, "..xx....xx..."),
+    (MessageState::Waiting, "..xxxxxxxxxx."),
+    (MessageState::InFlight, "..x.xxxxxxxxx"),
+    (MessageState::Submitted, "......xx....."),
+    (MessageState::Unknown, "..x.x.xxxxxxx"),
+    (MessageState::Delivered, "............."),
     (MessageState::Undelivered, "............."),
-    (MessageState::Expired,     "............."),
-    (MessageState::Canceled,    "............."),
-    (MessageState::Rejected,    "............."),
-    (MessageState::OptedOut,    "............."),
-    (MessageState::Dead,        "............."),
+    (MessageState::Expired, "............."),
+    (MessageState::Canceled, "............."),
+    (MessageState::Rejected, "............."),
+    (MessageState::OptedOut, "............."),
+    (MessageState::Dead, "............."),
 ];
 
 #[test]

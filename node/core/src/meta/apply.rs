@@ -8,8 +8,8 @@ use crate::tables::{TableError, Tables};
 use bytes::Bytes;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    AppliedRecord, Bootstrap, CarrierRecord, DataKeyRecord, MetaBatch, MetaCommand, PracticeRecord, PutCarrier,
-    PutDataKey, PutPractice,
+    AppliedRecord, Bootstrap, CarrierRecord, DataKeyRecord, MetaBatch, MetaCommand, PracticeRecord,
+    PutCarrier, PutDataKey, PutPractice,
 };
 
 /// Why a meta command was refused. The text is what operators see.
@@ -123,7 +123,9 @@ fn slowest_carrier(tables: &dyn Tables) -> Result<Option<u32>, TableError> {
     let (mut slowest, mut error) = (None, None);
     tables.scan(&range.start, &range.end, &mut |_, row| {
         match decode::<CarrierRecord>('m', row) {
-            Ok(r) => slowest = Some(slowest.map_or(r.segments_per_second, |s: u32| s.min(r.segments_per_second))),
+            Ok(r) => {
+                slowest = Some(slowest.map_or(r.segments_per_second, |s: u32| s.min(r.segments_per_second)))
+            }
             Err(e) => error = Some(e),
         }
         error.is_none()
@@ -186,7 +188,8 @@ fn put_data_key(tables: &mut dyn Tables, now_ms: u64, command: PutDataKey) -> Ou
     let key = keys::data_key(command.practice_no, command.epoch);
     if let Some(row) = tables.get(&key)? {
         let stored: DataKeyRecord = decode('m', row)?;
-        let same = stored.wrapped_key == command.wrapped_key && stored.provider_key_id == command.provider_key_id;
+        let same =
+            stored.wrapped_key == command.wrapped_key && stored.provider_key_id == command.provider_key_id;
         return Ok(if same { Ok(Change::Same) } else { Err(MetaRefusal::Exists) });
     }
     if epochs(tables, command.practice_no)? >= KEY_EPOCHS_MAX {

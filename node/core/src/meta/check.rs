@@ -45,14 +45,22 @@ pub(super) fn bootstrap(command: &Bootstrap) -> Check {
     require((1..=NODES_MAX).contains(&command.nodes.len()), "nodes", "must be 1 to 64")?;
     let ids: BTreeSet<u64> = command.nodes.iter().map(|n| n.node_id).collect();
     let addresses: BTreeSet<&str> = command.nodes.iter().map(|n| n.peer_address.as_str()).collect();
-    require(!ids.contains(&0) && ids.len() == command.nodes.len(), "nodes.node_id", "must be distinct and not 0")?;
+    require(
+        !ids.contains(&0) && ids.len() == command.nodes.len(),
+        "nodes.node_id",
+        "must be distinct and not 0",
+    )?;
     require(addresses.len() == command.nodes.len(), "nodes.peer_address", "must be distinct")?;
     require(addresses.iter().all(|a| address(a)), "nodes.peer_address", "must be host:port")
 }
 
 pub(super) fn practice(command: &PutPractice) -> Check {
     require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
-    require(outside_name(&command.practice), "practice", "must be 1 to 128 bytes without control characters")?;
+    require(
+        outside_name(&command.practice),
+        "practice",
+        "must be 1 to 128 bytes without control characters",
+    )?;
     let zone = &command.time_zone;
     let zone_set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
     let zone_possible = (1..=64).contains(&zone.len()) && zone.bytes().all(zone_set);

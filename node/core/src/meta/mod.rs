@@ -31,6 +31,3 @@ pub const CARRIERS_MAX: u32 = 1_000;
 pub const NODES_MAX: usize = 64;
 /// Epochs of one practice's data key, at most.
 pub const KEY_EPOCHS_MAX: usize = 1_000;
-
-#[cfg(test)]
-mod tests;

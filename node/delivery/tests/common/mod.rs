@@ -60,9 +60,8 @@ impl TableD {
 
     pub fn page(&self, request: &PageRequest) -> (Vec<DueEntry>, bool) {
         let after = |e: &DueEntry| request.after.is_none_or(|after| (e.due_ms, e.message_id) > after);
-        let wanted = |e: &&DueEntry| {
-            e.priority == request.priority && after(e) && e.due_ms <= request.until_ms
-        };
+        let wanted =
+            |e: &&DueEntry| e.priority == request.priority && after(e) && e.due_ms <= request.until_ms;
         let mut rows: Vec<DueEntry> =
             self.rows.values().filter(wanted).take(request.limit + 1).cloned().collect();
         let end = rows.len() <= request.limit;

@@ -40,7 +40,9 @@ pub(super) fn unseal(group: u32, index: u64, mut entry: Entry) -> Result<Entry, 
     }
     match stored {
         None => Err(corrupt(format!("entry {index} has no checksum"))),
-        Some(sum) if sum != of_entry(group, &entry) => Err(corrupt(format!("entry {index} fails its checksum"))),
+        Some(sum) if sum != of_entry(group, &entry) => {
+            Err(corrupt(format!("entry {index} fails its checksum")))
+        }
         Some(_) => Ok(entry),
     }
 }

@@ -80,7 +80,8 @@ impl EngineLog {
             if region == MARKER_REGION {
                 continue;
             }
-            let group = u32::try_from(region).map_err(|_| OpenError::Io(format!("region {region} is no group")))?;
+            let group =
+                u32::try_from(region).map_err(|_| OpenError::Io(format!("region {region} is no group")))?;
             table.insert(group, load_record(&engine, group)?);
         }
         let log = Self {
@@ -157,10 +158,12 @@ impl EngineLog {
     }
 
     fn read(&self, group: u32, index: u64) -> Result<Entry, LogError> {
-        let corrupt = |reason: String| LogError::Corrupt { group, reason: format!("entry {index}: {reason}") };
+        let corrupt =
+            |reason: String| LogError::Corrupt { group, reason: format!("entry {index}: {reason}") };
         // The engine asserts on blocks that are shorter than its index says.
-        let read = catch_unwind(AssertUnwindSafe(|| self.engine.get_entry::<RaftEntry>(u64::from(group), index)))
-            .map_err(|_| corrupt("the stored block is malformed".to_string()))?;
+        let read =
+            catch_unwind(AssertUnwindSafe(|| self.engine.get_entry::<RaftEntry>(u64::from(group), index)))
+                .map_err(|_| corrupt("the stored block is malformed".to_string()))?;
         match read {
             Ok(Some(entry)) => checksum::unseal(group, index, entry),
             Ok(None) => Err(corrupt("it was acknowledged but is not there".to_string())),
@@ -207,7 +210,9 @@ impl LogStore for EngineLog {
     fn truncate(&self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
         let mut writer = self.writer.lock();
         let divergent = self.is_divergent(group, index, term)?;
-        let Some(record) = self.table.read().plan_truncate(group, index, term, divergent) else { return Ok(()) };
+        let Some(record) = self.table.read().plan_truncate(group, index, term, divergent) else {
+            return Ok(());
+        };
         let region = u64::from(group);
         let keep_from = match self.engine.last_index(region) {
             Some(last) if divergent || last < index => last.max(index) + 1,
@@ -254,7 +259,8 @@ fn damaged_engine(reason: String) -> OpenError {
 fn load_record(engine: &Engine, group: u32) -> Result<GroupRecord, LogError> {
     let region = u64::from(group);
     let corrupt = |reason: String| LogError::Corrupt { group, reason };
-    let bytes = engine.get(region, RECORD_KEY).ok_or_else(|| corrupt("it has entries but no record".to_string()))?;
+    let bytes =
+        engine.get(region, RECORD_KEY).ok_or_else(|| corrupt("it has entries but no record".to_string()))?;
     let record = GroupRecord::from_bytes(group, &bytes)?;
     if record.last_index > record.truncated_index {
         let first = engine.first_index(region).unwrap_or(u64::MAX);
@@ -272,7 +278,9 @@ fn load_record(engine: &Engine, group: u32) -> Result<GroupRecord, LogError> {
 
 fn stage(batch: &mut LogBatch, part: &Planned<'_>) -> Result<(), LogError> {
     let sealed: Vec<Entry> = part.entries.iter().map(|entry| checksum::seal(part.group, entry)).collect();
-    batch.add_entries::<RaftEntry>(u64::from(part.group), &sealed).map_err(|error| LogError::Io(error.to_string()))?;
+    batch
+        .add_entries::<RaftEntry>(u64::from(part.group), &sealed)
+        .map_err(|error| LogError::Io(error.to_string()))?;
     put_record(batch, part.group, &part.record)
 }
 
@@ -287,7 +295,8 @@ fn guard<T>(call: impl FnOnce() -> raft_engine::Result<T>) -> Result<T, LogError
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| LogError::Io(error.to_string())),
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let text =
+                panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Err(LogError::Io(format!("the log engine panicked: {}", text.unwrap_or("no text"))))
         }
     }

@@ -178,7 +178,9 @@ fn read_marker(items: &[u8]) -> Option<Marker> {
 fn next_batch(data: &[u8], from: usize, number: u64) -> Option<usize> {
     (from..data.len().saturating_sub(BATCH_HEADER_BYTES)).find(|&offset| {
         // A batch is shorter than 2^40 bytes and its items start below 2^40: five zero bytes filter nearly all.
-        data[offset..offset + 2] == [0; 2] && data[offset + 8..offset + 11] == [0; 3] && read_batch(data, offset, number).is_ok()
+        data[offset..offset + 2] == [0; 2]
+            && data[offset + 8..offset + 11] == [0; 3]
+            && read_batch(data, offset, number).is_ok()
     })
 }
 

@@ -42,7 +42,8 @@ impl GroupRecord {
 
     pub fn from_bytes(group: u32, bytes: &[u8]) -> Result<Self, LogError> {
         let corrupt = |reason: &str| LogError::Corrupt { group, reason: reason.to_string() };
-        let (sum, body) = bytes.split_first_chunk::<4>().ok_or_else(|| corrupt("group record is too short"))?;
+        let (sum, body) =
+            bytes.split_first_chunk::<4>().ok_or_else(|| corrupt("group record is too short"))?;
         if u32::from_le_bytes(*sum) != record_sum(group, body) {
             return Err(corrupt("group record fails its checksum"));
         }
@@ -50,12 +51,9 @@ impl GroupRecord {
     }
 
     fn to_state(&self) -> GroupState {
-        let mut hard_state = HardState::default();
-        hard_state.term = self.term;
-        hard_state.vote = self.vote;
-        hard_state.commit = self.commit;
+        let Self { term, vote, commit, .. } = *self;
         GroupState {
-            hard_state,
+            hard_state: HardState { term, vote, commit, ..HardState::default() },
             conf_state: self.conf.clone().unwrap_or_default(),
             conf_index: self.conf_index,
             truncated_index: self.truncated_index,
@@ -166,14 +164,21 @@ impl GroupTable {
 }
 
 /// Moves the last index; refuses gaps and entries below the truncation, which are bugs of the caller.
-fn apply_entries(group: u32, record: &mut GroupRecord, entries: &[Entry]) -> Result<Option<(u64, u64)>, LogError> {
+fn apply_entries(
+    group: u32,
+    record: &mut GroupRecord,
+    entries: &[Entry],
+) -> Result<Option<(u64, u64)>, LogError> {
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(None) };
     let refuse = |reason: String| Err(LogError::Corrupt { group, reason });
     if entries.windows(2).any(|pair| pair[1].index != pair[0].index + 1) {
         return refuse(format!("entries from {} are not consecutive", first.index));
     }
     if first.index <= record.truncated_index {
-        return refuse(format!("entry {} is at or below the truncation {}", first.index, record.truncated_index));
+        return refuse(format!(
+            "entry {} is at or below the truncation {}",
+            first.index, record.truncated_index
+        ));
     }
     if first.index > record.last_index + 1 {
         return refuse(format!("entry {} leaves a gap after {}", first.index, record.last_index));

@@ -13,8 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use protobuf::Message;
 use raft::eraftpb::Entry;
 use rocksdb::{
-    BlockBasedOptions, Cache, ChecksumType, DB, DBCompressionType, DBRecoveryMode, ErrorKind, IteratorMode, Options,
-    ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ChecksumType, DB, DBCompressionType, DBRecoveryMode, ErrorKind, IteratorMode,
+    Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,13 @@ impl RocksLog {
         let owner = lock_directory(dir)?;
         let db = DB::open(&db_options(options), dir).map_err(|error| open_error(&error))?;
         let table = load_table(&db)?;
-        Ok(Self { db, table: RwLock::new(table), failed: Mutex::new(false), dir: dir.to_path_buf(), _owner: owner })
+        Ok(Self {
+            db,
+            table: RwLock::new(table),
+            failed: Mutex::new(false),
+            dir: dir.to_path_buf(),
+            _owner: owner,
+        })
     }
 
     fn commit(&self, failed: &mut bool, batch: WriteBatch, sync: bool) -> Result<(), LogError> {
@@ -73,7 +79,8 @@ impl RocksLog {
         let table = self.table.read();
         let stored = table.get(group).is_some_and(|r| r.truncated_index < index && index <= r.last_index);
         drop(table);
-        Ok(stored && self.entries(group, index, index + 1, 0)?.first().is_some_and(|entry| entry.term != term))
+        Ok(stored
+            && self.entries(group, index, index + 1, 0)?.first().is_some_and(|entry| entry.term != term))
     }
 }
 
@@ -96,7 +103,10 @@ impl LogStore for RocksLog {
         for index in low..high {
             let Some((key, value)) = rows.item() else {
                 rows.status().map_err(|error| read_error(group, &error))?;
-                return Err(LogError::Corrupt { group, reason: format!("entry {index} was acknowledged but is not there") });
+                return Err(LogError::Corrupt {
+                    group,
+                    reason: format!("entry {index} was acknowledged but is not there"),
+                });
             };
             let entry = decode(group, index, key, value)?;
             if !budget.admits(&entry) {
@@ -123,7 +133,9 @@ impl LogStore for RocksLog {
     fn truncate(&self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
         let mut failed = self.failed.lock();
         let divergent = self.is_divergent(group, index, term)?;
-        let Some(record) = self.table.read().plan_truncate(group, index, term, divergent) else { return Ok(()) };
+        let Some(record) = self.table.read().plan_truncate(group, index, term, divergent) else {
+            return Ok(());
+        };
         let end = if divergent { u64::MAX } else { index + 1 };
         let mut batch = WriteBatch::default();
         batch.delete_range(entry_key(group, 0), entry_key(group, end));
@@ -171,11 +183,15 @@ fn load_table(db: &DB) -> Result<GroupTable, OpenError> {
     // Records are one key for each group: jump from one to the next.
     loop {
         let seek = record_key(next);
-        let Some(row) = db.iterator(IteratorMode::From(&seek, rocksdb::Direction::Forward)).next() else { break };
+        let Some(row) = db.iterator(IteratorMode::From(&seek, rocksdb::Direction::Forward)).next() else {
+            break;
+        };
         let (key, value) = row.map_err(|error| open_error(&error))?;
         let (group, kind) = split_key(&key)?;
         if kind != RECORD_KIND {
-            return Err(LogError::Corrupt { group, reason: "it has entries but no record".to_string() }.into());
+            return Err(
+                LogError::Corrupt { group, reason: "it has entries but no record".to_string() }.into()
+            );
         }
         let record = GroupRecord::from_bytes(group, &value)?;
         check_last(db, group, &record)?;
@@ -193,7 +209,11 @@ fn check_last(db: &DB, group: u32, record: &GroupRecord) -> Result<(), OpenError
     }
     for index in [record.truncated_index + 1, record.last_index] {
         if db.get_pinned(entry_key(group, index)).map_err(|error| open_error(&error))?.is_none() {
-            return Err(LogError::Corrupt { group, reason: format!("entry {index} was acknowledged but is not there") }.into());
+            return Err(LogError::Corrupt {
+                group,
+                reason: format!("entry {index} was acknowledged but is not there"),
+            }
+            .into());
         }
     }
     Ok(())
@@ -243,7 +263,11 @@ fn entry_key(group: u32, index: u64) -> [u8; 13] {
 fn split_key(key: &[u8]) -> Result<(u32, u8), OpenError> {
     match key.split_first_chunk::<GROUP_BYTES>() {
         Some((group, [kind, ..])) => Ok((u32::from_be_bytes(*group), *kind)),
-        _ => Err(OpenError::Damaged { file: "database".to_string(), offset: 0, reason: "a key is too short".to_string() }),
+        _ => Err(OpenError::Damaged {
+            file: "database".to_string(),
+            offset: 0,
+            reason: "a key is too short".to_string(),
+        }),
     }
 }
 

@@ -31,7 +31,10 @@ mod tests {
     fn only_the_canonical_name_parses() {
         let family = Family { group: 12, generation: 3 };
         assert_eq!(Family::parse("g12.3"), Some(family));
-        assert_eq!(Family::parse(&Family { group: u32::MAX, generation: u64::MAX }.to_string()).unwrap().group, u32::MAX);
+        assert_eq!(
+            Family::parse(&Family { group: u32::MAX, generation: u64::MAX }.to_string()).unwrap().group,
+            u32::MAX
+        );
         for name in ["default", "g12", "g012.3", "g+12.3", "12.3", "g12.3.4", "g12.x", "g.1", ""] {
             assert_eq!(Family::parse(name), None, "{name}");
         }

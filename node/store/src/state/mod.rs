@@ -92,7 +92,8 @@ impl StateDb {
     /// Opens or creates the database with all families that are in it.
     pub fn open(path: &Path, options: &StateOptions) -> Result<Self, StateError> {
         let parts = options.build();
-        let existing = if path.join("CURRENT").exists() { Db::list_cf(&parts.db_options, path)? } else { Vec::new() };
+        let existing =
+            if path.join("CURRENT").exists() { Db::list_cf(&parts.db_options, path)? } else { Vec::new() };
         let descriptors = existing
             .iter()
             .map(|name| ColumnFamilyDescriptor::new(name.clone(), parts.family_options.clone()))
@@ -102,8 +103,12 @@ impl StateDb {
         } else {
             Db::open_cf_descriptors(&parts.db_options, path, descriptors)?
         };
-        let shared =
-            Arc::new(Shared { db, parts, applied_key: options.applied_key.clone(), failed: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            db,
+            parts,
+            applied_key: options.applied_key.clone(),
+            failed: AtomicBool::new(false),
+        });
         let mut replicas = BTreeMap::new();
         let mut unknown = Vec::new();
         for name in existing.into_iter().filter(|name| name != rocksdb::DEFAULT_COLUMN_FAMILY_NAME) {
@@ -211,7 +216,12 @@ impl StateDb {
     }
 
     fn generations(&self, group: u32) -> Vec<u64> {
-        self.replicas.lock().keys().filter(|family| family.group == group).map(|family| family.generation).collect()
+        self.replicas
+            .lock()
+            .keys()
+            .filter(|family| family.group == group)
+            .map(|family| family.generation)
+            .collect()
     }
 
     fn existing(&self, group: u32) -> Result<Arc<Replica>, StateError> {
@@ -223,5 +233,7 @@ impl StateDb {
 }
 
 pub(crate) fn decode_applied(group: u32, value: Option<&[u8]>) -> Result<Option<AppliedRecord>, StateError> {
-    value.map(|bytes| AppliedRecord::decode(bytes).map_err(|_| StateError::CorruptApplied { group })).transpose()
+    value
+        .map(|bytes| AppliedRecord::decode(bytes).map_err(|_| StateError::CorruptApplied { group }))
+        .transpose()
 }

@@ -1,7 +1,8 @@
 //! Sizes of the state database and what RocksDB is told.
 //!
-//! Memory bound of a node: memtables `db_write_buffer_bytes` plus one buffer being flushed, blocks, indexes and filters
-//! `block_cache_bytes`, open files `open_files_max` table readers. Three nodes with 17 families each fit one machine.
+//! Memory of a node: memtables about `db_write_buffer_bytes`, and never more than two buffers for each family (one
+//! fills, one is flushed; then commits wait); blocks, indexes and filters `block_cache_bytes`; `open_files_max` table
+//! readers.
 use rocksdb::statistics::StatsLevel;
 use rocksdb::{
     BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options, WriteBufferManager,
@@ -31,8 +32,8 @@ impl Default for StateOptions {
             db_write_buffer_bytes: 48 << 20,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
-            open_files_max: 256,
-            applied_key: b"A".to_vec(),
+            open_files_max: -1,
+            applied_key: carillon_core::keys::applied(),
         }
     }
 }
@@ -48,7 +49,8 @@ pub(crate) struct DbParts {
 impl StateOptions {
     pub(crate) fn build(&self) -> DbParts {
         let cache = Cache::new_lru_cache(self.block_cache_bytes);
-        // Never stall on the total: the flush it starts is enough, and a stalled applier delays replies.
+        // Passing the total starts a flush but stalls nobody: a forgotten iterator that pins flushed memtables
+        // would otherwise stop all replicas. The hard bound is the number of buffers of each family.
         let write_buffers = WriteBufferManager::new_write_buffer_manager(self.db_write_buffer_bytes, false);
         let family_options = self.family_options(&cache);
         let mut db_options = family_options.clone();
@@ -101,8 +103,11 @@ impl StateOptions {
         options.set_block_based_table_factory(&table);
         options.set_write_buffer_size(self.write_buffer_bytes);
         options.set_arena_block_size(256 << 10);
-        options.set_max_write_buffer_number(3);
+        options.set_max_write_buffer_number(2);
         options.set_min_write_buffer_number_to_merge(1);
+        // Most lookups of a new message are for rows that are not there; a filter answers them without a search.
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(0.02);
         options.set_level_zero_file_num_compaction_trigger(4);
         options.set_level_zero_slowdown_writes_trigger(20);
         options.set_level_zero_stop_writes_trigger(36);

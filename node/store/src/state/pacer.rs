@@ -50,7 +50,8 @@ impl FlushPacer {
         }
         let limits = self.limits;
         let due = |u: &Unflushed| {
-            u.bytes > limits.unflushed_bytes_max || now_ms.saturating_sub(u.since_ms) > limits.unflushed_age_max_ms
+            u.bytes > limits.unflushed_bytes_max
+                || now_ms.saturating_sub(u.since_ms) > limits.unflushed_age_max_ms
         };
         // The one that holds most of the log; at the same size the older one.
         let (group, _) = self

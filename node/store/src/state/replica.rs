@@ -4,7 +4,9 @@ use super::{Family, Shared, StateError, decode_applied};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError};
 use carillon_proto::internal::AppliedRecord;
-use rocksdb::{BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
+use rocksdb::{
+    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode,
+};
 use std::sync::Arc;
 
 use super::Db;
@@ -64,7 +66,12 @@ impl ReadTables for Replica {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
         let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
-        scan_rows(range(start, end), |options| self.shared.db.raw_iterator_cf_opt(&handle, options), start, visit)
+        scan_rows(
+            range(start, end),
+            |options| self.shared.db.raw_iterator_cf_opt(&handle, options),
+            start,
+            visit,
+        )
     }
 }
 
@@ -86,11 +93,20 @@ impl ReadTables for ReplicaSnapshot<'_> {
         end: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
-        scan_rows(range(start, end), |options| self.snapshot.raw_iterator_cf_opt(&self.handle, options), start, visit)
+        scan_rows(
+            range(start, end),
+            |options| self.snapshot.raw_iterator_cf_opt(&self.handle, options),
+            start,
+            visit,
+        )
     }
 }
 
-pub(super) fn get_row(db: &Db, handle: &Arc<BoundColumnFamily<'_>>, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+pub(super) fn get_row(
+    db: &Db,
+    handle: &Arc<BoundColumnFamily<'_>>,
+    key: &[u8],
+) -> Result<Option<Bytes>, TableError> {
     let row = db.get_pinned_cf(handle, key).map_err(storage)?;
     Ok(row.map(|value| Bytes::copy_from_slice(&value)))
 }

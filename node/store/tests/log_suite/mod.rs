@@ -1,10 +1,12 @@
 //! What the log tests share: the two candidates behind one trait, and makers of writes.
 #![allow(dead_code)] // each test binary uses a part
-use carillon_consensus::{GroupWrite, LogError, LogStore};
+use carillon_consensus::{GroupState, GroupWrite, LogError, LogStore, MemLog};
 use carillon_proto::internal::ConfState;
 use carillon_store::{EngineLog, EngineLogOptions, OpenError, RocksLog, RocksLogOptions};
 use raft::eraftpb::{Entry, HardState};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 pub trait Candidate {
     type Log: LogStore;
@@ -46,6 +48,44 @@ impl Candidate for Rocks {
     }
 }
 
+/// The log of the consensus tests; a directory names one that lives as long as the test process.
+pub struct Memory;
+pub struct SharedMemLog(Arc<MemLog>);
+
+static MEMORY_LOGS: Mutex<BTreeMap<PathBuf, Arc<MemLog>>> = Mutex::new(BTreeMap::new());
+
+impl Candidate for Memory {
+    type Log = SharedMemLog;
+    const SUFFIX: &'static str = "";
+
+    fn open(dir: &Path) -> Result<SharedMemLog, OpenError> {
+        let log = MEMORY_LOGS.lock().unwrap().entry(dir.to_path_buf()).or_default().clone();
+        Ok(SharedMemLog(log))
+    }
+}
+
+impl LogStore for SharedMemLog {
+    fn load(&self, group: u32) -> Result<Option<GroupState>, LogError> {
+        self.0.load(group)
+    }
+
+    fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        self.0.entries(group, low, high, bytes_max)
+    }
+
+    fn write(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
+        self.0.write(writes, sync)
+    }
+
+    fn truncate(&self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
+        self.0.truncate(group, index, term)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.0.disk_bytes()
+    }
+}
+
 /// Bytes that differ for every group, index and term.
 pub fn payload(group: u32, index: u64, term: u64, size: usize) -> Vec<u8> {
     let mut state = u64::from(group).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ index.rotate_left(32) ^ term;
@@ -70,11 +110,7 @@ pub fn append(group: u32, entries: Vec<Entry>) -> GroupWrite {
 }
 
 pub fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
-    let mut state = HardState::default();
-    state.term = term;
-    state.vote = vote;
-    state.commit = commit;
-    state
+    HardState { term, vote, commit, ..HardState::default() }
 }
 
 pub fn conf(voters: &[u64]) -> ConfState {

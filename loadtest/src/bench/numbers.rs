@@ -1,0 +1,254 @@
+//! `bench numbers`: the figures that are promised, in one run on one machine.
+//!
+//! Owns: the order (disk, accept, accept at half the rate, disk, end to end, idle), the targets and the verdict.
+//! The latency target is relative to the disk: it is measured before and after the load in the same run, in the lab's
+//! own directory, and both measurements count together.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::e2e::{self, E2eResult};
+use super::idle::{self, NodeCost};
+use super::load::{Load, LoadResult, Pace};
+use super::measure::{Latency, Summary};
+use super::{Bench, LoadArgs, fsync};
+use crate::lab::Lab;
+
+const ACCEPTED_PER_S_MIN: f64 = 25_000.0;
+const DELIVERED_PER_S_MIN: f64 = 8_000.0;
+const ACK_TO_FSYNC_MAX: f64 = 3.0;
+const IDLE_CPU_PERCENT_MAX: f64 = 3.0;
+const RSS_MIB_MAX: f64 = 250.0;
+/// Rest before the idle measurement, so that compactions and the like can end.
+const REST: Duration = Duration::from_secs(10);
+
+/// All figures of one run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Numbers {
+    pub fsync_before: Summary,
+    pub fsync_after: Summary,
+    pub fsync: Summary,
+    pub accept_max: LoadResult,
+    pub accept_half: LoadResult,
+    pub e2e_max: E2eResult,
+    pub e2e_paced: E2eResult,
+    pub idle: Vec<NodeCost>,
+    pub checks: Vec<Check>,
+}
+
+/// A target.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    pub what: String,
+    pub measured: f64,
+    pub target: String,
+    pub held: bool,
+    /// Why the measurement says nothing.
+    pub invalid: Option<String>,
+}
+
+impl Numbers {
+    pub fn is_valid(&self) -> bool {
+        self.checks.iter().all(|check| check.invalid.is_none())
+    }
+
+    pub fn all_held(&self) -> bool {
+        self.checks.iter().all(|check| check.held)
+    }
+
+    fn judge(mut self) -> Self {
+        let at_least = |what: &str, measured: f64, min: f64, invalid: &Option<String>| Check {
+            what: what.to_owned(),
+            measured,
+            target: format!("at least {min:.0}"),
+            held: measured >= min,
+            invalid: invalid.clone(),
+        };
+        let at_most = |what: String, measured: f64, max: f64, invalid: &Option<String>| Check {
+            what,
+            measured,
+            target: format!("at most {max:.1}"),
+            held: measured <= max,
+            invalid: invalid.clone(),
+        };
+        let half = &self.accept_half;
+        let ratio =
+            if self.fsync.p99_ms > 0.0 { half.response.p99_ms / self.fsync.p99_ms } else { f64::INFINITY };
+        // A rate that was not reached would flatter the latency.
+        let short = matches!(half.pace, Pace::Rate(rate) if half.accepted_per_s < rate * 0.98);
+        let half_invalid = half
+            .health
+            .invalid
+            .clone()
+            .or_else(|| short.then(|| "the asked rate was not reached".to_owned()));
+        let mut checks = vec![
+            at_least(
+                "accepted messages per second",
+                self.accept_max.accepted_per_s,
+                ACCEPTED_PER_S_MIN,
+                &self.accept_max.health.invalid,
+            ),
+            at_most("p99 ack at half rate / p99 fsync".to_owned(), ratio, ACK_TO_FSYNC_MAX, &half_invalid),
+            at_least(
+                "delivered messages per second",
+                self.e2e_max.delivered_per_s,
+                DELIVERED_PER_S_MIN,
+                &self.e2e_max.invalid,
+            ),
+        ];
+        for node in &self.idle {
+            let id = node.id;
+            checks.push(at_most(
+                format!("node {id} idle, percent of a core"),
+                node.cpu_percent,
+                IDLE_CPU_PERCENT_MAX,
+                &None,
+            ));
+            checks.push(at_most(format!("node {id} resident MiB"), node.rss_mib, RSS_MIB_MAX, &None));
+        }
+        self.checks = checks;
+        self
+    }
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "64 KiB append + fdatasync\n  before  {}\n  after   {}",
+            self.fsync_before, self.fsync_after
+        )?;
+        writeln!(f, "accept, maximum\n{}", self.accept_max)?;
+        writeln!(f, "accept, half of it\n{}", self.accept_half)?;
+        writeln!(f, "end to end, maximum\n{}", self.e2e_max)?;
+        writeln!(f, "end to end, 60 % of it\n{}", self.e2e_paced)?;
+        writeln!(f, "{:<38} {:>12}  {:<18} ", "target", "measured", "wanted")?;
+        for check in &self.checks {
+            let verdict = match (&check.invalid, check.held) {
+                (Some(why), _) => format!("INVALID: {why}"),
+                (None, true) => "held".to_owned(),
+                (None, false) => "MISSED".to_owned(),
+            };
+            writeln!(f, "{:<38} {:>12.2}  {:<18} {verdict}", check.what, check.measured, check.target)?;
+        }
+        Ok(())
+    }
+}
+
+async fn disk(lab: &Lab, length: Duration) -> anyhow::Result<Latency> {
+    let dir = lab.dir.clone();
+    Ok(tokio::task::spawn_blocking(move || fsync::run(&dir, length)).await??)
+}
+
+/// Runs everything.
+pub async fn run(bench: &Bench, args: &LoadArgs, idle_s: u64) -> anyhow::Result<Numbers> {
+    let probe = Duration::from_secs(5);
+    let say = |what: &str| eprintln!("{what} ...");
+    say("disk");
+    let before = disk(&bench.lab, probe).await?;
+    say("accept, maximum");
+    let accept_max = bench.load(args, Pace::Max, true, 300)?.run().await?;
+    say("accept, half of it");
+    let half = Pace::Rate((accept_max.accepted_per_s / 2.0).max(1.0));
+    let accept_half = bench.load(args, half, true, 300)?.run().await?;
+    say("disk");
+    let after = disk(&bench.lab, probe).await?;
+    say("end to end, maximum");
+    bench.calm_carrier().await?;
+    let e2e_max = e2e_run(bench, args, Pace::Max).await?;
+    say("end to end, 60 % of it");
+    let e2e_paced = e2e_run(bench, args, Pace::Rate((e2e_max.delivered_per_s * 0.6).max(1.0))).await?;
+    say("idle");
+    tokio::time::sleep(REST).await;
+    let idle = idle::measure(&bench.lab.nodes, Duration::from_secs(idle_s)).await?;
+    let mut both = before.clone();
+    both.add(&after);
+    let numbers = Numbers {
+        fsync_before: before.summary(),
+        fsync_after: after.summary(),
+        fsync: both.summary(),
+        accept_max,
+        accept_half,
+        e2e_max,
+        e2e_paced,
+        idle,
+        checks: Vec::new(),
+    };
+    Ok(numbers.judge())
+}
+
+/// One end-to-end run.
+pub async fn e2e_run(bench: &Bench, args: &LoadArgs, pace: Pace) -> anyhow::Result<E2eResult> {
+    let parts = bench.parts(args, pace, false, args.e2e_body_bytes)?;
+    e2e::run(bench.client()?, move || Load::new(parts.0, parts.1, parts.2)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::measure::Health;
+    use std::collections::BTreeMap;
+
+    fn load(pace: Pace, per_s: f64, p99_ms: f64) -> LoadResult {
+        let response = Summary { p99_ms, ..Summary::default() };
+        LoadResult {
+            pace,
+            connections: 2,
+            batch: 100,
+            window: 8,
+            accepted: 1,
+            refused: BTreeMap::new(),
+            measured_s: 1.0,
+            accepted_per_s: per_s,
+            response,
+            service: response,
+            health: Health::default(),
+        }
+    }
+
+    fn numbers() -> Numbers {
+        let e2e = E2eResult {
+            load: load(Pace::Max, 9_000.0, 5.0),
+            delivered_per_s: 9_000.0,
+            latency: Summary::default(),
+            by_state: BTreeMap::new(),
+            unfinished: 0,
+            event_streams: 1,
+            invalid: None,
+        };
+        let fsync = Summary { p99_ms: 2.0, ..Summary::default() };
+        Numbers {
+            fsync_before: fsync,
+            fsync_after: fsync,
+            fsync,
+            accept_max: load(Pace::Max, 30_000.0, 9.0),
+            accept_half: load(Pace::Rate(15_000.0), 15_000.0, 5.9),
+            e2e_max: e2e.clone(),
+            e2e_paced: e2e,
+            idle: vec![NodeCost { id: 1, cpu_percent: 1.0, rss_mib: 100.0 }],
+            checks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn targets_are_held_missed_or_invalid() {
+        let good = numbers().judge();
+        assert!(good.all_held() && good.is_valid(), "{good}");
+        assert_eq!(good.checks.len(), 5);
+        let mut slow = numbers();
+        slow.accept_half.response.p99_ms = 6.1;
+        let slow = slow.judge();
+        assert!(!slow.all_held() && slow.is_valid());
+        let mut short = numbers();
+        short.accept_half.accepted_per_s = 14_000.0;
+        assert!(!short.judge().is_valid());
+        let mut bound = numbers();
+        bound.accept_max.health.invalid = Some("generator".to_owned());
+        let bound = bound.judge();
+        assert!(!bound.is_valid() && bound.to_string().contains("INVALID"));
+        let mut heavy = numbers();
+        heavy.idle[0].cpu_percent = 3.1;
+        assert!(heavy.judge().to_string().contains("MISSED"));
+    }
+}

@@ -1,0 +1,160 @@
+//! The carrier simulator seen from outside: sets its profile and reads its ground truth over HTTP.
+//!
+//! Owns: [`Carrier`], and the sums of the ground truth that the ledger compares ([`Received`]).
+//! Bounds: [`RECORDS_MAX`] records are read at most.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use http::Method;
+
+use crate::http::{Http, HttpError};
+use crate::smsc::{Stats, TruthEntry, TruthPage};
+
+pub const RECORDS_MAX: u64 = 16_000_000;
+const PAGE: usize = 10_000;
+
+/// A simulator that cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CarrierError {
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("{path} of the carrier simulator does not parse: {why}")]
+    Parse { path: &'static str, why: String },
+    #[error("the carrier simulator was reset or started again during the run")]
+    Restarted,
+    #[error("more than {RECORDS_MAX} records")]
+    TooMany,
+}
+
+/// What the carrier received of one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Whole messages accepted.
+    pub accepted: u32,
+    /// The last time that it arrived, accepted or not, in ms since the epoch.
+    pub last_arrival_ms: i64,
+    /// A receipt reported this last.
+    pub state: Option<String>,
+}
+
+/// Where a run begins in the ground truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub generation: u32,
+    pub records: u64,
+    pub violations: u64,
+    pub unrecorded: u64,
+}
+
+/// The ground truth of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Truth {
+    pub received: HashMap<u128, Received>,
+    pub submits: u64,
+    /// Accepted whole messages, copies included.
+    pub messages: u64,
+    /// By what made the simulator not simply accept: count.
+    pub faults: std::collections::BTreeMap<String, u64>,
+    pub violations: u64,
+    /// Submits that the simulator could not record: the truth is incomplete.
+    pub unrecorded: u64,
+    pub window_max: u64,
+    pub limit: Option<u32>,
+}
+
+impl Truth {
+    /// Counts one record.
+    pub fn add(&mut self, entry: &TruthEntry) {
+        self.submits += 1;
+        if entry.fault != "none" {
+            *self.faults.entry(entry.fault.clone()).or_insert(0) += 1;
+        }
+        let Some(key) = entry.message else { return };
+        let received = self.received.entry(key).or_default();
+        received.last_arrival_ms = received.last_arrival_ms.max((entry.at_us / 1000) as i64);
+        if entry.completes {
+            received.accepted += 1;
+            self.messages += 1;
+        }
+        if entry.state.is_some() {
+            received.state.clone_from(&entry.state);
+        }
+    }
+}
+
+/// The simulator at an address.
+#[derive(Clone)]
+pub struct Carrier {
+    http: Http,
+    address: String,
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &'static str, body: &Bytes) -> Result<T, CarrierError> {
+    serde_json::from_slice(body).map_err(|e| CarrierError::Parse { path, why: e.to_string() })
+}
+
+impl Carrier {
+    pub fn new(http: Http, address: &str) -> Self {
+        Self { http, address: address.to_owned() }
+    }
+
+    pub async fn stats(&self) -> Result<Stats, CarrierError> {
+        parse("/stats", &self.http.get(&self.address, "/stats?seconds=0").await?)
+    }
+
+    /// Puts a profile (TOML) into effect now; its storms count from this moment.
+    pub async fn set_profile(&self, toml: &str) -> Result<(), CarrierError> {
+        let body = Bytes::copy_from_slice(toml.as_bytes());
+        self.http.call(Method::POST, &self.address, "/profile", body).await?;
+        Ok(())
+    }
+
+    /// Forgets everything received so far.
+    pub async fn reset(&self) -> Result<(), CarrierError> {
+        self.http.call(Method::POST, &self.address, "/reset", Bytes::new()).await?;
+        Ok(())
+    }
+
+    async fn page(&self, since: u64, limit: usize) -> Result<TruthPage, CarrierError> {
+        let path = format!("/truth?since={since}&limit={limit}");
+        parse("/truth", &self.http.get(&self.address, &path).await?)
+    }
+
+    /// Where the ground truth stands now.
+    pub async fn mark(&self) -> Result<Mark, CarrierError> {
+        let (stats, page) = (self.stats().await?, self.page(u64::MAX, 1).await?);
+        Ok(Mark {
+            generation: page.generation,
+            records: page.total,
+            violations: stats.violations(),
+            unrecorded: stats.unrecorded,
+        })
+    }
+
+    /// The ground truth since `mark`.
+    pub async fn truth(&self, mark: &Mark) -> Result<Truth, CarrierError> {
+        let mut truth = Truth::default();
+        let mut since = mark.records;
+        loop {
+            let page = self.page(since, PAGE).await?;
+            if page.generation != mark.generation {
+                return Err(CarrierError::Restarted);
+            }
+            page.records.iter().for_each(|entry| truth.add(entry));
+            if truth.submits > RECORDS_MAX {
+                return Err(CarrierError::TooMany);
+            }
+            if page.next >= page.total || page.next <= since {
+                break;
+            }
+            since = page.next;
+        }
+        let stats = self.stats().await?;
+        truth.violations = stats.violations().saturating_sub(mark.violations);
+        truth.unrecorded = stats.unrecorded.saturating_sub(mark.unrecorded);
+        truth.window_max = stats.accounts.iter().map(|a| a.window_max).max().unwrap_or(0);
+        truth.limit = stats.accounts.iter().filter_map(|a| a.limit).max();
+        Ok(truth)
+    }
+}

@@ -1,0 +1,275 @@
+//! `demo`: plays the sample day against a lab, kills a node in the middle of it, and proves with the ledger that
+//! nothing was lost, sent twice or sent too fast.
+//!
+//! Owns: the order of a run: mark the ground truth, put the profile into effect, play and watch, kill and start a
+//! node, wait until every message is final or held, compare.
+//! Does not: start or stop the lab.
+
+pub mod book;
+pub mod live;
+pub mod play;
+mod show;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use carillon_proto::public::MessageState;
+use parking_lot::Mutex;
+use tokio::process::Command;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bulk::BulkConfig;
+use crate::carrier::{Carrier, Mark};
+use crate::client::{Client, ClientConfig};
+use crate::http::Http;
+use crate::lab::Lab;
+use crate::ledger::{Acks, Ledger, Listed, compare};
+use crate::sample_day::{Day, generate, timestamp};
+use crate::{proc, watch};
+use live::Tracker;
+use play::{Stage, play};
+use show::Show;
+
+/// The behaviour of the carrier on the sample day.
+pub const PROFILE: &str = include_str!("../../profiles/demo.toml");
+/// Receipts that come after everything is settled must find it so.
+const STRAGGLERS: Duration = Duration::from_secs(3);
+const SETTLE_POLL: Duration = Duration::from_secs(2);
+
+/// Play the sample day against a lab and prove what became of every message.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The directory that `carillonctl lab up` made.
+    #[arg(long)]
+    pub lab: PathBuf,
+    /// The `carillonctl` that kills and starts nodes; default: the one beside this program.
+    #[arg(long)]
+    pub ctl: Option<PathBuf>,
+    /// Another day (JSON lines) than the bundled one.
+    #[arg(long)]
+    pub day: Option<PathBuf>,
+    /// Another profile of the carrier (TOML) than the bundled one.
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
+    /// The node to kill; 0 kills none.
+    #[arg(long, default_value_t = 2)]
+    pub kill_node: u64,
+    /// When to kill it, in seconds after the start.
+    #[arg(long, default_value_t = generate::KILL_AT_MS / 1000)]
+    pub kill_at_s: u64,
+    /// When to start it again.
+    #[arg(long, default_value_t = generate::RESTART_AT_MS / 1000)]
+    pub restart_at_s: u64,
+    /// Give up waiting for messages to settle after this long.
+    #[arg(long, default_value_t = 300)]
+    pub time_limit_s: u64,
+    /// Where to keep what was acknowledged, for `ledger`; default: demo-acks.json in the lab directory.
+    #[arg(long)]
+    pub acks: Option<PathBuf>,
+    /// Write the ledger to this file as JSON.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What `ledger` needs to compare again: hashes and ids, no text.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct AcksFile {
+    pub start_ms: i64,
+    pub mark: [u64; 4],
+    pub acks: Acks,
+}
+
+impl AcksFile {
+    pub fn new(start_ms: i64, mark: &Mark, acks: Acks) -> Self {
+        let mark = [u64::from(mark.generation), mark.records, mark.violations, mark.unrecorded];
+        Self { start_ms, mark, acks }
+    }
+
+    pub fn mark(&self) -> Mark {
+        let [generation, records, violations, unrecorded] = self.mark;
+        Mark { generation: generation as u32, records, violations, unrecorded }
+    }
+}
+
+fn now_ms() -> anyhow::Result<i64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_millis() as i64)
+}
+
+/// Fetches the other two accounts and compares.
+pub async fn reckon(client: &Client, carrier: &Carrier, file: &AcksFile) -> anyhow::Result<Ledger> {
+    let mut listed = Vec::new();
+    client.list(file.start_ms, &[], |message| listed.push(Listed::of(&message))).await?;
+    let truth = carrier.truth(&file.mark()).await?;
+    Ok(compare(&file.acks, &listed, &truth))
+}
+
+/// Runs the demo; `Ok(false)` when the ledger is not clean.
+pub async fn run(args: Args) -> anyhow::Result<bool> {
+    let lab = Lab::open(&args.lab)?;
+    let day = match &args.day {
+        Some(path) => Day::parse(&fs_err::read_to_string(path)?)?,
+        None => Day::bundled()?,
+    };
+    let profile = match &args.profile {
+        Some(path) => fs_err::read_to_string(path)?,
+        None => PROFILE.to_owned(),
+    };
+    let client = Client::connect(&lab.router, &lab.tls(), ClientConfig::default())?;
+    let http = Http::default();
+    let carrier = Carrier::new(http.clone(), &lab.smsc_http);
+    // Before anything is changed: a lab that cannot be asked must not be touched.
+    client.list(now_ms()?, &[], drop).await.context("the router does not answer")?;
+    let mark = carrier.mark().await?;
+    carrier.set_profile(&profile).await?;
+    let (start, start_ms) = (Instant::now(), now_ms()?);
+    let stage = Arc::new(Stage {
+        client: client.clone(),
+        book: Mutex::default(),
+        answered: Notify::new(),
+        run: format!("d{start_ms:x}"),
+        start,
+        start_ms,
+    });
+    println!(
+        "Sample day: {} messages of {} practices in {} s; tenant {}.",
+        day.messages().count(),
+        crate::sample_day::practices()?.len(),
+        day.length_ms().div_ceil(1000),
+        lab.tenant()?
+    );
+    let tracker = Arc::new(Mutex::new(Tracker::new(start_ms)));
+    let stop = CancellationToken::new();
+    let follower = {
+        let tracker = tracker.clone();
+        tokio::spawn(watch::follow(
+            client.clone(),
+            stop.clone(),
+            || {},
+            move |event| tracker.lock().apply(event),
+        ))
+    };
+    let show = Show::new(&day, http, &lab, stage.clone(), tracker);
+    let printer = tokio::spawn(show.clone().run(stop.clone()));
+    let played = tokio::select! {
+        played = play_and_settle(&args, &lab, &stage, &day, &show) => played,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    stop.cancel();
+    let _printer_has_stopped = printer.await;
+    if let Ok(Err(status)) = follower.await {
+        println!("The event stream was refused: {:?} {}", status.code(), status.message());
+    }
+    played?;
+    let file = AcksFile::new(start_ms, &mark, stage.book.lock().acks.clone());
+    finish(&args, &lab, &client, &carrier, &file).await
+}
+
+async fn play_and_settle(
+    args: &Args,
+    lab: &Lab,
+    stage: &Arc<Stage>,
+    day: &Day,
+    show: &Show,
+) -> anyhow::Result<()> {
+    let playing = async { play(stage.clone(), day, BulkConfig::default()).await.context("the day stopped") };
+    let (stats, ()) = tokio::try_join!(playing, accident(args, lab, stage.start, show))?;
+    show.say(format!(
+        "All answered: {} streams, {} batches sent, {} messages repeated on the way.",
+        stats.streams_opened, stats.requests_sent, stats.messages_repeated
+    ));
+    let until = stage.start + Duration::from_secs(args.time_limit_s);
+    if settle(&stage.client, stage.start_ms, until).await? {
+        show.say("Every message is final or held.".to_owned());
+    } else {
+        show.say("The time limit has come before every message was final or held.".to_owned());
+    }
+    tokio::time::sleep(STRAGGLERS).await;
+    Ok(())
+}
+
+/// Waits until nothing is on its way; false when the time limit comes first.
+async fn settle(client: &Client, start_ms: i64, until: Instant) -> anyhow::Result<bool> {
+    use MessageState as S;
+    let moving = [S::Accepted, S::Waiting, S::InFlight, S::Submitted];
+    loop {
+        match client.list(start_ms, &moving, drop).await {
+            Ok(0) => return Ok(true),
+            // Still moving, or the cluster is busy electing: look again.
+            Ok(_) | Err(_) if Instant::now() < until => tokio::time::sleep(SETTLE_POLL).await,
+            Ok(_) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Kills a node with SIGKILL and starts it again later.
+async fn accident(args: &Args, lab: &Lab, start: Instant, show: &Show) -> anyhow::Result<()> {
+    if args.kill_node == 0 {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        lab.nodes.iter().any(|node| node.id == args.kill_node),
+        "the lab has no node {}",
+        args.kill_node
+    );
+    let ctl = match &args.ctl {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("carillonctl"),
+    };
+    tokio::time::sleep_until(start + Duration::from_secs(args.kill_at_s)).await;
+    call_ctl(&ctl, "kill-node", args.kill_node, &lab.dir).await?;
+    show.say(format!("*** node {} killed (SIGKILL) ***", args.kill_node));
+    tokio::time::sleep_until(start + Duration::from_secs(args.restart_at_s.max(args.kill_at_s))).await;
+    call_ctl(&ctl, "start-node", args.kill_node, &lab.dir).await?;
+    show.say(format!("*** node {} started again ***", args.kill_node));
+    Ok(())
+}
+
+/// `carillonctl lab <verb> <node> --dir <lab>`.
+async fn call_ctl(ctl: &Path, verb: &str, node: u64, dir: &Path) -> anyhow::Result<()> {
+    let output = Command::new(ctl)
+        .args(["lab", verb, &node.to_string(), "--dir"])
+        .arg(dir)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("cannot run {}", ctl.display()))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{} lab {verb} {node}: {}: {}",
+        ctl.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+async fn finish(
+    args: &Args,
+    lab: &Lab,
+    client: &Client,
+    carrier: &Carrier,
+    file: &AcksFile,
+) -> anyhow::Result<bool> {
+    let path = args.acks.clone().unwrap_or_else(|| lab.dir.join("demo-acks.json"));
+    fs_err::write(&path, serde_json::to_vec(file)?)?;
+    let ledger = reckon(client, carrier, file).await?;
+    println!("\n{ledger}");
+    // The pids changed when a node was started again.
+    for node in Lab::open(&lab.dir)?.nodes {
+        match proc::rss_bytes(node.pid) {
+            Ok(octets) => println!("  node {}: {} MiB resident", node.id, octets >> 20),
+            Err(error) => println!("  node {}: {error}", node.id),
+        }
+    }
+    if let Some(path) = &args.json {
+        fs_err::write(path, serde_json::to_vec_pretty(&ledger)?)?;
+    }
+    let began = timestamp(file.start_ms);
+    tracing::info!(start_s = began.seconds, clean = ledger.is_clean(), "demo ended");
+    Ok(ledger.is_clean())
+}

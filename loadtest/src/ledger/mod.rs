@@ -1,0 +1,313 @@
+//! The ledger: what was acknowledged, what the carrier really received, and what ListMessages says, side by side.
+//!
+//! Owns: [`compare`], a pure function of the three accounts, and its verdict.
+//! Invariants: every acknowledged message is counted in exactly one state; whatever contradicts a promise is a
+//! [`Finding`] with the message's id, and one finding is enough for the verdict to fail.
+//! Does not: fetch anything, or hold a number or a text: messages meet by keyed hash.
+
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use carillon_proto::public::{Message, MessageClass, MessageState, Outcome};
+use serde::{Deserialize, Serialize};
+
+use crate::carrier::Truth;
+use crate::hex128;
+use crate::sample_day::class_name;
+
+/// A last check is made before the first byte leaves; this much later the carrier may see it.
+pub const EXPIRY_SLACK_MS: i64 = 500;
+/// Findings of one kind that are listed by id.
+pub const LISTED_MAX: usize = 20;
+
+/// A message whose acceptance was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledged {
+    pub id: String,
+    /// The hash under which the carrier's ground truth knows it.
+    #[serde(with = "hex128")]
+    pub truth_key: u128,
+    pub class: String,
+    pub expires_at_ms: Option<i64>,
+}
+
+/// What the health system saw.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Acks {
+    pub accepted: Vec<Acknowledged>,
+    /// Answers that said `duplicate`: the same key had been accepted before.
+    pub repeated: u64,
+    /// A repetition that got another id than the first submit.
+    pub repeated_with_other_id: Vec<String>,
+    /// Refused as expected, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Refused though it should have been accepted, or with another reason, or accepted though it should not: why.
+    pub surprises: BTreeMap<String, u64>,
+    /// Ids that a cancel took back in time.
+    pub canceled: Vec<String>,
+    /// Cancels that came too late, by the state that the message was in.
+    pub too_late: BTreeMap<String, u64>,
+}
+
+/// What ListMessages says about one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub id: String,
+    pub state: MessageState,
+    /// Why it is in this state.
+    pub reason: String,
+    pub expires_at_ms: Option<i64>,
+    /// Attempts whose answer was lost.
+    pub lost_answers: u32,
+}
+
+impl Listed {
+    /// Leaves out everything that could be plaintext.
+    pub fn of(message: &Message) -> Self {
+        let state = message.state();
+        let reason = match state {
+            MessageState::Waiting => {
+                message.waiting_reason().as_str_name().trim_start_matches("WAITING_REASON_")
+            }
+            _ => message.state_detail.as_str(),
+        };
+        let lost = |attempt: &&carillon_proto::public::Attempt| attempt.outcome() == Outcome::Ambiguous;
+        Self {
+            id: message.message_id.clone(),
+            state,
+            reason: if reason.is_empty() { "-".to_owned() } else { reason.to_owned() },
+            expires_at_ms: message
+                .expires_at
+                .as_ref()
+                .map(|t| t.seconds * 1000 + i64::from(t.nanos / 1_000_000)),
+            lost_answers: message.attempts.iter().filter(lost).count() as u32,
+        }
+    }
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// Acknowledged, but ListMessages does not have it.
+    LostMissing,
+    /// Said to be handed over, but the carrier never received it.
+    LostNotReceived,
+    /// The carrier accepted it more than once.
+    Duplicate,
+    /// The carrier saw it after its expiry.
+    SentAfterExpiry,
+    /// Taken back in time, but the carrier received it.
+    CanceledButReceived,
+    /// A cancel said that it was in time, but the message went on.
+    CancelNotKept,
+    /// Said not to have been handed over, but the carrier accepted it.
+    ReceivedButNotSaid,
+    /// The receipt said something else than the state.
+    ReceiptContradicted,
+    /// Neither final nor held at the end.
+    Unsettled,
+    /// In ListMessages, but never acknowledged.
+    NeverAcknowledged,
+    /// Accepted by the carrier, but nobody submitted it.
+    ReceivedFromNowhere,
+    /// The same key gave two messages.
+    KeyNotKept,
+}
+
+impl Finding {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::LostMissing => "lost: acknowledged, but not listed",
+            Self::LostNotReceived => "lost: said to be handed over, never received by the carrier",
+            Self::Duplicate => "duplicates: accepted more than once by the carrier",
+            Self::SentAfterExpiry => "sent after expiry",
+            Self::CanceledButReceived => "taken back in time, but received by the carrier",
+            Self::CancelNotKept => "taken back in time, but not listed as canceled",
+            Self::ReceivedButNotSaid => "received by the carrier, but said not to be",
+            Self::ReceiptContradicted => "state contradicts the carrier's receipt",
+            Self::Unsettled => "neither final nor held",
+            Self::NeverAcknowledged => "listed, but never acknowledged",
+            Self::ReceivedFromNowhere => "received by the carrier, but never acknowledged",
+            Self::KeyNotKept => "one idempotency key, two messages",
+        }
+    }
+}
+
+/// The result of the comparison.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Ledger {
+    pub accepted: u64,
+    pub repeated: u64,
+    pub refused: BTreeMap<String, u64>,
+    pub surprises: BTreeMap<String, u64>,
+    /// State, then reason: count.
+    pub states: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Held messages: reason, then whether the carrier has it: count.
+    pub held: BTreeMap<String, HeldCount>,
+    pub canceled_in_time: u64,
+    pub cancel_too_late: BTreeMap<String, u64>,
+    pub received: u64,
+    pub carrier_submits: u64,
+    pub carrier_faults: BTreeMap<String, u64>,
+    pub over_limit: u64,
+    pub window_max: u64,
+    pub limit: Option<u32>,
+    /// Copies beyond the first, over all messages.
+    pub extra_copies: u64,
+    /// Those of them whose class says to send again after a lost answer.
+    pub extra_copies_by_class_policy: u64,
+    pub unrecorded: u64,
+    pub findings: BTreeMap<Finding, Found>,
+}
+
+/// Held messages of one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HeldCount {
+    pub carrier_has_it: u64,
+    pub carrier_does_not: u64,
+}
+
+/// How often, and some ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Found {
+    pub count: u64,
+    /// At most [`LISTED_MAX`].
+    pub ids: Vec<String>,
+}
+
+/// `DELIVERED` for `MessageState::Delivered`.
+pub fn state_name(state: MessageState) -> &'static str {
+    state.as_str_name().trim_start_matches("MESSAGE_STATE_")
+}
+
+/// Classes that are sent once more after a lost answer.
+fn is_sent_again(class: &str) -> bool {
+    [MessageClass::Staff, MessageClass::PublicHealth].map(class_name).iter().any(|name| name == class)
+}
+
+/// Compares the three accounts.
+pub fn compare(acks: &Acks, listed: &[Listed], truth: &Truth) -> Ledger {
+    let mut ledger = Ledger {
+        accepted: acks.accepted.len() as u64,
+        repeated: acks.repeated,
+        refused: acks.refused.clone(),
+        surprises: acks.surprises.clone(),
+        canceled_in_time: acks.canceled.len() as u64,
+        cancel_too_late: acks.too_late.clone(),
+        received: truth.messages,
+        carrier_submits: truth.submits,
+        carrier_faults: truth.faults.clone(),
+        over_limit: truth.violations,
+        window_max: truth.window_max,
+        limit: truth.limit,
+        unrecorded: truth.unrecorded,
+        ..Ledger::default()
+    };
+    let by_id: HashMap<&str, &Listed> = listed.iter().map(|entry| (entry.id.as_str(), entry)).collect();
+    let canceled: HashSet<&str> = acks.canceled.iter().map(String::as_str).collect();
+    let (mut known_ids, mut known_keys) = (HashSet::new(), HashSet::new());
+    for ack in &acks.accepted {
+        known_ids.insert(ack.id.as_str());
+        known_keys.insert(ack.truth_key);
+        match by_id.get(ack.id.as_str()) {
+            None => ledger.find(Finding::LostMissing, &ack.id),
+            Some(entry) => ledger.message(ack, entry, truth, canceled.contains(ack.id.as_str())),
+        }
+    }
+    for id in by_id.keys().filter(|id| !known_ids.contains(*id)) {
+        ledger.find(Finding::NeverAcknowledged, id);
+    }
+    for (key, _) in truth.received.iter().filter(|(key, r)| r.accepted > 0 && !known_keys.contains(*key)) {
+        ledger.find(Finding::ReceivedFromNowhere, &format!("truth key {key:032x}"));
+    }
+    for id in &acks.repeated_with_other_id {
+        ledger.find(Finding::KeyNotKept, id);
+    }
+    ledger
+}
+
+impl Ledger {
+    fn find(&mut self, finding: Finding, id: &str) {
+        let found = self.findings.entry(finding).or_default();
+        found.count += 1;
+        if found.ids.len() < LISTED_MAX {
+            found.ids.push(id.to_owned());
+        }
+    }
+
+    fn message(&mut self, ack: &Acknowledged, entry: &Listed, truth: &Truth, canceled: bool) {
+        use MessageState as S;
+        let nothing = crate::carrier::Received::default();
+        let received = truth.received.get(&ack.truth_key).unwrap_or(&nothing);
+        let state = self.states.entry(state_name(entry.state).to_owned()).or_default();
+        *state.entry(entry.reason.clone()).or_insert(0) += 1;
+        let has_it = received.accepted > 0;
+        match entry.state {
+            S::Submitted | S::Delivered | S::Undelivered if !has_it => {
+                self.find(Finding::LostNotReceived, &ack.id);
+            }
+            S::Unknown => {
+                let held = self.held.entry(entry.reason.clone()).or_default();
+                if has_it { held.carrier_has_it += 1 } else { held.carrier_does_not += 1 }
+            }
+            S::Canceled if has_it => self.find(Finding::CanceledButReceived, &ack.id),
+            // After a lost answer nobody can know; the attempts say so.
+            S::Expired | S::Rejected | S::OptedOut | S::Dead if has_it && entry.lost_answers == 0 => {
+                self.find(Finding::ReceivedButNotSaid, &ack.id);
+            }
+            S::Unspecified | S::Accepted | S::Waiting | S::InFlight => {
+                self.find(Finding::Unsettled, &ack.id);
+            }
+            _ => {}
+        }
+        if canceled && entry.state != S::Canceled {
+            self.find(Finding::CancelNotKept, &ack.id);
+        }
+        let contradicts = match entry.state {
+            S::Delivered => received.state.as_deref() == Some("UNDELIV"),
+            S::Undelivered => received.state.as_deref() == Some("DELIVRD"),
+            _ => false,
+        };
+        if contradicts {
+            self.find(Finding::ReceiptContradicted, &ack.id);
+        }
+        let extra = u64::from(received.accepted.saturating_sub(1));
+        if extra > 0 {
+            self.extra_copies += extra;
+            if entry.lost_answers > 0 && is_sent_again(&ack.class) {
+                self.extra_copies_by_class_policy += extra;
+            }
+            self.find(Finding::Duplicate, &ack.id);
+        }
+        let expiry = entry.expires_at_ms.or(ack.expires_at_ms);
+        if expiry.is_some_and(|at_ms| received.last_arrival_ms > at_ms + EXPIRY_SLACK_MS) {
+            self.find(Finding::SentAfterExpiry, &ack.id);
+        }
+    }
+
+    fn count(&self, finding: Finding) -> u64 {
+        self.findings.get(&finding).map_or(0, |found| found.count)
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.count(Finding::LostMissing) + self.count(Finding::LostNotReceived)
+    }
+
+    /// Messages accepted more than once by the carrier, for whatever reason.
+    pub fn duplicates(&self) -> u64 {
+        self.count(Finding::Duplicate)
+    }
+
+    pub fn in_state(&self, state: MessageState) -> u64 {
+        self.states.get(state_name(state)).map_or(0, |reasons| reasons.values().sum())
+    }
+
+    /// Nothing is lost, doubled, over a limit or unexplained, and the evidence is complete.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.surprises.is_empty() && self.over_limit == 0 && self.unrecorded == 0
+    }
+}

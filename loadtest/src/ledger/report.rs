@@ -1,0 +1,104 @@
+//! The ledger as text.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use carillon_proto::public::MessageState;
+
+use super::{Finding, Ledger};
+
+/// In the order of a message's life.
+const STATES: [MessageState; 12] = [
+    MessageState::Delivered,
+    MessageState::Undelivered,
+    MessageState::Submitted,
+    MessageState::Rejected,
+    MessageState::Expired,
+    MessageState::Canceled,
+    MessageState::OptedOut,
+    MessageState::Dead,
+    MessageState::Unknown,
+    MessageState::InFlight,
+    MessageState::Waiting,
+    MessageState::Accepted,
+];
+
+fn reasons(counts: &BTreeMap<String, u64>) -> String {
+    let mut sorted: Vec<_> = counts.iter().filter(|(reason, _)| reason.as_str() != "-").collect();
+    sorted.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), reason.as_str()));
+    sorted.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "LEDGER")?;
+        writeln!(f, "  acknowledged          {:>7}", self.accepted)?;
+        writeln!(f, "  repeated, same id     {:>7}", self.repeated)?;
+        let refused: u64 = self.refused.values().sum();
+        writeln!(f, "  refused as they must  {refused:>7}  {}", reasons(&self.refused))?;
+        writeln!(f, "  in ListMessages")?;
+        for state in STATES {
+            let count = self.in_state(state);
+            if count == 0 {
+                continue;
+            }
+            let name = super::state_name(state);
+            let why = self.states.get(name).map(reasons).unwrap_or_default();
+            let line = format!("    {name:<20}{count:>7}  {why}");
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        writeln!(f, "  cancels               {:>7}  in time", self.canceled_in_time)?;
+        let late: u64 = self.cancel_too_late.values().sum();
+        writeln!(f, "                        {late:>7}  too late: {}", reasons(&self.cancel_too_late))?;
+        for (reason, held) in &self.held {
+            let total = held.carrier_has_it + held.carrier_does_not;
+            writeln!(
+                f,
+                "  held ({reason})  {total}: the carrier has {}, does not have {}",
+                held.carrier_has_it, held.carrier_does_not
+            )?;
+        }
+        writeln!(
+            f,
+            "  carrier received      {:>7}  messages in {} submits",
+            self.received, self.carrier_submits
+        )?;
+        writeln!(f, "  carrier's faults               {}", reasons(&self.carrier_faults))?;
+        let limit = self.limit.map_or("none".to_owned(), |limit| limit.to_string());
+        writeln!(f, "  fullest window        {:>7}  segments, limit {limit}", self.window_max)?;
+        writeln!(
+            f,
+            "  lost {}   duplicates {}   over limit {}",
+            self.lost(),
+            self.duplicates(),
+            self.over_limit
+        )?;
+        if self.extra_copies_by_class_policy > 0 {
+            let count = self.extra_copies_by_class_policy;
+            writeln!(f, "  of the copies, {count} are of classes that are sent again after a lost answer")?;
+        }
+        self.fmt_findings(f)?;
+        writeln!(f, "  verdict: {}", if self.is_clean() { "CLEAN" } else { "NOT CLEAN" })
+    }
+}
+
+impl Ledger {
+    fn fmt_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (reason, count) in &self.surprises {
+            writeln!(f, "  ! {count} answered otherwise than expected: {reason}")?;
+        }
+        for (finding, found) in &self.findings {
+            writeln!(f, "  ! {} {}", found.count, Finding::text(*finding))?;
+            for id in &found.ids {
+                writeln!(f, "      {id}")?;
+            }
+            if found.count > found.ids.len() as u64 {
+                writeln!(f, "      and {} more", found.count - found.ids.len() as u64)?;
+            }
+        }
+        if self.unrecorded > 0 {
+            writeln!(f, "  ! {} submits are missing in the ground truth", self.unrecorded)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! `carillon-loadtest`: the carrier simulator, the demo, the benches and the ledger on the command line.
+//!
+//! Exit codes: 0 all is well, 1 an error, 2 wrong usage, 98 a run in which the generator was the bottleneck, 99 a
+//! ledger that is not clean or a target that was missed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use carillon_loadtest::carrier::Carrier;
+use carillon_loadtest::client::{Client, ClientConfig};
+use carillon_loadtest::demo::{self, AcksFile, reckon};
+use carillon_loadtest::http::Http;
+use carillon_loadtest::lab::Lab;
+use carillon_loadtest::sample_day::{self, Day, generate};
+use carillon_loadtest::{bench, smsc};
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const INVALID: u8 = 98;
+const FAILED: u8 = 99;
+
+/// The load harness of Carillon.
+#[derive(Debug, Parser)]
+#[command(name = "carillon-loadtest", version)]
+struct Cli {
+    /// Which log lines go to standard error (JSON), in the syntax of RUST_LOG.
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a simulated carrier.
+    Smsc(smsc::Args),
+    /// Play the sample day against a lab and prove what became of every message.
+    Demo(demo::Args),
+    /// Show, check or write the sample day.
+    SampleDay(SampleDayArgs),
+    /// Measure a lab.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Compare again what a demo was told with the cluster and the carrier.
+    Ledger(LedgerArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct SampleDayArgs {
+    /// Generate the day and write it to this file; without it the bundled day is checked and described.
+    #[arg(long)]
+    write: Option<PathBuf>,
+    /// Another day for another seed.
+    #[arg(long, default_value_t = generate::SEED)]
+    seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+struct LedgerArgs {
+    /// The directory that `carillonctl lab up` made.
+    #[arg(long)]
+    lab: PathBuf,
+    /// What the demo was told; default: demo-acks.json in the lab directory.
+    #[arg(long)]
+    acks: Option<PathBuf>,
+    /// Write the ledger to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("carillon-loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    carillon_proto::tls::install_provider();
+    let telemetry = carillon_proto::telemetry::install("loadtest", &cli.log)?;
+    let mut runtime = match cli.command {
+        // The generator has one thread: its health is judged by that, and two cores are shared with a cluster.
+        Command::Bench(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Smsc(args) => {
+                let render: smsc::RenderMetrics = Arc::new(move || telemetry.render());
+                smsc::run(args, Some(render)).await?;
+                Ok(0)
+            }
+            Command::Demo(args) => Ok(if demo::run(args).await? { 0 } else { FAILED }),
+            Command::SampleDay(args) => show_day(&args),
+            Command::Bench(command) => Ok(match bench::run(command).await? {
+                bench::Verdict::Held => 0,
+                bench::Verdict::Missed => FAILED,
+                bench::Verdict::Invalid => INVALID,
+            }),
+            Command::Ledger(args) => ledger(&args).await,
+        }
+    });
+    // A blocked helper thread must not hold up the end.
+    runtime.shutdown_background();
+    code.map(|code: u8| ExitCode::from(code))
+}
+
+fn show_day(args: &SampleDayArgs) -> anyhow::Result<u8> {
+    let (day, text) = match &args.write {
+        Some(path) => {
+            let day = generate::generate(args.seed)?;
+            let text = day.to_jsonl()?;
+            fs_err::write(path, &text)?;
+            (day, text)
+        }
+        None => {
+            let day = Day::bundled()?;
+            let text = day.to_jsonl()?;
+            (day, text)
+        }
+    };
+    println!("messages  {}", day.messages().count());
+    println!("lines     {}", day.lines.len());
+    println!("seconds   {}", day.length_ms().div_ceil(1000));
+    println!("octets    {}", text.len());
+    println!("digest    {}", sample_day::digest(&text));
+    Ok(0)
+}
+
+async fn ledger(args: &LedgerArgs) -> anyhow::Result<u8> {
+    let lab = Lab::open(&args.lab)?;
+    let path = args.acks.clone().unwrap_or_else(|| lab.dir.join("demo-acks.json"));
+    let file: AcksFile = serde_json::from_slice(&fs_err::read(&path)?)
+        .with_context(|| format!("{} does not parse", path.display()))?;
+    let client = Client::connect(&lab.router, &lab.tls(), ClientConfig::default())?;
+    let carrier = Carrier::new(Http::default(), &lab.smsc_http);
+    let ledger = reckon(&client, &carrier, &file).await?;
+    println!("{ledger}");
+    if let Some(path) = &args.json {
+        fs_err::write(path, serde_json::to_vec_pretty(&ledger)?)?;
+    }
+    Ok(if ledger.is_clean() { 0 } else { FAILED })
+}

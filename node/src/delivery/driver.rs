@@ -1,0 +1,318 @@
+//! The driver: one task that feeds the scheduler with what was applied and carries out what it decides.
+//!
+//! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
+//! batch before its results. Answers that belong to an earlier term of a partition are dropped.
+use super::facts::Facts;
+use super::lanes::{LaneBuilder, LaneTable, MonoClock};
+use super::receipts::{ReceiptRouter, ReceiptSink, References};
+use super::sending::Sender;
+use crate::config::Config;
+use crate::engine::transport::PeerChannels;
+use crate::engine::{DriverEvent, NodeHandle};
+use crate::seal::Keyring;
+use bytes::Bytes;
+use carillon_carriers::InboundSink;
+use carillon_core::{CommandResult, query};
+use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
+use carillon_proto::MessageId;
+use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+
+/// Time between the commit of an attempt and the last moment at which its first byte may leave.
+const SEND_WITHIN_MS: u64 = 2_000;
+/// Longest sleep of the driver.
+const WAKE_MAX_MS: u64 = 500;
+/// Scheduler gauges are set this often.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Attempts begun with one proposal.
+const BEGIN_MAX: usize = 256;
+
+/// What the driver's own helpers report. Bounded by the attempts and pages in flight.
+pub enum Local {
+    Begun { partition: u32, term: u64, results: Vec<(MessageId, BeginResult)> },
+    Sent { partition: u32, term: u64, message_id: MessageId },
+    Finished { partition: u32, term: u64, message_id: MessageId },
+    Pause { carrier_no: u32, pause: Duration },
+    Page { partition: u32, term: u64, request_id: u64, page: Option<(Vec<carillon_core::DueEntry>, bool)> },
+}
+
+/// The running wing.
+pub struct Delivery {
+    pub lanes: LaneTable,
+    pub receipts: ReceiptRouter,
+    pub facts: Facts,
+    stop: watch::Sender<bool>,
+}
+
+struct Driver {
+    handle: NodeHandle,
+    scheduler: Scheduler,
+    sender: Sender,
+    lanes: LaneTable,
+    builder: LaneBuilder,
+    clock: MonoClock,
+    /// Term in which this node leads each partition.
+    terms: BTreeMap<u32, u64>,
+    locals: mpsc::UnboundedReceiver<Local>,
+    reported: Instant,
+}
+
+fn clock_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Starts the driver, the fact batchers and the receipt router.
+pub fn start(
+    config: &Config,
+    handle: NodeHandle,
+    keyring: Arc<Keyring>,
+    channels: Arc<PeerChannels>,
+    events: mpsc::Receiver<DriverEvent>,
+) -> anyhow::Result<Delivery> {
+    let facts = Facts::start(&handle, &channels);
+    let references = References::default();
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references.clone());
+    tokio::spawn(receipts.clone().run(reports));
+    let (local, locals) = mpsc::unbounded_channel();
+    let clock = MonoClock::start();
+    let lanes = LaneTable::default();
+    let router = receipts.clone();
+    let builder = LaneBuilder {
+        clock,
+        secrets_dir: config.secrets_dir.clone(),
+        node_id: config.node_id,
+        sink: Arc::new(move |carrier_no| {
+            Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
+        }),
+    };
+    let driver = Driver {
+        handle: handle.clone(),
+        scheduler: Scheduler::new(SchedulerConfig::default())?,
+        sender: Sender { handle, keyring, facts: facts.clone(), references, local },
+        lanes: lanes.clone(),
+        builder,
+        clock,
+        terms: BTreeMap::new(),
+        locals,
+        reported: Instant::now(),
+    };
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(driver.run(events, stopped));
+    Ok(Delivery { lanes, receipts, facts, stop })
+}
+
+impl Delivery {
+    /// Stops beginning attempts, waits for the answers that are out and for their facts. Bounded by the connectors' own
+    /// limits and by `limit`.
+    pub async fn drain(&self, limit: Duration) {
+        self.stop.send_replace(true);
+        let work = async {
+            futures::future::join_all(self.lanes.all().iter().map(|lane| lane.connector.drain())).await;
+            while self.facts.waiting() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(limit, work).await.is_err() {
+            tracing::warn!("drain ran out of time; attempts without an answer become UNKNOWN");
+        }
+    }
+}
+
+impl Driver {
+    async fn run(mut self, mut events: mpsc::Receiver<DriverEvent>, mut stopped: watch::Receiver<bool>) {
+        let mut meta = self.handle.meta_changes();
+        let mut next_wake_ms = 0;
+        self.sync_lanes();
+        loop {
+            let sleep = Duration::from_millis(next_wake_ms);
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.on_event(event),
+                    None => return,
+                },
+                Some(local) = self.locals.recv() => {
+                    self.take_events(&mut events);
+                    self.on_local(local);
+                }
+                changed = meta.changed() => if changed.is_err() { return } else { self.sync_lanes() },
+                _ = stopped.changed() => return,
+                () = tokio::time::sleep(sleep) => {}
+            }
+            self.take_events(&mut events);
+            while let Ok(local) = self.locals.try_recv() {
+                self.take_events(&mut events);
+                self.on_local(local);
+            }
+            next_wake_ms = self.act();
+        }
+    }
+
+    fn take_events(&mut self, events: &mut mpsc::Receiver<DriverEvent>) {
+        while let Ok(event) = events.try_recv() {
+            self.on_event(event);
+        }
+    }
+
+    fn sync_lanes(&mut self) {
+        let view = self.handle.meta();
+        for lane in self.lanes.sync(&view, &self.builder) {
+            self.scheduler.set_lane(lane);
+        }
+    }
+
+    fn on_event(&mut self, event: DriverEvent) {
+        match event {
+            DriverEvent::Lead { partition, term } => {
+                self.terms.insert(partition, term);
+                self.scheduler.lead(partition, clock_ms());
+            }
+            DriverEvent::Unlead { partition } => {
+                self.terms.remove(&partition);
+                self.scheduler.unlead(partition, clock_ms());
+            }
+            DriverEvent::Schedule { partition, changes } => {
+                for change in &changes {
+                    self.scheduler.on_change(partition, change);
+                }
+            }
+        }
+    }
+
+    fn current(&self, partition: u32, term: u64) -> bool {
+        self.terms.get(&partition) == Some(&term)
+    }
+
+    fn on_local(&mut self, local: Local) {
+        match local {
+            Local::Begun { partition, term, results } if self.current(partition, term) => {
+                for (message_id, result) in results {
+                    self.scheduler.on_begun(partition, message_id, result);
+                }
+            }
+            Local::Sent { partition, term, message_id } if self.current(partition, term) => {
+                self.scheduler.on_sent(partition, message_id);
+            }
+            Local::Finished { partition, term, message_id } if self.current(partition, term) => {
+                self.scheduler.on_finished(partition, message_id);
+            }
+            Local::Page { partition, term, request_id, page } if self.current(partition, term) => match page {
+                Some((entries, end)) => self.scheduler.on_page(partition, request_id, entries, end),
+                None => self.scheduler.on_page_failed(partition, request_id),
+            },
+            Local::Pause { carrier_no, pause } => {
+                self.scheduler.pause_lane(carrier_no, self.clock.now() + pause);
+            }
+            _ => {}
+        }
+    }
+
+    /// Decides and starts what was decided. Returns how long to sleep.
+    fn act(&mut self) -> u64 {
+        let now_ms = clock_ms();
+        let decision = self.scheduler.decide(now_ms, self.clock.now());
+        let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
+        for decided in decision.begin {
+            begin.entry(decided.partition).or_default().push(decided);
+        }
+        for (partition, mut list) in begin {
+            let Some(term) = self.terms.get(&partition).copied() else { continue };
+            while !list.is_empty() {
+                let rest = list.split_off(list.len().min(BEGIN_MAX));
+                self.begin(partition, term, std::mem::replace(&mut list, rest), now_ms);
+            }
+        }
+        let mut expire: BTreeMap<u32, Vec<Bytes>> = BTreeMap::new();
+        for (partition, id) in decision.expire {
+            let command = Command { kind: Some(Kind::Expire(Expire { message_id: id.to_bytes() })) };
+            expire.entry(partition).or_default().push(command.encode_to_vec().into());
+        }
+        for (partition, commands) in expire {
+            // The scheduler decides it again if this does not come back as a change.
+            let handle = self.handle.clone();
+            tokio::spawn(async move { handle.propose(partition, commands).await.map(drop) });
+        }
+        for request in self.scheduler.wants_pages(now_ms) {
+            self.page(request);
+        }
+        if self.reported.elapsed() >= REPORT_EVERY {
+            self.reported = Instant::now();
+            self.report(now_ms);
+        }
+        match decision.next_wake_ms {
+            Some(at) => at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS),
+            None => WAKE_MAX_MS,
+        }
+    }
+
+    fn report(&self, now_ms: u64) {
+        let stats = self.scheduler.stats(now_ms, self.clock.now());
+        metrics::gauge!("carillon_scheduler_ready").set(stats.ready as f64);
+        metrics::gauge!("carillon_scheduler_in_flight").set(stats.in_flight_attempts as f64);
+        metrics::gauge!("carillon_scheduler_rows").set(stats.rows as f64);
+        metrics::gauge!("carillon_scheduler_without_lane").set(stats.without_lane as f64);
+        metrics::gauge!("carillon_scheduler_oldest_due_seconds")
+            .set(stats.oldest_due_age_ms.unwrap_or(0) as f64 / 1000.0);
+    }
+
+    fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
+        let send_by_ms = now_ms + SEND_WITHIN_MS;
+        let commands = list
+            .iter()
+            .map(|decided| {
+                let begin = BeginAttempt {
+                    message_id: decided.message_id.to_bytes(),
+                    attempt_no: decided.attempt_no,
+                    carrier_no: decided.carrier_no,
+                    term,
+                    send_by_ms,
+                    node_id: self.handle.node_id(),
+                };
+                Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()
+            })
+            .collect();
+        let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
+        tokio::spawn(async move {
+            let answers = handle.propose(partition, commands).await.unwrap_or_default();
+            let mut answers = answers.into_iter();
+            let mut results = Vec::with_capacity(list.len());
+            let mut permits = Vec::with_capacity(list.len());
+            for decided in list {
+                // Without an answer (leadership lost) nothing is sent: if it did commit, the next leader finds it.
+                let begun = match answers.next() {
+                    Some(CommandResult::Begun(permit)) => {
+                        permits.push(*permit);
+                        BeginResult::Ok
+                    }
+                    _ => BeginResult::Refused,
+                };
+                results.push((decided.message_id, begun));
+            }
+            drop(sender.local.send(Local::Begun { partition, term, results }));
+            let now_ms = clock_ms();
+            for permit in permits {
+                let lane = lanes.get(permit.carrier_no);
+                tokio::spawn(sender.clone().run(partition, term, permit, lane, now_ms));
+            }
+        });
+    }
+
+    fn page(&self, request: PageRequest) {
+        let PageRequest { partition, priority, after, until_ms, limit, request_id } = request;
+        let Some(term) = self.terms.get(&partition).copied() else { return };
+        let (handle, local) = (self.handle.clone(), self.sender.local.clone());
+        tokio::task::spawn_blocking(move || {
+            let read = || -> anyhow::Result<_> {
+                let tables = handle.local_tables(partition)?;
+                let entries = query::due_page(&*tables, priority, after, until_ms, limit)?;
+                let end = entries.len() < limit;
+                Ok((entries, end))
+            };
+            let page = read().map_err(|error| tracing::error!(partition, %error, "due page unreadable")).ok();
+            drop(local.send(Local::Page { partition, term, request_id, page }));
+        });
+    }
+}

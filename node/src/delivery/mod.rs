@@ -1,0 +1,18 @@
+//! The delivery wing: drives the sans-IO scheduler and the connectors.
+//!
+//! Owns the driver (scheduler, one tokio task), the lanes (connector and gate of each carrier account), the fact
+//! batchers (outcomes and receipts on their way into the log) and the receipt router.
+//!
+//! Invariants
+//!  - A connector is called only with a permit that this node's own proposal brought back in its own term (P3, D10).
+//!  - A receipt is acknowledged to the carrier only after it is committed.
+//!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
+mod driver;
+mod facts;
+mod lanes;
+mod receipts;
+mod sending;
+
+pub use driver::{Delivery, start};
+pub use lanes::{LaneStatus, LaneTable};
+pub use receipts::ReceiptRouter;

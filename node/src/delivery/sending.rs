@@ -1,0 +1,142 @@
+//! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
+use super::driver::Local;
+use super::facts::{Fact, Facts};
+use super::lanes::Lane;
+use super::receipts::References;
+use crate::engine::NodeHandle;
+use crate::seal::{Context, Field, Keyring};
+use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
+use carillon_carriers::Clear;
+use carillon_core::Permit;
+use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
+use carillon_proto::public::{Encoding, Outcome};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// What every send needs; cheap to clone.
+#[derive(Clone)]
+pub struct Sender {
+    pub handle: NodeHandle,
+    pub keyring: Arc<Keyring>,
+    pub facts: Facts,
+    pub references: References,
+    pub local: mpsc::UnboundedSender<Local>,
+}
+
+/// The lane's gate, counting permits so that the driver learns when the last segment may leave.
+struct CountingGate<'a> {
+    lane: &'a Lane,
+    left: AtomicU32,
+    sent: Box<dyn Fn() + Send + Sync + 'a>,
+}
+
+impl SegmentGate for CountingGate<'_> {
+    fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
+        Box::pin(async {
+            self.lane.gate.acquire().await?;
+            if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+                (self.sent)();
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Sender {
+    /// Runs one committed attempt to its outcome.
+    pub async fn run(self, partition: u32, term: u64, permit: Permit, lane: Option<Arc<Lane>>, now_ms: u64) {
+        let id = permit.message_id;
+        let outcome = match &lane {
+            None => not_sent("no_lane"),
+            Some(lane) => match self.open(&permit, now_ms) {
+                Err(code) => not_sent(code),
+                Ok(request) => {
+                    let sent = || drop(self.local.send(Local::Sent { partition, term, message_id: id }));
+                    let gate = CountingGate {
+                        lane,
+                        left: AtomicU32::new(permit.segments.max(1)),
+                        sent: Box::new(sent),
+                    };
+                    lane.connector.send(request, &gate).await
+                }
+            },
+        };
+        let carrier = lane.as_ref().map_or_else(|| "none".to_owned(), |lane| lane.record.name.clone());
+        let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
+        metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
+        if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
+            let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
+            drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }));
+        }
+        drop(self.local.send(Local::Finished { partition, term, message_id: id }));
+        self.report(partition, &permit, outcome).await;
+    }
+
+    fn open(&self, permit: &Permit, now_ms: u64) -> Result<SendRequest, &'static str> {
+        let keys = self.keyring.of_epoch(permit.practice_no, permit.key_epoch).map_err(|error| {
+            tracing::error!(%error, "practice key unavailable");
+            "key_unavailable"
+        })?;
+        let view = self.handle.meta();
+        let context = Context {
+            cluster_id: &view.cluster_id,
+            practice_no: permit.practice_no,
+            message_id: &permit.message_id,
+        };
+        let text = |field, sealed: &[u8]| {
+            let opened = keys.open(context, field, sealed).map_err(|error| {
+                tracing::error!(%error, message_id = %permit.message_id, "payload does not open");
+                "payload_unreadable"
+            })?;
+            String::from_utf8(opened.to_vec()).map(Clear::new).map_err(|_| "payload_unreadable")
+        };
+        Ok(SendRequest {
+            message_id: permit.message_id,
+            attempt_no: permit.attempt_no,
+            recipient: text(Field::Recipient, &permit.sealed_recipient)?,
+            body: text(Field::Body, &permit.sealed_body)?,
+            encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
+            segments: permit.segments,
+            validity: Some(Duration::from_millis(permit.expires_at_ms.saturating_sub(now_ms))),
+            send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
+        })
+    }
+
+    /// The outcome becomes a fact; the carrier's references are known to the receipt router once it is committed.
+    async fn report(&self, partition: u32, permit: &Permit, outcome: SendOutcome) {
+        let (references, id) = (self.references.clone(), permit.message_id);
+        let (carrier_no, refs) = (permit.carrier_no, outcome.carrier_refs.clone());
+        let command = Command {
+            kind: Some(Kind::RecordOutcome(RecordOutcome {
+                message_id: id.to_bytes(),
+                attempt_no: permit.attempt_no,
+                outcome: outcome.outcome as i32,
+                carrier_refs: outcome.carrier_refs,
+                code: outcome.code,
+                retry_after_ms: outcome.retry_after.map_or(0, |d| d.as_millis() as u32),
+                segments: outcome.segments,
+            })),
+        };
+        let done = (!refs.is_empty()).then(|| -> super::facts::Done {
+            Box::new(move |committed| {
+                if committed {
+                    references.learn(carrier_no, &refs, id);
+                }
+            })
+        });
+        self.facts.push(partition, Fact { command, done }).await;
+    }
+}
+
+fn not_sent(code: &str) -> SendOutcome {
+    SendOutcome {
+        outcome: Outcome::NotSent,
+        carrier_refs: Vec::new(),
+        code: code.to_owned(),
+        retry_after: Some(Duration::from_secs(5)),
+        segments: 0,
+    }
+}

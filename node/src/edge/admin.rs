@@ -1,0 +1,147 @@
+//! The operator plane: what `carillonctl` calls.
+use crate::delivery::LaneTable;
+use crate::engine::{NodeHandle, ProposeError};
+use crate::meta::MetaClient;
+use crate::seal::Keyring;
+use carillon_proto::admin::admin_server::Admin;
+use carillon_proto::admin::{
+    CarrierStatus, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest, PutCarrierResponse,
+    PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest, SetLogFilterResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
+};
+use carillon_proto::errors::{self, invalid_fields, violation};
+use carillon_proto::identity::{Role, is_name};
+use carillon_proto::internal::{MetaCommand, PutCarrier, meta_command::Kind};
+use carillon_proto::public::ErrorReason;
+use carillon_proto::telemetry::Telemetry;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+pub struct AdminApi {
+    pub cluster_id: String,
+    pub handle: NodeHandle,
+    pub meta: MetaClient,
+    pub keyring: Arc<Keyring>,
+    pub telemetry: Option<Telemetry>,
+    pub lanes: LaneTable,
+}
+
+impl AdminApi {
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Operator(_))).map(|_| ())
+    }
+
+    async fn change(&self, kind: Kind) -> Result<(), Status> {
+        let texts = self
+            .meta
+            .propose(vec![MetaCommand { kind: Some(kind) }])
+            .await
+            .map_err(|e| errors::status(ErrorReason::PartitionUnavailable, &e.to_string()))?;
+        match texts.first().map(String::as_str) {
+            None | Some("") => Ok(()),
+            Some(text) => Err(Status::failed_precondition(text.to_owned())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminApi {
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        self.check(&request)?;
+        let view = self.handle.meta();
+        let partitions = self.handle.status().await.into_iter().map(|s| PartitionStatus {
+            partition: s.group,
+            leader: s.leader,
+            term: s.term,
+            commit: s.commit,
+            applied: s.applied,
+            last_index: s.last_index,
+            blocked: s.blocked,
+        });
+        let carriers = view.carriers.values().map(|carrier| {
+            let lane = self.lanes.status(carrier.carrier_no);
+            CarrierStatus {
+                carrier: Some(carrier.clone()),
+                binds_up: lane.binds_up,
+                in_flight: lane.in_flight,
+                share_segments_per_second: lane.share_segments_per_second,
+                paused_ms: lane.paused_ms,
+            }
+        });
+        Ok(Response::new(GetStatusResponse {
+            cluster_id: view.cluster_id.clone(),
+            node_id: self.handle.node_id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            nodes: view.nodes.values().cloned().collect(),
+            partitions: partitions.collect(),
+            practices: view.practices.values().cloned().collect(),
+            carriers: carriers.collect(),
+        }))
+    }
+
+    async fn put_practice(
+        &self,
+        request: Request<PutPracticeRequest>,
+    ) -> Result<Response<PutPracticeResponse>, Status> {
+        self.check(&request)?;
+        let practice = request.into_inner().practice.unwrap_or_default();
+        let mut wrong = Vec::new();
+        if !is_name(&practice.tenant) {
+            wrong.push(violation("practice.tenant", "INVALID_NAME", "1 to 63 of a-z, 0-9 and -"));
+        }
+        if !is_name(&practice.practice) {
+            wrong.push(violation("practice.practice", "INVALID_NAME", "1 to 63 of a-z, 0-9 and -"));
+        }
+        if !wrong.is_empty() {
+            return Err(invalid_fields(wrong));
+        }
+        let (tenant, name) = (practice.tenant.clone(), practice.practice.clone());
+        self.change(Kind::PutPractice(practice)).await?;
+        let stored = self.handle.meta().practice(&tenant, &name).cloned();
+        let stored = stored.ok_or_else(|| super::internal("the practice was not stored"))?;
+        // The first data key now, so that the first message does not wait for it.
+        self.keyring.newest(stored.practice_no).await.map_err(|e| super::ingest::keyring_status(&e))?;
+        Ok(Response::new(PutPracticeResponse { practice: Some(stored) }))
+    }
+
+    async fn put_carrier(
+        &self,
+        request: Request<PutCarrierRequest>,
+    ) -> Result<Response<PutCarrierResponse>, Status> {
+        self.check(&request)?;
+        let carrier = request.into_inner().carrier.unwrap_or_default();
+        let name = carrier.name.clone();
+        self.change(Kind::PutCarrier(PutCarrier { carrier: Some(carrier) })).await?;
+        Ok(Response::new(PutCarrierResponse { carrier: self.handle.meta().carrier(&name).cloned() }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        self.check(&request)?;
+        let request = request.into_inner();
+        match self.handle.transfer_leader(request.partition, request.to_node).await {
+            Ok(()) => Ok(Response::new(TransferLeaderResponse {})),
+            Err(ProposeError::NotLeader { leader_hint }) => Err(Status::failed_precondition(format!(
+                "this node does not lead partition {}; ask node {leader_hint}",
+                request.partition
+            ))),
+            Err(error) => Err(Status::failed_precondition(error.to_string())),
+        }
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<SetLogFilterRequest>,
+    ) -> Result<Response<SetLogFilterResponse>, Status> {
+        self.check(&request)?;
+        let filter = request.into_inner().filter;
+        let telemetry = self.telemetry.as_ref().ok_or_else(|| Status::unimplemented("no logger installed"))?;
+        telemetry.set_filter(&filter).map_err(|e| {
+            invalid_fields(vec![violation("filter", "INVALID_FILTER", &e.to_string())])
+        })?;
+        tracing::info!(filter, "log filter changed");
+        Ok(Response::new(SetLogFilterResponse {}))
+    }
+}

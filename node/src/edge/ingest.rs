@@ -1,0 +1,274 @@
+//! Ingest: turns validated messages into sealed commands and proposes them.
+//!
+//! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
+//! class policy or a key is resolved here, before the log.
+use super::propose_status;
+use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
+use crate::engine::{NodeHandle, ProposeError};
+use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
+use bytes::Bytes;
+use carillon_core::CommandResult;
+use carillon_core::classes::default_policy;
+use carillon_proto::errors;
+use carillon_proto::internal::{
+    Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
+    PartitionSubmit, PartitionSubmitResult, PracticeRecord, command::Kind,
+};
+use carillon_proto::public::{ErrorReason, MessageClass, Priority};
+use carillon_proto::{MessageId, Slot};
+use futures::future::join_all;
+use prost::Message as _;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tonic::Status;
+
+/// Commands proposed together: a few proposals of one request run beside each other.
+const CHUNK_COMMANDS: usize = COMMANDS_MAX / 2;
+const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
+
+/// Accepts messages for partitions that this node leads.
+#[derive(Clone)]
+pub struct Ingest {
+    pub handle: NodeHandle,
+    pub keyring: Arc<Keyring>,
+}
+
+/// What is the same for every message of a practice in one request.
+struct PracticeContext {
+    record: PracticeRecord,
+    keys: Arc<PracticeKeys>,
+    slot: Slot,
+}
+
+fn clock_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Ingest {
+    pub async fn submit(&self, request: NodeSubmitRequest) -> NodeSubmitResponse {
+        let tenant = request.tenant;
+        let parts = request.partitions.into_iter().map(|part| self.submit_partition(&tenant, part));
+        NodeSubmitResponse { partitions: join_all(parts).await }
+    }
+
+    async fn submit_partition(&self, tenant: &str, part: PartitionSubmit) -> PartitionSubmitResult {
+        let partition = part.partition;
+        let not_leader = |leader_hint| PartitionSubmitResult {
+            partition,
+            not_leader: true,
+            leader_hint,
+            results: Vec::new(),
+        };
+        if partition == 0 || partition > self.handle.partitions() {
+            return not_leader(0);
+        }
+        if !self.handle.is_leader(partition) {
+            return not_leader(self.handle.leadership(partition).leader);
+        }
+        let count = part.messages.len();
+        let mut results: Vec<IngestResult> = vec![IngestResult::default(); count];
+        let (mut chunks, mut chunk, mut chunk_bytes) = (Vec::new(), Vec::new(), 0);
+        let mut practices = HashMap::new();
+        for (at, message) in part.messages.into_iter().enumerate() {
+            let practice_no = message.practice_no;
+            if !practices.contains_key(&practice_no) {
+                practices.insert(practice_no, self.practice(tenant, partition, practice_no).await);
+            }
+            let sealed = match &practices[&practice_no] {
+                Ok(practice) => self.seal_one(practice, message).map_err(|e| seal_status(&e)),
+                Err(status) => Err(status.clone()),
+            };
+            match sealed {
+                Ok((id, command)) => {
+                    if chunk.len() == CHUNK_COMMANDS || chunk_bytes + command.len() > CHUNK_BYTES {
+                        chunks.push(std::mem::take(&mut chunk));
+                        chunk_bytes = 0;
+                    }
+                    chunk_bytes += command.len() + 8;
+                    chunk.push((at, id, command));
+                }
+                Err(status) => results[at].error = Some(errors::to_rpc(&status)),
+            }
+        }
+        chunks.push(chunk);
+        let chunks = chunks.into_iter().filter(|chunk| !chunk.is_empty());
+        let mut lost = None;
+        for outcome in join_all(chunks.map(|chunk| self.propose(partition, chunk))).await {
+            match outcome {
+                Ok(list) => list.into_iter().for_each(|(at, result)| results[at] = result),
+                Err(hint) => lost = Some(hint),
+            }
+        }
+        match lost {
+            // Nothing at all went in: the router may send all of it elsewhere.
+            Some(hint) if results.iter().all(|r| r.message_id.is_empty() && r.error.is_none()) => not_leader(hint),
+            Some(_) => {
+                for result in results.iter_mut().filter(|r| r.message_id.is_empty() && r.error.is_none()) {
+                    result.error =
+                        Some(errors::to_rpc(&propose_status(&ProposeError::NotLeader { leader_hint: 0 })));
+                }
+                PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results }
+            }
+            None => PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results },
+        }
+    }
+
+    /// The practice, if it is the tenant's and lives in this partition; with its keys.
+    async fn practice(&self, tenant: &str, partition: u32, practice_no: u32) -> Result<PracticeContext, Status> {
+        let view = self.handle.meta();
+        let unknown = || errors::status(ErrorReason::PracticeNotFound, "no such practice");
+        let record = view.practices.get(&practice_no).filter(|r| r.tenant == tenant).ok_or_else(unknown)?.clone();
+        let slot = Slot::of_practice(&record.tenant, &record.practice);
+        if slot.partition(self.handle.partitions()) != partition {
+            return Err(errors::status(ErrorReason::NotLeader, "the practice lives in another partition"));
+        }
+        let keys = self.keyring.newest(practice_no).await.map_err(|e| keyring_status(&e))?;
+        Ok(PracticeContext { record, keys, slot })
+    }
+
+    /// Seals a message. Its strings are dropped here.
+    fn seal_one(&self, practice: &PracticeContext, message: IngestMessage) -> Result<(MessageId, Bytes), SealError> {
+        let now_ms = clock_ms();
+        let keys = &practice.keys;
+        let id = MessageId::new(now_ms, practice.slot, rand::random());
+        let view = self.handle.meta();
+        let context =
+            Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
+        let class = MessageClass::try_from(message.class).unwrap_or(MessageClass::Unspecified);
+        let policy = default_policy(class);
+        let priority = match message.priority {
+            0 => policy.priority as i32,
+            given if Priority::try_from(given).is_ok() => given,
+            _ => Priority::Normal as i32,
+        };
+        let begin_ms = message.not_before_ms.max(now_ms);
+        let by_class_ms = match message.expires_at_ms {
+            0 => begin_ms + policy.default_expiry_ms,
+            given => given,
+        };
+        let expires_at_ms = match message.deadline_ms {
+            0 => by_class_ms,
+            deadline => by_class_ms.min(deadline),
+        };
+        let content_mac = keys.content_mac(&canonical(&message));
+        let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
+        let idempotency_index =
+            optional(&message.idempotency_key, keys.idempotency_index(&message.idempotency_key));
+        let reference_index =
+            optional(&message.external_reference, keys.reference_index(&message.external_reference));
+        let sealed_details = if message.external_reference.is_empty() && message.labels.is_empty() {
+            Bytes::new()
+        } else {
+            let details =
+                MessageDetails { external_reference: message.external_reference, labels: message.labels };
+            keys.seal(context, Field::Details, &details.encode_to_vec())?
+        };
+        let accept = Accept {
+            message_id: id.to_bytes(),
+            practice_no: message.practice_no,
+            class: message.class,
+            priority,
+            not_before_ms: message.not_before_ms,
+            expires_at_ms,
+            deadline_ms: message.deadline_ms,
+            time_zone: message.time_zone,
+            sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
+            recipient_index: keys.recipient_index(&message.recipient),
+            sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
+            sealed_details,
+            key_epoch: keys.epoch,
+            encoding: message.encoding,
+            segments: message.segments,
+            idempotency_index,
+            content_mac,
+            reference_index,
+            carrier_no: practice.record.carrier_no,
+            retry: Some(policy.retry),
+        };
+        Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
+    }
+
+    /// `Err(leader hint)` when nothing was appended because this node no longer leads.
+    async fn propose(
+        &self,
+        partition: u32,
+        chunk: Vec<(usize, MessageId, Bytes)>,
+    ) -> Result<Vec<(usize, IngestResult)>, u64> {
+        let commands = chunk.iter().map(|(_, _, command)| command.clone()).collect();
+        let outcome = self.handle.propose(partition, commands).await;
+        let places = chunk.into_iter().map(|(at, id, _)| (at, id));
+        match outcome {
+            Ok(answers) => Ok(places.zip(answers).map(|((at, id), answer)| (at, item(id, &answer))).collect()),
+            Err(ProposeError::NotLeader { leader_hint }) => Err(leader_hint),
+            Err(error) => {
+                let uncertain = error == ProposeError::Uncertain;
+                let rpc = errors::to_rpc(&propose_status(&error));
+                let failed = IngestResult { error: Some(rpc), uncertain, ..Default::default() };
+                Ok(places.map(|(at, _)| (at, failed.clone())).collect())
+            }
+        }
+    }
+}
+
+fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
+    match answer {
+        CommandResult::Accepted => IngestResult { message_id: id.to_bytes(), ..Default::default() },
+        CommandResult::Duplicate { message_id } => {
+            IngestResult { message_id: message_id.to_bytes(), duplicate: true, ..Default::default() }
+        }
+        CommandResult::KeyReused { message_id } => {
+            let status = errors::status_with(
+                ErrorReason::IdempotencyKeyReused,
+                "the idempotency key names another message",
+                &[("message_id", message_id.to_string())],
+            );
+            IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
+        }
+        other => {
+            tracing::error!(answer = ?std::mem::discriminant(other), "accept was refused by apply");
+            let status = errors::status(ErrorReason::Internal, "accept refused");
+            IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
+        }
+    }
+}
+
+/// Everything the caller gave, in a fixed order and length-prefixed: what makes two submits "the same".
+fn canonical(message: &IngestMessage) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.body.len() + 128);
+    let mut text = |value: &str| {
+        out.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        out.extend_from_slice(value.as_bytes());
+    };
+    text(&message.recipient);
+    text(&message.body);
+    text(&message.time_zone);
+    text(&message.external_reference);
+    let mut labels: Vec<_> = message.labels.iter().collect();
+    labels.sort_unstable();
+    for (name, value) in labels {
+        text(name);
+        text(value);
+    }
+    for number in [message.not_before_ms, message.expires_at_ms, message.deadline_ms] {
+        out.extend_from_slice(&number.to_be_bytes());
+    }
+    out.extend_from_slice(&message.class.to_be_bytes());
+    out.extend_from_slice(&message.priority.to_be_bytes());
+    out
+}
+
+pub(crate) fn keyring_status(error: &KeyringError) -> Status {
+    match error {
+        KeyringError::Meta(_) => errors::status(ErrorReason::PartitionUnavailable, "no key yet"),
+        _ => {
+            tracing::error!(%error, "practice key unavailable");
+            errors::status(ErrorReason::KeyUnavailable, "the practice's key cannot be used")
+        }
+    }
+}
+
+fn seal_status(error: &SealError) -> Status {
+    tracing::error!(%error, "sealing failed");
+    errors::status(ErrorReason::Internal, "sealing failed")
+}

@@ -1,0 +1,99 @@
+//! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
+use crate::delivery::ReceiptRouter;
+use crate::engine::NodeHandle;
+use crate::engine::shard::ShardMessage;
+use crate::meta::MetaClient;
+use carillon_proto::identity::Role;
+use carillon_proto::internal::peer_server::Peer;
+use carillon_proto::internal::{
+    ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest, ForwardReceiptsResponse, ProposeMetaRequest,
+    ProposeMetaResponse, RaftClosed, RaftFrame, command::Kind,
+};
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming};
+
+pub struct PeerApi {
+    pub cluster_id: String,
+    pub handle: NodeHandle,
+    pub inbox: crossbeam_channel::Sender<ShardMessage>,
+    pub meta: MetaClient,
+    pub receipts: ReceiptRouter,
+}
+
+impl PeerApi {
+    fn check<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let role = super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Node(_)))?;
+        match role {
+            Role::Node(id) => Ok(id),
+            _ => Err(super::internal("role was checked")),
+        }
+    }
+
+    fn take_frame(&self, node: u64, frame: RaftFrame) {
+        if frame.from_node != node || frame.cluster_id != self.cluster_id {
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "wrong_sender").increment(1);
+            return;
+        }
+        let own = |m: &carillon_proto::internal::GroupMessage| m.message.as_ref().is_some_and(|r| r.from == node);
+        let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
+        if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "inbox_full").increment(1);
+        }
+        if !frame.hints.is_empty() {
+            drop(self.inbox.try_send(ShardMessage::Hints(frame.hints)));
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerApi {
+    async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftClosed>, Status> {
+        let node = self.check(&request)?;
+        let mut frames = request.into_inner();
+        while let Some(frame) = frames.message().await? {
+            self.take_frame(node, frame);
+        }
+        Ok(Response::new(RaftClosed {}))
+    }
+
+    async fn propose_meta(
+        &self,
+        request: Request<ProposeMetaRequest>,
+    ) -> Result<Response<ProposeMetaResponse>, Status> {
+        self.check(&request)?;
+        let result = Some(self.meta.serve(request.into_inner()).await);
+        Ok(Response::new(ProposeMetaResponse { result }))
+    }
+
+    async fn forward_receipts(
+        &self,
+        request: Request<ForwardReceiptsRequest>,
+    ) -> Result<Response<ForwardReceiptsResponse>, Status> {
+        self.check(&request)?;
+        let found = self.receipts.record_here(request.into_inner().receipts).await;
+        Ok(Response::new(ForwardReceiptsResponse { found }))
+    }
+
+    async fn forward_facts(
+        &self,
+        request: Request<ForwardFactsRequest>,
+    ) -> Result<Response<ForwardFactsResponse>, Status> {
+        self.check(&request)?;
+        let request = request.into_inner();
+        let facts = request.commands.iter().all(|command| {
+            matches!(command.kind, Some(Kind::RecordOutcome(_) | Kind::RecordReceipt(_)))
+        });
+        if !facts {
+            return Err(Status::invalid_argument("only facts can be forwarded"));
+        }
+        let commands = request.commands.iter().map(|c| c.encode_to_vec().into()).collect();
+        let response = match self.handle.propose(request.partition, commands).await {
+            Ok(_) => ForwardFactsResponse::default(),
+            Err(crate::engine::ProposeError::NotLeader { leader_hint }) => {
+                ForwardFactsResponse { not_leader: true, leader_hint }
+            }
+            Err(error) => return Err(super::propose_status(&error)),
+        };
+        Ok(Response::new(response))
+    }
+}

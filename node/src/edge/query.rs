@@ -1,0 +1,147 @@
+//! Reads for routers: one message, or a page of a partition. Linearizable: confirmed with a quorum first.
+use super::ingest::keyring_status;
+use super::{internal, view};
+use crate::engine::{NodeHandle, ProposeError};
+use crate::seal::Keyring;
+use carillon_core::query::{self, ListFilter};
+use carillon_proto::errors;
+use carillon_proto::internal::node_get_response::Result as GetResult;
+use carillon_proto::internal::{
+    NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse, NotLeader,
+};
+use carillon_proto::public::{ErrorReason, MessageClass, MessageState, MessageView};
+use carillon_proto::{MessageId, Slot, slot::SLOTS};
+use prost_types::Timestamp;
+use std::sync::Arc;
+use tonic::Status;
+
+/// Most messages in one page of a partition.
+const LIMIT_MAX: u32 = 1000;
+/// Most rows looked at for one page.
+const SCAN_LIMIT_MAX: u32 = 50_000;
+
+#[derive(Clone)]
+pub struct Queries {
+    pub handle: NodeHandle,
+    pub keyring: Arc<Keyring>,
+}
+
+/// A read that this node cannot serve now.
+fn not_leader(error: &ProposeError) -> NotLeader {
+    match error {
+        ProposeError::NotLeader { leader_hint } => NotLeader { leader_hint: *leader_hint },
+        _ => NotLeader { leader_hint: 0 },
+    }
+}
+
+fn millis(t: &Timestamp) -> u64 {
+    u64::try_from(t.seconds).unwrap_or(0) * 1000 + u64::try_from(t.nanos).unwrap_or(0) / 1_000_000
+}
+
+impl Queries {
+    pub async fn get(&self, request: NodeGetRequest) -> Result<NodeGetResponse, Status> {
+        let missing = || errors::status(ErrorReason::MessageNotFound, "no such message");
+        let id = MessageId::from_bytes(&request.message_id).map_err(|_| missing())?;
+        let partition = id.slot().partition(self.handle.partitions());
+        let tables = match self.handle.read(partition).await {
+            Ok(tables) => tables,
+            Err(error) => {
+                return Ok(NodeGetResponse { result: Some(GetResult::NotLeader(not_leader(&error))) });
+            }
+        };
+        let found = query::message(&*tables, &id).map_err(|_| internal("unreadable record"))?;
+        let meta = self.handle.meta();
+        let found = found.filter(|(_, status)| {
+            meta.practices.get(&status.practice_no).is_some_and(|p| p.tenant == request.tenant)
+        });
+        let Some((payload, status)) = found else {
+            return Ok(NodeGetResponse { result: Some(GetResult::Error(errors::to_rpc(&missing()))) });
+        };
+        let detail = MessageView::try_from(request.view).unwrap_or(MessageView::Basic);
+        let message = view::message(&meta, &self.keyring, &id, &payload, &status, detail)
+            .map_err(|e| keyring_status(&e))?;
+        Ok(NodeGetResponse { result: Some(GetResult::Message(message)) })
+    }
+
+    pub async fn list(&self, request: NodeListRequest) -> Result<NodeListResponse, Status> {
+        if request.partition == 0 || request.partition > self.handle.partitions() {
+            return Err(internal("no such partition"));
+        }
+        let tables = match self.handle.read(request.partition).await {
+            Ok(tables) => tables,
+            Err(error) => {
+                return Ok(NodeListResponse { not_leader: Some(not_leader(&error)), ..Default::default() });
+            }
+        };
+        let asked = request.filter.unwrap_or_default();
+        let meta = self.handle.meta();
+        let Some((filter, slots)) = self.filter(&request.tenant, &asked)? else {
+            return Ok(NodeListResponse::default());
+        };
+        let after = match request.after.len() {
+            0 => None,
+            _ => Some(MessageId::from_bytes(&request.after).map_err(|_| {
+                errors::status(ErrorReason::InvalidToken, "the position is not one of ours")
+            })?),
+        };
+        let limit = request.limit.clamp(1, LIMIT_MAX) as usize;
+        let scan_limit = request.scan_limit.clamp(1, SCAN_LIMIT_MAX) as usize;
+        let page = query::list(&*tables, slots, after, &filter, limit, scan_limit)
+            .map_err(|_| internal("unreadable record"))?;
+        let detail = MessageView::try_from(asked.view).unwrap_or(MessageView::Basic);
+        let mut messages = Vec::with_capacity(page.rows.len());
+        for row in &page.rows {
+            let message =
+                view::message(&meta, &self.keyring, &row.message_id, &row.payload, &row.status, detail)
+                    .map_err(|e| keyring_status(&e))?;
+            messages.push(message);
+        }
+        let next = page.next.map(|id| id.to_bytes()).unwrap_or_default();
+        Ok(NodeListResponse { messages, next, not_leader: None })
+    }
+
+    /// The filter and the slots to look at; `None` when nothing can match.
+    fn filter(
+        &self,
+        tenant: &str,
+        asked: &carillon_proto::public::ListMessagesRequest,
+    ) -> Result<Option<(ListFilter, (Slot, Slot))>, Status> {
+        let meta = self.handle.meta();
+        let all = (Slot::new(0).expect("0 is a slot"), Slot::new(SLOTS - 1).expect("4095 is a slot"));
+        let (practices, slots) = if asked.practice.is_empty() {
+            (meta.practices_of(tenant).map(|p| p.practice_no).collect(), all)
+        } else {
+            let Some(practice) = meta.practice(tenant, &asked.practice) else { return Ok(None) };
+            let slot = Slot::of_practice(tenant, &asked.practice);
+            ([practice.practice_no].into(), (slot, slot))
+        };
+        let reference_index = if asked.external_reference.is_empty() {
+            None
+        } else {
+            let Some(practice) = meta.practice(tenant, &asked.practice) else { return Ok(None) };
+            let index = self.reference_index(practice.practice_no, &asked.external_reference)?;
+            match index {
+                Some(index) => Some(index),
+                None => return Ok(None),
+            }
+        };
+        let filter = ListFilter {
+            practices: Some(practices),
+            states: asked.states.iter().filter_map(|s| MessageState::try_from(*s).ok()).collect(),
+            classes: asked.classes.iter().filter_map(|c| MessageClass::try_from(*c).ok()).collect(),
+            reference_index,
+            accepted_after_ms: asked.accepted_after.as_ref().map(millis),
+            accepted_before_ms: asked.accepted_before.as_ref().map(millis),
+        };
+        Ok(Some((filter, slots)))
+    }
+
+    /// The keyed hash of an external reference; `None` when the practice never sealed anything.
+    fn reference_index(&self, practice_no: u32, reference: &str) -> Result<Option<[u8; 16]>, Status> {
+        match self.keyring.of_epoch(practice_no, 1) {
+            Ok(keys) => Ok(keys.reference_index(reference).as_ref().try_into().ok()),
+            Err(crate::seal::KeyringError::Missing) => Ok(None),
+            Err(error) => Err(keyring_status(&error)),
+        }
+    }
+}

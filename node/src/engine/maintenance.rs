@@ -1,0 +1,112 @@
+//! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
+//! and on every replica, then lets the log free files. Nothing waits for it.
+use super::shard::{Completion, clock_ms};
+use carillon_consensus::LogStore;
+use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Entries kept below the cut, so that a follower that is a little behind finds them in the log.
+const SLACK_ENTRIES: u64 = 64;
+/// Rounds (seconds) between purges of log files.
+const PURGE_ROUNDS: u64 = 10;
+
+pub enum MaintenanceMessage {
+    /// Every replica of the group has all entries up to here on disk.
+    Safe { group: u32, index: u64 },
+    Stop,
+}
+
+pub(super) struct Maintenance {
+    pub log: Arc<EngineLog>,
+    pub state: Arc<StateDb>,
+    pub messages: Receiver<MaintenanceMessage>,
+    pub completions: Sender<Completion>,
+    pub unflushed: Arc<Vec<AtomicU64>>,
+}
+
+impl Maintenance {
+    pub fn run(self) {
+        let mut pacer = FlushPacer::new(PacerLimits::default());
+        let mut safe: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut cut: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut round = 0_u64;
+        loop {
+            match self.messages.recv_timeout(Duration::from_secs(1)) {
+                Ok(MaintenanceMessage::Safe { group, index }) => {
+                    let known = safe.entry(group).or_default();
+                    *known = index.max(*known);
+                    continue;
+                }
+                Ok(MaintenanceMessage::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            round += 1;
+            self.flush(&mut pacer);
+            for (group, index) in &safe {
+                self.truncate(*group, *index, cut.entry(*group).or_default());
+            }
+            if round.is_multiple_of(PURGE_ROUNDS)
+                && let Err(error) = self.log.purge()
+            {
+                tracing::error!(%error, "raft log purge failed; stopping");
+                std::process::abort();
+            }
+            self.report();
+        }
+    }
+
+    fn flush(&self, pacer: &mut FlushPacer) {
+        let now_ms = clock_ms();
+        for (group, bytes) in self.unflushed.iter().enumerate() {
+            let bytes = bytes.swap(0, Ordering::Relaxed);
+            if bytes > 0 {
+                pacer.committed(group as u32, bytes, now_ms);
+            }
+        }
+        while let Some(group) = pacer.next(now_ms) {
+            if let Err(error) = self.state.flush(group) {
+                tracing::error!(group, %error, "state flush failed; stopping");
+                std::process::abort();
+            }
+            metrics::counter!("carillon_state_flushes_total").increment(1);
+            pacer.flushed(group);
+        }
+    }
+
+    fn truncate(&self, group: u32, safe: u64, cut: &mut u64) {
+        let durable = match self.state.durable_applied(group) {
+            Ok(record) => record.map_or(0, |r| r.index),
+            Err(error) => {
+                tracing::error!(group, %error, "cannot read the durable applied index");
+                return;
+            }
+        };
+        let index = safe.min(durable).saturating_sub(SLACK_ENTRIES);
+        if index < *cut + SLACK_ENTRIES {
+            return;
+        }
+        let term = match self.log.entries(group, index, index + 1, u64::MAX) {
+            Ok(entries) => entries.first().map_or(0, |e| e.term),
+            Err(error) => {
+                tracing::debug!(group, %error, "nothing to cut");
+                return;
+            }
+        };
+        if let Err(error) = self.log.truncate(group, index, term) {
+            tracing::error!(group, %error, "raft log truncation failed; stopping");
+            std::process::abort();
+        }
+        *cut = index;
+        drop(self.completions.send(Completion::Truncated { group, index, term }));
+    }
+
+    fn report(&self) {
+        metrics::gauge!("carillon_log_disk_bytes").set(self.log.disk_bytes() as f64);
+        let memory = self.state.memory_stats();
+        metrics::gauge!("carillon_state_memtable_bytes").set(memory.memtable_bytes as f64);
+    }
+}

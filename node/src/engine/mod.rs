@@ -1,0 +1,174 @@
+//! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams.
+//!
+//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
+//! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
+mod applier;
+mod cell;
+pub mod handle;
+mod log_writer;
+pub mod maintenance;
+mod recovery;
+pub mod shard;
+pub mod transport;
+
+use crate::config::Config;
+use applier::{Applier, DRIVER_EVENTS_MAX};
+use arc_swap::ArcSwap;
+use carillon_consensus::{Group, GroupConfig, LogStore, Outputs};
+use carillon_core::meta::MetaView;
+use carillon_store::{EngineLog, EngineLogOptions, StateDb, StateOptions};
+use cell::Cell;
+pub use handle::{DriverEvent, NodeHandle, ProposeError};
+use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use log_writer::LogWriter;
+use maintenance::{Maintenance, MaintenanceMessage};
+use shard::{INBOX_MAX, Shard, ShardMessage};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+use transport::PeerChannels;
+
+/// Running threads, and what to tell them to stop.
+pub struct Engine {
+    pub handle: NodeHandle,
+    driver_events: Option<mpsc::Receiver<DriverEvent>>,
+    pub inbox: crossbeam_channel::Sender<ShardMessage>,
+    pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
+pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine> {
+    let members = config.member_ids();
+    let groups: Vec<u32> = (0..=config.partitions).collect();
+    fs_err::create_dir_all(&config.data_dir)?;
+    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &EngineLogOptions::default())?);
+    let options = StateOptions {
+        block_cache_bytes: config.tuning.block_cache_bytes,
+        db_write_buffer_bytes: config.tuning.write_buffers_bytes,
+        ..StateOptions::default()
+    };
+    let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
+    recovery::create_groups(&log, &groups, &members)?;
+
+    let mut cells = BTreeMap::new();
+    let mut applied_senders = Vec::new();
+    let mut applied_receivers = Vec::new();
+    for group in &groups {
+        let applied = recovery::replay(&log, &state, *group)?;
+        let mut group_config = GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
+        // 17 groups share a node: keep each one's share of memory small.
+        group_config.cache_bytes_max = 1 << 20;
+        group_config.priority = i64::from(shard::preferred_leader(*group, &members) == config.node_id);
+        let log: Arc<dyn LogStore> = Arc::clone(&log) as Arc<dyn LogStore>;
+        cells.insert(*group, Cell::new(Group::open(group_config, log, applied)?));
+        let (sender, receiver) = watch::channel(applied);
+        applied_senders.push(sender);
+        applied_receivers.push(receiver);
+    }
+    let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
+
+    let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
+    let (completions, completions_receiver) = crossbeam_channel::unbounded();
+    let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
+    let (apply, apply_receiver) = crossbeam_channel::unbounded();
+    let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
+    let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
+    let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
+    let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
+    let unflushed = Arc::new((0..groups.len()).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+    let peers = transport::start(config.node_id, &config.cluster_id, channels, inbox.clone());
+
+    let shard = Shard {
+        node_id: config.node_id,
+        members,
+        cells,
+        inbox: inbox_receiver,
+        completions: completions_receiver,
+        log_writer: log_tasks,
+        applier: apply,
+        peers: peers.clone(),
+        maintenance: maintenance.clone(),
+        leaders: leaders_sender,
+        tick: Duration::from_millis(config.tuning.tick_ms),
+        in_flight_max: config.tuning.proposals_in_flight_max,
+        next_ctx: 0,
+        ticks: 0,
+        outputs: Outputs::default(),
+    };
+    let writer = LogWriter {
+        log: Arc::clone(&log) as Arc<dyn LogStore>,
+        tasks: log_tasks_receiver,
+        completions: completions.clone(),
+        peers,
+    };
+    let applier = Applier {
+        node_id: config.node_id,
+        state: Arc::clone(&state),
+        messages: apply_receiver,
+        completions: completions.clone(),
+        driver,
+        leaders: leaders.clone(),
+        meta: Arc::clone(&meta),
+        meta_changed: meta_changed_sender,
+        applied: applied_senders,
+        unflushed: Arc::clone(&unflushed),
+    };
+    let keeper =
+        Maintenance { log, state: Arc::clone(&state), messages: maintenance_receiver, completions, unflushed };
+
+    let threads = vec![
+        spawn("log-writer", move || writer.run())?,
+        spawn("applier", move || {
+            if let Err(error) = applier.run(&groups) {
+                tracing::error!(%error, "applier cannot start; stopping");
+                std::process::abort();
+            }
+        })?,
+        spawn("maintenance", move || keeper.run())?,
+        spawn("shard-0", move || shard.run())?,
+    ];
+    let shared = Shared {
+        node_id: config.node_id,
+        partitions: config.partitions,
+        inbox: inbox.clone(),
+        state,
+        leaders,
+        meta,
+        meta_changed,
+        applied: applied_receivers,
+        admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+    };
+    let handle = NodeHandle { shared: Arc::new(shared) };
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, threads })
+}
+
+/// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            std::process::abort();
+        }
+    })
+}
+
+impl Engine {
+    /// What the delivery driver listens to. Can be taken once.
+    pub fn take_driver_events(&mut self) -> mpsc::Receiver<DriverEvent> {
+        self.driver_events.take().expect("taken once, by the node's start")
+    }
+
+    /// Stops the threads: what is acknowledged is on disk already, the rest is replayed at the next start. Blocks.
+    pub fn stop(self) {
+        drop(self.inbox.send(ShardMessage::Stop));
+        drop(self.maintenance.send(MaintenanceMessage::Stop));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread ended badly");
+            }
+        }
+    }
+}
