@@ -18,7 +18,7 @@ use carillon_proto::sms;
 use siphasher::sip::SipHasher13;
 
 /// Changes only when the day is made anew on purpose.
-const DIGEST: &str = "9a8c9a80416e52a143a089699d1205726ff46da8bd03aa5f1bd77ecc2e44d5d1";
+const DIGEST: &str = "84d6711dd726f8b5b3d7455f156cf99e220946d5b0ada13b4b3bcb35a767b6e9";
 
 fn day() -> Day {
     Day::bundled().unwrap()
@@ -221,6 +221,6 @@ fn the_carrier_has_its_storm_and_its_landlines_and_loses_a_few_answers() {
         }
     }
     assert!((50..200).contains(&refused) && (50..200).contains(&dropped), "{refused} {dropped}");
-    assert!((4..30).contains(&lost.values().sum()), "{lost:?}");
+    assert!((4..30).contains(&lost.values().sum::<u32>()), "{lost:?}");
     assert!(!lost.contains_key("staff") && !lost.contains_key("public_health"), "{lost:?}");
 }

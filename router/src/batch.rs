@@ -267,11 +267,14 @@ impl<'a> Run<'a> {
     ) {
         let fate = match (result.uncertain, result.error) {
             (true, _) => return self.uncertain(partition, message, place, left),
-            (false, Some(error)) if verdict::is_not_leader(&error) => {
-                metrics::retry("not_leader");
-                return left.put(partition, place, message);
-            }
-            (false, Some(error)) => Fate::Refused(error),
+            (false, Some(error)) => match verdict::of_item(error) {
+                Verdict::Refused(error) => Fate::Refused(error),
+                Verdict::Uncertain => return self.uncertain(partition, message, place, left),
+                Verdict::NotProcessed(cause) => {
+                    metrics::retry(cause);
+                    return left.put(partition, place, message);
+                }
+            },
             (false, None) => match MessageId::from_bytes(&result.message_id) {
                 Ok(message_id) => Fate::Accepted { message_id, duplicate: result.duplicate },
                 Err(_) => Fate::Refused(errors::to_rpc(&errors::status(

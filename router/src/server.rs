@@ -4,7 +4,7 @@ use crate::api::{Api, Shared};
 use crate::config::{Config, Tuning};
 use crate::map::{MapCache, watch};
 use crate::nodes::Dialer;
-use crate::phone;
+use crate::{phone, zones};
 use carillon_proto::public::messages_server::MessagesServer;
 use carillon_proto::telemetry::ReadyCheck;
 use carillon_proto::tls::{self, TlsError, TlsFiles};
@@ -55,6 +55,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// Starts serving on `listener`.
 pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, StartError> {
     phone::warm_up();
+    zones::warm_up();
     let address = listener.local_addr()?;
     let public_tls = tls::server_config(&TlsFiles::from(&config.public_tls))?;
     let node_tls = tls::client_config(&TlsFiles::from(&config.node_tls))?;

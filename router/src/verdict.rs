@@ -44,10 +44,19 @@ pub fn of_silence(sent: bool) -> Verdict {
     if sent { Verdict::Uncertain } else { Verdict::NotProcessed("unsent") }
 }
 
-/// A single item says that the node does not lead.
-pub fn is_not_leader(error: &RpcStatus) -> bool {
-    error.code == Code::Unavailable as i32
-        && errors::reason_of(&errors::from_rpc(error)) == Some(ErrorReason::NotLeader)
+/// What the error of a single item means for it.
+pub fn of_item(error: RpcStatus) -> Verdict {
+    if error.code != Code::Unavailable as i32 && error.code != Code::NotFound as i32 {
+        return Verdict::Refused(error);
+    }
+    match errors::reason_of(&errors::from_rpc(&error)) {
+        Some(ErrorReason::NotLeader) => Verdict::NotProcessed("not_leader"),
+        // The map has the practice, so the meta group has committed it and this node is about to learn of it.
+        Some(ErrorReason::PracticeNotFound) => Verdict::NotProcessed("practice_unknown"),
+        // A node that stops or is fenced says this also of proposals that are already under way.
+        Some(ErrorReason::PartitionUnavailable) => Verdict::Uncertain,
+        _ => Verdict::Refused(error),
+    }
 }
 
 /// A node answered something that is no answer.
@@ -68,7 +77,6 @@ mod tests {
         assert_eq!(of_status(&Status::unknown("h2"), true), Verdict::Uncertain);
         let not_leader = errors::status(ErrorReason::NotLeader, "");
         assert_eq!(of_status(&not_leader, true), Verdict::NotProcessed("not_leader"));
-        assert!(is_not_leader(&errors::to_rpc(&not_leader)));
         let lost = errors::status(ErrorReason::PartitionUnavailable, "");
         assert_eq!(of_status(&lost, true), Verdict::Uncertain);
         assert_eq!(
@@ -78,10 +86,22 @@ mod tests {
     }
 
     #[test]
+    fn items_are_repeated_only_when_they_had_no_effect() {
+        let of = |reason| of_item(errors::to_rpc(&errors::status(reason, "")));
+        assert_eq!(of(ErrorReason::NotLeader), Verdict::NotProcessed("not_leader"));
+        assert_eq!(of(ErrorReason::PracticeNotFound), Verdict::NotProcessed("practice_unknown"));
+        assert_eq!(of(ErrorReason::PartitionUnavailable), Verdict::Uncertain);
+        for reason in
+            [ErrorReason::MessageNotFound, ErrorReason::Overloaded, ErrorReason::IdempotencyKeyReused]
+        {
+            assert!(matches!(of(reason), Verdict::Refused(_)), "{reason:?}");
+        }
+    }
+
+    #[test]
     fn refusals_pass_and_foreign_ones_become_internal() {
         let full = errors::status(ErrorReason::StorageFull, "");
         assert_eq!(of_status(&full, true), Verdict::Refused(errors::to_rpc(&full)));
-        assert!(!is_not_leader(&errors::to_rpc(&full)));
         let Verdict::Refused(refusal) = of_status(&Status::permission_denied("no"), true) else {
             panic!("it is final")
         };

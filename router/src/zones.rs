@@ -16,6 +16,11 @@ pub fn is_known(name: &str) -> bool {
     NAMES.contains(name)
 }
 
+/// Reads the database, so that the first message does not wait for it.
+pub fn warm_up() {
+    LazyLock::force(&NAMES);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

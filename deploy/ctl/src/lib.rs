@@ -1,0 +1,7 @@
+//! What operators and tests need to run a cluster: certificates, a lab on one machine, and the admin API.
+//!
+//! The binary `carillonctl` is a thin shell around this library; the test suites start their clusters with [`lab::Lab`].
+
+pub mod admin;
+pub mod lab;
+pub mod pki;

@@ -49,6 +49,10 @@ where
     let (mut reader, mut writer) = tokio::io::split(stream);
     let outbox = Arc::new(Outbox::default());
     server.center.lock().connect(id, outbox.clone(), server.now_us());
+    if server.stop.is_cancelled() {
+        // It came while the others were told goodbye.
+        outbox.close();
+    }
     let writing = tokio::spawn({
         let outbox = outbox.clone();
         async move {

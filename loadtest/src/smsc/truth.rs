@@ -6,12 +6,12 @@
 //! Invariants: the message id of a record is `first_id + index`, so an id is
 //! never given twice, also not across resets; a long message counts as one
 //! message when all of its parts have been accepted.
-//! Bounds: `records_max` records of 96 octets, plus at most 100 octets of
+//! Bounds: `records_max` records of 112 octets, plus at most 100 octets of
 //! index for each: about 200 octets a submit. A submit that finds the store
 //! full is refused, never left out.
 
 use std::collections::HashMap;
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -192,6 +192,27 @@ pub struct Accepted {
     pub extra_copies: u64,
 }
 
+/// Counts by a key that is a hash already. It is split into small maps because
+/// a map that grows is copied while the lock is held: one map of millions
+/// would stop the server for so long that arrivals seem to come in bursts.
+struct Counts<K, V>(Vec<HashMap<K, V>>);
+
+impl<K: Eq + Hash, V: Copy + Default> Counts<K, V> {
+    const MAPS: usize = 64;
+
+    fn new() -> Self {
+        Self((0..Self::MAPS).map(|_| HashMap::new()).collect())
+    }
+
+    fn of(&mut self, key: K, hash: u64) -> &mut V {
+        self.0[hash as usize % Self::MAPS].entry(key).or_default()
+    }
+
+    fn get(&self, key: &K, hash: u64) -> Option<V> {
+        self.0[hash as usize % Self::MAPS].get(key).copied()
+    }
+}
+
 /// The store of records.
 pub struct Truth {
     pub key: TruthKey,
@@ -201,8 +222,8 @@ pub struct Truth {
     first_id: u64,
     pub generation: u32,
     /// How often this very submit came before, by hash.
-    occurrences: HashMap<u64, u16>,
-    copies: HashMap<[u64; 2], u32>,
+    occurrences: Counts<u64, u16>,
+    copies: Counts<[u64; 2], u32>,
     pub accepted: Accepted,
 }
 
@@ -216,8 +237,8 @@ impl Truth {
             records_max,
             first_id,
             generation: 0,
-            occurrences: HashMap::new(),
-            copies: HashMap::new(),
+            occurrences: Counts::new(),
+            copies: Counts::new(),
             accepted: Accepted::default(),
         }
     }
@@ -235,7 +256,8 @@ impl Truth {
     /// How often a submit with this number and these octets came before;
     /// counts this one.
     pub fn occurrence(&mut self, destination: u128, octets: u128) -> u16 {
-        let seen = self.occurrences.entry((destination ^ octets) as u64).or_insert(0);
+        let hash = (destination ^ octets) as u64;
+        let seen = self.occurrences.of(hash, hash);
         let before = *seen;
         *seen = seen.saturating_add(1);
         before
@@ -263,7 +285,8 @@ impl Truth {
 
     /// Counts one whole message as accepted; true when it was before.
     pub fn count_message(&mut self, message: u128) -> bool {
-        let copies = self.copies.entry([(message >> 64) as u64, message as u64]).or_insert(0);
+        let key = [(message >> 64) as u64, message as u64];
+        let copies = self.copies.of(key, key[0]);
         *copies += 1;
         self.accepted.messages += 1;
         match *copies {
@@ -279,7 +302,8 @@ impl Truth {
 
     /// How often the message with this truth key was accepted.
     pub fn copies_of(&self, message: u128) -> u32 {
-        self.copies.get(&[(message >> 64) as u64, message as u64]).copied().unwrap_or(0)
+        let key = [(message >> 64) as u64, message as u64];
+        self.copies.get(&key, key[0]).unwrap_or(0)
     }
 
     /// The entry at `index`; `account_name` turns an account number into its system_id.
@@ -368,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_record_stays_small_and_ids_survive_a_reset() {
-        assert!(size_of::<Record>() <= 128, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 112, "{}", size_of::<Record>());
         let mut truth = Truth::new(TruthKey::default(), 3, 1_000);
         let record = Record::new(1, 0, 1, 1);
         assert_eq!((truth.push(record), truth.push(record), truth.push(record)), (1_000, 1_001, 1_002));

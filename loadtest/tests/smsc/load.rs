@@ -28,9 +28,9 @@ fn cpu_of(prefix: &str) -> Duration {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         let Some((name, rest)) = stat.rsplit_once(')') else { continue };
         if name.split_once('(').is_some_and(|(_, name)| name.starts_with(prefix)) {
-            let fields: Vec<u64> = rest.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-            // utime and stime; the state letter did not parse, so they are 10th and 11th.
-            ticks += fields[10] + fields[11];
+            // After the name: the state, then utime and stime as the 12th and 13th.
+            let fields: Vec<&str> = rest.split_whitespace().collect();
+            ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         }
     }
     Duration::from_millis(ticks * 10)

@@ -49,7 +49,11 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin) {
                 Some(Pdu::Unbind) => Pdu::UnbindResp,
                 _ => return,
             };
-            if framed.feed(Command::new(CommandStatus::EsmeRok, command.sequence_number(), pdu)).await.is_err() {
+            if framed
+                .feed(Command::new(CommandStatus::EsmeRok, command.sequence_number(), pdu))
+                .await
+                .is_err()
+            {
                 return;
             }
             next = framed.next().now_or_never().flatten().and_then(Result::ok);
@@ -125,7 +129,8 @@ async fn measure(settings: SmppSettings, messages: u64, with_tls: bool) -> Resul
     };
     let connector = SmppConnector::start(config, Arc::new(NoSink))?;
     connector.bound(2).await;
-    let body = "Reminder: your appointment at North Clinic is on Tuesday at 9:30. Reply C to confirm. ".repeat(2);
+    let body =
+        "Reminder: your appointment at North Clinic is on Tuesday at 9:30. Reply C to confirm. ".repeat(2);
     let body = &body[..140];
     let counted = sms::analyze(body);
     let slot = Slot::new(1).ok_or("slot")?;

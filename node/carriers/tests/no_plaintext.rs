@@ -41,10 +41,7 @@ fn marked(n: u64) -> SendRequest {
 #[tokio::test]
 async fn no_log_holds_a_number_a_text_or_a_password() {
     let captured = Captured::default();
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(captured.clone())
-        .init();
+    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(captured.clone()).init();
     let smsc = Smsc::new().await;
     let mut setup = Setup::new(&smsc);
     setup.settings.response_timeout_ms = 100;
@@ -85,7 +82,9 @@ async fn no_log_holds_a_number_a_text_or_a_password() {
     within(connector.drain()).await;
 
     let logs = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-    for expected in ["bound", "bind failed", "late answer", "impossible pdu length", "another number of parts"] {
+    for expected in
+        ["bound", "bind failed", "late answer", "impossible pdu length", "another number of parts"]
+    {
         assert!(logs.contains(expected), "{expected} is missing in {logs}");
     }
     let hex_of_text = "67, 97, 110, 97, 114, 121";

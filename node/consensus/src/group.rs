@@ -16,13 +16,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What creates a group on a node: every replica starts with the same voters before the first entry. To be written
-/// with sync before `Group::open`, and only if the group does not exist.
+/// with sync before `Group::open`, and only if the group does not exist. It starts in term 1, because raft 0.7.0 stops
+/// the process when it refuses a pre-vote in term 0, which priorities cause.
 pub fn bootstrap_write(group: u32, voters: &[u64]) -> GroupWrite {
     let conf_state = ConfState { voters: voters.to_vec(), ..Default::default() };
     GroupWrite {
         group,
         entries: Vec::new(),
-        hard_state: Some(HardState::default()),
+        hard_state: Some(HardState { term: 1, ..Default::default() }),
         conf: Some((conf_state, 0)),
     }
 }
@@ -290,6 +291,7 @@ impl Group {
         }
     }
 
+    /// Group id, 0 = meta group.
     pub fn group(&self) -> u32 {
         self.config.group
     }
@@ -371,3 +373,25 @@ impl Group {
         self.outstanding.len()
     }
 }
+
+/// Positions only, no data.
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("group", &self.config.group)
+            .field("node_id", &self.config.node_id)
+            .field("term", &self.term())
+            .field("leader", &self.leader_id())
+            .field("last_index", &self.last_index())
+            .field("commit", &self.commit())
+            .field("applied", &self.applied_index())
+            .field("outstanding", &self.outstanding.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A shard thread may own it.
+const _: fn() = || {
+    fn assert_send<T: Send>() {}
+    assert_send::<Group>();
+};

@@ -129,7 +129,7 @@ impl Group {
 
     /// Entries that were committed while the applier had no room are not kept in memory but read again.
     fn deliver_held_back(&mut self, out: &mut Outputs) -> Result<bool, GroupError> {
-        if true || self.emitted >= self.deliverable {
+        if self.emitted >= self.deliverable || !self.applier_has_room() {
             return Ok(false);
         }
         let (low, high) = (self.emitted + 1, self.deliverable + 1);

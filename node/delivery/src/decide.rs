@@ -5,8 +5,8 @@ use crate::types::{Attempt, BeginDecision, Decision, Row, Stage, level_of, ms_un
 use std::time::Duration;
 
 impl Scheduler {
-    /// Decides at `now_ms` of the wall clock and `mono` of the monotonic clock. Bounded by the lanes' prefetch and by
-    /// `expire_max`.
+    /// Decides at `now_ms` of the wall clock and `mono` of the monotonic clock. Bounded by the lanes'
+    /// prefetch and by `expire_max`.
     pub fn decide(&mut self, now_ms: u64, mono: Duration) -> Decision {
         self.now_ms = now_ms;
         let mut decision = Decision::default();
@@ -22,8 +22,9 @@ impl Scheduler {
         decision
     }
 
-    /// A row's timer has passed: it is due, has aged, or has expired. Its next timer, if any, lies in the future.
-    /// `put_off` counts the expiries that this decision has no room for: they come `expire_max` at a time.
+    /// A row's timer has passed: it is due, has aged, or has expired. Its next timer, if any, lies in the
+    /// future. `put_off` counts the expiries that this decision has no room for: they come `expire_max` at a
+    /// time.
     fn look_at(&mut self, no: CellNo, decision: &mut Decision, put_off: &mut usize) {
         self.set_timer(no, None);
         let now_ms = self.now_ms;
@@ -55,7 +56,8 @@ impl Scheduler {
         self.set_timer(no, Some(next_ms));
     }
 
-    /// Fills each lane's prefetch in order. The first message that does not fit stops its lane, so order holds.
+    /// Fills each lane's prefetch in order. The first message that does not fit stops its lane, so order
+    /// holds.
     fn choose(&mut self, mono: Duration, decision: &mut Decision) {
         let Self { config, cells, partitions, lanes, timers, counts, .. } = self;
         for (carrier_no, lane) in lanes.iter_mut() {

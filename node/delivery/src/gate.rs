@@ -1,22 +1,22 @@
 //! The lane gate: says when one segment may leave on a lane, for one node's share of the lane's limit.
 //!
-//! Owns the arithmetic that makes a carrier's limit a wall: in every half-open sliding window of one second the
-//! permits of all nodes together stay within the limit. The enforcement is `governor`'s exact GCRA with a burst of
-//! one, driven by the caller's monotonic clock.
+//! Owns the arithmetic that makes a carrier's limit a wall: in every half-open sliding window of one second
+//! the permits of all nodes together stay within the limit. The enforcement is `governor`'s exact GCRA with a
+//! burst of one, driven by the caller's monotonic clock.
 //!
-//! How a caller that wakes up only every millisecond or two still uses a share of 50,000 segments per second: a
-//! permit is booked at the moment at which it became free, at most [`GateSettings::catch_up`] ago. The booked
-//! moments `v` are spaced by the period `t` exactly; a real moment lies in `[v, v + catch_up]`. So between the first
-//! and the last of `n` permits lie at least `(n - 1) t - catch_up`, and a window of length `W` holds at most
-//! `ceil((W + catch_up) / t)` permits. With `t = (1 s + catch_up + jitter_allowance) / share`, rounded up, this is at
-//! most `share` even when the way to the carrier compresses the stream by `jitter_allowance`. The price is the
-//! derating: 1.5 % of the share with the defaults, at any rate.
+//! How a caller that wakes up only every millisecond or two still uses a share of 50,000 segments per second:
+//! a permit is booked at the moment at which it became free, at most [`GateSettings::catch_up`] ago. The
+//! booked moments `v` are spaced by the period `t` exactly; a real moment lies in `[v, v + catch_up]`. So
+//! between the first and the last of `n` permits lie at least `(n - 1) t - catch_up`, and a window of length
+//! `W` holds at most `ceil((W + catch_up) / t)` permits. With `t = (1 s + catch_up + jitter_allowance) /
+//! share`, rounded up, this is at most `share` even when the way to the carrier compresses the stream by
+//! `jitter_allowance`. The price is the derating: 1.5 % of the share with the defaults, at any rate.
 //!
 //! Invariants
-//!  - A new gate and a new share start without credit: the first permit comes one period later. Credit is never
-//!    created by a change, so a window that spans changes holds at most the largest of its shares. It follows that
-//!    the wall holds if, at every moment, the sum over the nodes of the largest share each held during the last
-//!    second is within the limit. A share that moves to another node must therefore rest for a second in between.
+//!  - A new gate starts without credit: the first permit comes one period later. A change of the share creates
+//!    no credit either, so a window that spans changes holds at most the largest of its shares. It follows that
+//!    the wall holds if, at every moment, the sum over the nodes of the largest share that each held during the
+//!    last second plus `catch_up` is within the limit. A share that moves to another node must rest that long.
 //!  - A permit that is not used is lost, never returned.
 //!
 //! Does not: lease shares, count daily caps, pause lanes.
@@ -46,8 +46,8 @@ pub enum ShareError {
     LimitBelowNodes { limit: u32, nodes: u32 },
 }
 
-/// The fixed share of node `node_index` (0-based) in segments per second. The shares of all nodes add up to the
-/// limit exactly; a larger limit never makes any node's share smaller.
+/// The fixed share of node `node_index` (0-based) in segments per second. The shares of all nodes add up to
+/// the limit exactly; a larger limit never makes any node's share smaller.
 pub fn share(limit: u32, nodes: u32, node_index: u32) -> Result<NonZeroU32, ShareError> {
     if nodes == 0 {
         return Err(ShareError::NoNodes);
@@ -92,8 +92,8 @@ impl Clock for GivenClock {
     }
 }
 
-/// GCRA's theoretical arrival time, kept where the gate can read and set it: governor's own store can do neither,
-/// and a limiter that is rebuilt with it would hand out a fresh burst.
+/// GCRA's theoretical arrival time, kept where the gate can read and set it: governor's own store can do
+/// neither, and a limiter that is rebuilt with it would hand out a fresh burst.
 struct GivenState(Arc<AtomicU64>);
 
 impl StateStore for GivenState {
@@ -162,8 +162,8 @@ impl LaneGate {
         Duration::from_nanos(self.period_ns)
     }
 
-    /// Changes the share. A gate at which nobody waits starts a new period now; one that is being used keeps the
-    /// part of the period that has passed, so frequent changes cannot starve a slow lane.
+    /// Changes the share. A gate at which nobody waits starts a new period now; one that is being used keeps
+    /// the part of the period that has passed, so frequent changes cannot starve a slow lane.
     pub fn set_share(&mut self, share: NonZeroU32, mono: Duration) {
         if share == self.share {
             return;

@@ -31,8 +31,8 @@ impl RowKey {
         }
     }
 
-    /// A position before this one, such that the rows after it include all rows from this one on. It may be too
-    /// early by some rows of one millisecond, because not every position is a valid message id.
+    /// A position before this one, such that the rows after it include all rows from this one on. It may be
+    /// too early by some rows of one millisecond, because not every position is a valid message id.
     pub fn exclusive_before(self) -> Option<(u64, MessageId)> {
         let same_ms = self.id.checked_sub(1).and_then(|id| MessageId::from_bytes(&id.to_be_bytes()).ok());
         if let Some(id) = same_ms {

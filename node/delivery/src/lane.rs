@@ -1,7 +1,7 @@
 //! One lane: its ready messages in order, and how many attempts it may carry.
 //!
-//! The order is: level (priority, raised by ageing), then the earliest useful deadline, then due time, then message
-//! id. Fair shares between practices will go inside a level, in this file.
+//! The order is: level (priority, raised by ageing), then the earliest useful deadline, then due time, then
+//! message id. Fair shares between practices will go inside a level, in this file.
 use crate::cells::CellNo;
 use crate::types::{LaneConfig, PRIORITIES, SchedulerConfig};
 use carillon_proto::MessageId;

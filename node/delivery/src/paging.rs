@@ -6,7 +6,8 @@ use crate::window::{Need, PendingPage};
 use carillon_core::DueEntry;
 
 impl Scheduler {
-    /// The pages to read now. Each one is answered with `on_page` or `on_page_failed`, or the partition is unled.
+    /// The pages to read now. Each one is answered with `on_page` or `on_page_failed`, or the partition is
+    /// unled.
     pub fn wants_pages(&mut self, now_ms: u64) -> Vec<PageRequest> {
         self.now_ms = now_ms;
         let mut room = self.config.pages_in_flight_max.saturating_sub(self.pages_in_flight());
@@ -40,8 +41,8 @@ impl Scheduler {
         wanted
     }
 
-    /// A page was read. `end_reached`: table D holds no further row up to the page's `until_ms`. An answer to a
-    /// request that no longer counts is ignored.
+    /// A page was read. `end_reached`: table D holds no further row up to the page's `until_ms`. An answer to
+    /// a request that no longer counts is ignored.
     pub fn on_page(&mut self, partition: u32, request_id: u64, entries: Vec<DueEntry>, end_reached: bool) {
         let Some((level, page)) = self.take_page(partition, request_id) else { return };
         let end =
@@ -117,7 +118,8 @@ impl Scheduler {
                 return;
             };
             if window.behind(lane) != Some(bound) {
-                // Caught up, or the window is full and has taken the bound back.
+                // Caught up; or the window was full and has taken the bound back, now or while the page was
+                // read. The rest would leave a gap.
                 return;
             }
             bound = key.next();
@@ -142,8 +144,8 @@ impl Scheduler {
         fits
     }
 
-    /// When the next page will be wanted. Pages that are wanted already are asked for in this turn or, if too many are
-    /// being read, when one of these arrives.
+    /// When the next page will be wanted. Pages that are wanted already are asked for in this turn or, if too
+    /// many are being read, when one of these arrives.
     pub(crate) fn next_page_ms(&self, now_ms: u64) -> Option<u64> {
         let lanes = self.configured_lanes();
         let windows = self.partitions.values().flat_map(|led| &led.windows);

@@ -1,7 +1,7 @@
 //! Rows and attempts of the scheduler: putting them in, moving them, taking them out.
 //!
-//! A row is in its window while table D is believed to hold it. It has a timer or stands in its lane's queue only
-//! while no attempt of its message is unresolved: this is what keeps a message from being chosen twice.
+//! A row is in its window while table D is believed to hold it. It has a timer or stands in its lane's queue
+//! only while no attempt of its message is unresolved: this is what keeps a message from being chosen twice.
 use crate::cells::CellNo;
 use crate::key::RowKey;
 use crate::scheduler::Scheduler;

@@ -1,12 +1,13 @@
-//! The scheduler of one node: all led partitions, all lanes. This file holds its state and takes what happened.
+//! The scheduler of one node: all led partitions, all lanes. This file holds its state and takes what
+//! happened.
 //!
-//! The driver's turn: pass on changes, pages and results, then call [`Scheduler::decide`], propose what it says, then
-//! read what [`Scheduler::wants_pages`] asks for, and sleep until the next wake-up or input. Changes of one
-//! partition are passed in apply order, those of a batch before its results; a page is read from the tables after it
-//! was asked for, and may be ahead of the changes that were passed.
+//! The driver's turn: pass on changes, pages and results, then call [`Scheduler::decide`], propose what it
+//! says, then read what [`Scheduler::wants_pages`] asks for, and sleep until the next wake-up or input.
+//! Changes of one partition are passed in apply order, those of a batch before its results; a page is read
+//! from the tables after it was asked for, and may be ahead of the changes that were passed.
 //!
-//! Bounds: `window_entries_max` rows for each of the four priorities of each led partition, as many notes while a page
-//! is read, and one attempt record for each attempt that the lanes may have in flight.
+//! Bounds: `window_entries_max` rows for each of the four priorities of each led partition, as many notes
+//! while a page is read, and one attempt record for each attempt that the lanes may have in flight.
 //!
 //! Does not: propose, read tables, know raft terms.
 use crate::cells::{CellNo, Cells};
@@ -124,8 +125,9 @@ impl Scheduler {
         }
     }
 
-    /// The proposed attempt was committed, or refused or dropped. Each decided attempt is answered once, before the
-    /// partition is led again: an answer that comes later would be taken for one about a new attempt.
+    /// The proposed attempt was committed, or refused or dropped. Each decided attempt is answered once,
+    /// before the partition is led again: an answer that comes later would be taken for one about a new
+    /// attempt.
     pub fn on_begun(&mut self, partition: u32, message_id: MessageId, result: BeginResult) {
         let Some(no) = self.attempt_of(partition, message_id) else { return };
         match result {
@@ -138,8 +140,8 @@ impl Scheduler {
         }
     }
 
-    /// The last segment of the attempt was handed to the carrier's connection: it no longer counts against the
-    /// prefetch of its lane.
+    /// The last segment of the attempt was handed to the carrier's connection: it no longer counts against
+    /// the prefetch of its lane.
     pub fn on_sent(&mut self, partition: u32, message_id: MessageId) {
         if let Some(no) = self.attempt_of(partition, message_id) {
             self.mark_sent(no);
@@ -166,8 +168,8 @@ impl Scheduler {
         }
     }
 
-    /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends the pause.
-    /// The order of the messages stays as it is.
+    /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends
+    /// the pause. The order of the messages stays as it is.
     pub fn pause_lane(&mut self, carrier_no: u32, until: Duration) {
         self.lanes.entry(carrier_no).or_default().paused_until = until;
     }

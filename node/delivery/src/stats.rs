@@ -74,7 +74,8 @@ impl Scheduler {
         }
     }
 
-    /// The due time of each lane's oldest ready message. Windows are in order of due time, so this looks at few rows.
+    /// The due time of each lane's oldest ready message. Windows are in order of due time, so this looks at
+    /// few rows.
     fn oldest_due(&self) -> BTreeMap<u32, u64> {
         let mut oldest: BTreeMap<u32, u64> = BTreeMap::new();
         for window in self.partitions.values().flat_map(|led| &led.windows) {

@@ -86,8 +86,8 @@ pub struct LaneConfig {
     pub in_flight_max: u32,
 }
 
-/// Rows of table D that the scheduler wants: of `priority`, after position `after`, due before or at `until_ms`, in
-/// order, at most `limit`. Answer with [`crate::Scheduler::on_page`].
+/// Rows of table D that the scheduler wants: of `priority`, after position `after`, due before or at
+/// `until_ms`, in order, at most `limit`. Answer with [`crate::Scheduler::on_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRequest {
     pub partition: u32,
@@ -121,8 +121,8 @@ pub struct Decision {
     pub begin: Vec<BeginDecision>,
     /// Propose the expiry of these. They come back as changes; if not, they are decided again.
     pub expire: Vec<(u32, MessageId)>,
-    /// Decide again at this time of the wall clock at the latest; always later than now. Inputs ask for a decision
-    /// of their own. `None` = only inputs can bring news.
+    /// Decide again at this time of the wall clock at the latest; always later than now. Inputs ask for a
+    /// decision of their own. `None` = only inputs can bring news.
     pub next_wake_ms: Option<u64>,
 }
 

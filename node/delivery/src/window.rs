@@ -1,11 +1,13 @@
 //! What is known of one priority of one partition's table D: a bounded window.
 //!
 //! Rows below the frontier are known, except those of lanes that are behind: of these only the rows below the
-//! lane's own bound are known. A lane falls behind when the window is full and it holds the most rows: it gives up
-//! its last one. So a lane with a long backlog cannot hide the messages of other lanes, and the window stays bounded.
+//! lane's own bound are known. A lane falls behind when the window is full and it holds the most rows: it
+//! gives up its last one. So a lane with a long backlog cannot hide the messages of other lanes, and the
+//! window stays bounded.
 //!
-//! A page is read while changes go on. The messages that changed meanwhile are noted: for them the page is too old,
-//! and rows that arrived beyond the bound of that moment are offered again when the page has moved it.
+//! A page is read while changes go on. The messages that changed meanwhile are noted: for them the page is
+//! too old, and rows that arrived beyond the bound of that moment are offered again when the page has moved
+//! it.
 //!
 //! Knows positions and cell numbers only; the scheduler keeps rows and timers.
 use crate::cells::CellNo;
@@ -107,14 +109,10 @@ impl Window {
         if self.rows <= rows_max.max(2 * self.lanes.len()) {
             return None;
         }
-        let (&carrier_no, lane) = self.lanes.iter_mut().max_by_key(|(_, lane)| lane.rows.len())?;
+        let lane = self.lanes.values_mut().max_by_key(|lane| lane.rows.len())?;
         let (key, no) = lane.rows.pop_last()?;
         self.rows -= 1;
         lane.behind = Some(lane.behind.map_or(key, |bound| bound.min(key)));
-        if self.page.as_ref().is_some_and(|page| page.lane == Some(carrier_no)) {
-            // The page starts at the old bound: it would leave a gap.
-            self.page = None;
-        }
         Some(no)
     }
 

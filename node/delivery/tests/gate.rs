@@ -111,6 +111,17 @@ fn all_nodes_together_stay_within_the_limit_in_every_sliding_second() {
 }
 
 #[test]
+fn the_wall_does_not_rest_on_the_derating() {
+    let exact = GateSettings { catch_up: Duration::ZERO, jitter_allowance: Duration::ZERO };
+    let mut rng = SmallRng::seed_from_u64(5);
+    for share in (1..=40).chain([333, 700, 999, 4_567]) {
+        let mut gate = LaneGate::new(rate(share), exact, ns(SECOND_NS));
+        let mut permits = run(&mut gate, Caller::Exact, SECOND_NS, 5 * SECOND_NS, &mut rng);
+        assert_eq!(fullest_second(&mut permits), share as usize, "exactly the share, not one more");
+    }
+}
+
+#[test]
 fn the_worst_case_reaches_the_limit_and_does_not_pass_it() {
     // All nodes in phase, idle, then endless demand; then everything held up by the whole allowance.
     for (limit, nodes) in [(3, 3), (10, 3), (100, 4), (1_000, 3), (50_000, 3)] {

@@ -138,6 +138,18 @@ fn gone_while_in_flight_and_waiting_again_is_chosen_after_the_attempt_has_ended(
 }
 
 #[test]
+fn waiting_again_at_the_same_time_is_not_taken_for_the_row_that_was_begun() {
+    let mut rig = rig(1);
+    assert_eq!(rig.begin(), [0]);
+    rig.gone(&row(0, T0 - 1_000));
+    rig.due(&DueEntry { attempt_no: 2, ..row(0, T0 - 1_000) });
+    rig.scheduler.on_begun(PARTITION, id(0), BeginResult::Ok);
+    assert!(rig.begin().is_empty());
+    rig.scheduler.on_finished(PARTITION, id(0));
+    assert_eq!(rig.decide().begin[0].attempt_no, 2);
+}
+
+#[test]
 fn an_outcome_that_overtakes_the_change_does_not_choose_the_message_again() {
     let mut rig = rig(1);
     assert_eq!(rig.begin(), [0]);

@@ -1,6 +1,6 @@
-//! The scheduler against a naive model of table D: random changes, cancels, moves, pages read early and delivered late,
-//! proposals committed, refused and dropped, pauses, failovers, time. Nothing early, nothing twice, nothing lost,
-//! memory bounded; and at the end the wake-up times alone bring everything to its end.
+//! The scheduler against a naive model of table D: random changes, cancels, moves, pages read early and
+//! delivered late, proposals committed, refused and dropped, pauses, failovers, time. Nothing early, nothing
+//! twice, nothing lost, memory bounded; and at the end the wake-up times alone bring everything to its end.
 mod common;
 
 use carillon_core::{DueEntry, ScheduleChange};
@@ -199,7 +199,7 @@ impl World {
     /// A proposal is applied, or dropped on the way.
     fn resolve(&mut self, a: u16, b: u16) {
         if let Some(id) = self.expiries.pop()
-            && b % 4 > 0
+            && !b.is_multiple_of(4)
         {
             let n = number(id);
             if self.waiting.get(&n).is_some_and(|entry| entry.expires_at_ms <= self.now_ms) {

@@ -117,6 +117,39 @@ fn what_changes_while_a_page_is_read_wins_over_the_page() {
 }
 
 #[test]
+fn a_cancel_that_overtakes_a_page_wins_also_while_a_lane_catches_up() {
+    let mut rig = Rig::new(small());
+    rig.scheduler.set_lane(lane(8, 1_000_000, 1_000_000));
+    rig.scheduler.pause_lane(CARRIER, rig.mono() + std::time::Duration::from_secs(3_600));
+    (0..60).for_each(|n| rig.table.put(&row(n, T0 - 500)));
+    (100..120).for_each(|n| rig.table.put(&DueEntry { carrier_no: 8, ..row(n, T0 - 100) }));
+    rig.scheduler.lead(PARTITION, T0);
+    assert_eq!(drain(&mut rig), (100..120).collect::<Vec<_>>());
+    // The paused lane is behind now. Let it go on, and cancel the first row of every page that it reads.
+    rig.scheduler.pause_lane(CARRIER, std::time::Duration::ZERO);
+    let (mut canceled, mut begun) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        for request in rig.scheduler.wants_pages(T0) {
+            let (rows, end) = rig.table.page(&request);
+            if let Some(first) = rows.first() {
+                canceled.push(number(first.message_id));
+                rig.gone(&first.clone());
+            }
+            rig.scheduler.on_page(PARTITION, request.request_id, rows, end);
+        }
+        for begin in rig.decide().begin {
+            begun.push(number(begin.message_id));
+            rig.gone(&row(number(begin.message_id), begin.due_ms));
+            rig.scheduler.on_begun(PARTITION, begin.message_id, BeginResult::Ok);
+            rig.scheduler.on_finished(PARTITION, begin.message_id);
+        }
+    }
+    assert!(canceled.len() > 5 && canceled.iter().all(|n| !begun.contains(n)), "{canceled:?} {begun:?}");
+    assert_eq!(canceled.len() + begun.len(), 60);
+    assert_eq!(rig.scheduler.stats(T0, rig.mono()).messages, 0);
+}
+
+#[test]
 fn too_many_changes_void_the_page_and_it_is_asked_for_again() {
     let mut rig = Rig::new(small());
     rig.scheduler.unlead(PARTITION, T0);

@@ -33,8 +33,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 const BUFFER_UNIT_BYTES: usize = 1024;
 /// What a message takes in memory besides its strings.
 const MESSAGE_OVERHEAD_BYTES: usize = 512;
-/// `WatchEvents` streams at a time; each has a stream to every partition.
-const WATCHERS_MAX: usize = 256;
+/// Partitions that all `WatchEvents` streams follow together. In the worst case one node leads them all, and a
+/// connection has about this many streams.
+const FOLLOWED_MAX: u32 = 1_000;
 /// A unary submit waits this long for memory before it is told to come back.
 const BUFFER_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -57,12 +58,13 @@ impl Shared {
         stopping: CancellationToken,
     ) -> Self {
         let buffer = Arc::new(Semaphore::new(buffer_bytes_max / BUFFER_UNIT_BYTES));
-        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+        let watchers = Arc::new(Semaphore::new(FOLLOWED_MAX as usize));
         Self { cluster_id, map, buffer, watchers, stopping }
     }
 
-    fn watcher_place(&self) -> Result<OwnedSemaphorePermit, Status> {
-        let place = Arc::clone(&self.watchers).try_acquire_owned();
+    /// Room for a watcher that follows so many partitions.
+    fn watcher_place(&self, partitions: u32) -> Result<OwnedSemaphorePermit, Status> {
+        let place = Arc::clone(&self.watchers).try_acquire_many_owned(partitions.min(FOLLOWED_MAX));
         place.map_err(|_| errors::status(ErrorReason::Overloaded, "the router has too many watchers"))
     }
 

@@ -44,7 +44,6 @@ pub(super) async fn open(
 ) -> Result<ReceiverStream<Result<WatchEventsResponse, Status>>, Status> {
     let caller = shared.authorize(&request)?;
     let WatchEventsRequest { practice, cursor } = request.into_inner();
-    let place = shared.watcher_place()?;
     let partitions = shared.partitions(Deadline::within(START_TIMEOUT).earlier(caller.deadline)).await?;
     let (first, last, practice_no) = if practice.is_empty() {
         (1, partitions, 0)
@@ -60,6 +59,7 @@ pub(super) async fn open(
         "start" => vec![Some(0); width as usize],
         text => Cursor::decode(text, scope, width)?.indexes.into_iter().map(Some).collect(),
     };
+    let place = shared.watcher_place(width)?;
     let (parts_sender, parts) = mpsc::channel(PARTS_MAX + width as usize);
     let mut followers = JoinSet::new();
     for (partition, after) in (first..=last).zip(&indexes) {

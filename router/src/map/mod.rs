@@ -102,8 +102,9 @@ impl MapCache {
     /// Takes in an update and publishes the result.
     pub fn apply(&self, update: MapUpdate) -> Result<(), MapError> {
         let mut working = self.working.lock();
-        working.apply(&self.cluster_id, update)?;
-        self.publish(&working);
+        if working.apply(&self.cluster_id, update)? {
+            self.publish(&working);
+        }
         Ok(())
     }
 

@@ -59,29 +59,35 @@ pub struct MapState {
 }
 
 impl MapState {
-    /// Takes in one update of one node's stream.
-    pub fn apply(&mut self, cluster_id: &str, update: MapUpdate) -> Result<(), MapError> {
+    /// Takes in one update of one node's stream. True when something may have changed.
+    pub fn apply(&mut self, cluster_id: &str, update: MapUpdate) -> Result<bool, MapError> {
+        if update.cluster_id.is_empty() && update.partitions == 0 && update.full {
+            // The node has not joined a cluster yet.
+            return Ok(false);
+        }
         if update.cluster_id != cluster_id && (update.full || !update.cluster_id.is_empty()) {
             return Err(MapError::OtherCluster);
         }
-        self.set_partitions(update.partitions)?;
-        if update.meta_index >= self.meta_index {
+        let mut changed = self.set_partitions(update.partitions)?;
+        let has_lists = update.full || !update.nodes.is_empty() || !update.practices.is_empty();
+        if has_lists && update.meta_index >= self.meta_index {
             self.apply_meta(&update)?;
+            changed = true;
         }
         for leader in &update.leaders {
-            self.set_leader(leader);
+            changed |= self.set_leader(leader);
         }
-        Ok(())
+        Ok(changed)
     }
 
-    fn set_partitions(&mut self, told: u32) -> Result<(), MapError> {
+    fn set_partitions(&mut self, told: u32) -> Result<bool, MapError> {
         match (self.partitions, told) {
-            (_, 0) => Ok(()),
-            (known, told) if known == told => Ok(()),
+            (_, 0) => Ok(false),
+            (known, told) if known == told => Ok(false),
             (0, told) if told <= u32::from(SLOTS) => {
                 self.partitions = told;
                 self.leaders = vec![Leader::default(); told as usize + 1];
-                Ok(())
+                Ok(true)
             }
             (0, told) => Err(MapError::Partitions(told)),
             (known, told) => Err(MapError::PartitionsChanged { known, told }),
@@ -122,13 +128,17 @@ impl MapState {
         }
     }
 
-    fn set_leader(&mut self, told: &PartitionLeader) {
+    fn set_leader(&mut self, told: &PartitionLeader) -> bool {
         let Some(known) = self.leaders.get_mut(told.partition as usize).filter(|_| told.partition > 0) else {
-            return;
+            return false;
         };
-        if told.term > known.term || (told.term == known.term && told.leader != 0) {
-            *known = Leader { node: told.leader, term: told.term };
+        let newer = told.term > known.term || (told.term == known.term && told.leader != 0);
+        let told = Leader { node: told.leader, term: told.term };
+        if newer && told != *known {
+            *known = told;
+            return true;
         }
+        false
     }
 
     /// `asked` does not lead the partition and names `leader` instead. Ignored when the map has moved on.
@@ -230,6 +240,18 @@ mod tests {
         assert_eq!(south.partition, Slot::of_practice("lakeside", "south").partition(16));
         state.apply("lab", full(7, &["east"])).unwrap();
         assert_eq!(state.tenants["lakeside"].keys().collect::<Vec<_>>(), ["east"]);
+    }
+
+    #[test]
+    fn heartbeats_change_nothing_and_do_not_make_lists_look_old() {
+        let mut state = known();
+        assert_eq!(state.apply("lab", with_leaders(vec![leader(3, 1, 5)])), Ok(true));
+        let heartbeat = MapUpdate { meta_index: 9, ..with_leaders(vec![leader(3, 1, 5)]) };
+        assert_eq!(state.apply("lab", heartbeat), Ok(false));
+        assert_eq!(state.apply("lab", full(6, &["east"])), Ok(true));
+        assert!(state.tenants["lakeside"].contains_key("east"));
+        let blank = MapUpdate { full: true, ..MapUpdate::default() };
+        assert_eq!(state.apply("lab", blank), Ok(false), "a node without a cluster says nothing");
     }
 
     #[test]

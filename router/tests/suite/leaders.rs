@@ -17,8 +17,8 @@ fn fate(status: &Status) -> String {
     details.error_info().unwrap().metadata["fate"].clone()
 }
 
-fn leader() -> impl Fn(&Bed) -> u64 {
-    |bed| bed.cluster.leader(partition_of(PRACTICE))
+fn leader(bed: &Bed) -> u64 {
+    bed.cluster.leader(partition_of(PRACTICE))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -36,7 +36,7 @@ async fn a_leader_change_is_hidden() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_leader_is_retried_even_without_a_key_with_and_without_a_hint() {
     let bed = Bed::start().await;
-    let node = leader()(&bed);
+    let node = leader(&bed);
     let wrong = node % 3 + 1;
     let mishaps =
         [Mishap::NotLeader { hint: 0 }, Mishap::NotLeader { hint: 77 }, Mishap::NotLeader { hint: wrong }];
@@ -51,7 +51,7 @@ async fn not_leader_is_retried_even_without_a_key_with_and_without_a_hint() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leader_costs_nothing_but_time() {
     let bed = Bed::start().await;
-    let node = leader()(&bed);
+    let node = leader(&bed);
     bed.kill(node);
     let mut client = bed.client();
     let waiting = tokio::spawn(async move { submit(&mut client, vec![keyless(PRACTICE)]).await });
@@ -65,7 +65,7 @@ async fn a_dead_leader_costs_nothing_but_time() {
 async fn a_leader_that_dies_with_the_request_is_retried_only_for_keys() {
     for (mishap, duplicate) in [(Mishap::AcceptThenDie, true), (Mishap::Die, false)] {
         let bed = Bed::start().await;
-        let node = leader()(&bed);
+        let node = leader(&bed);
         bed.cluster.misbehave(node, &[mishap]);
         let results = submit(&mut bed.client(), vec![spec(PRACTICE, "k"), keyless(PRACTICE)]).await;
         let heir = node % 3 + 1;
@@ -81,7 +81,7 @@ async fn a_leader_that_dies_with_the_request_is_retried_only_for_keys() {
 async fn an_uncertain_proposal_is_repeated_only_with_a_key() {
     for (mishap, duplicate) in [(Mishap::UncertainAccepted, true), (Mishap::UncertainLost, false)] {
         let bed = Bed::start().await;
-        bed.cluster.misbehave(leader()(&bed), &[mishap]);
+        bed.cluster.misbehave(leader(&bed), &[mishap]);
         let messages = vec![keyless(PRACTICE), spec(PRACTICE, "k"), keyless(PRACTICE)];
         let results = submit(&mut bed.client(), messages).await;
         assert_eq!(accepted(&results[1]).duplicate, duplicate);
@@ -97,7 +97,7 @@ async fn an_uncertain_proposal_is_repeated_only_with_a_key() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_leader_fails_its_items_inside_the_deadline_and_no_others() {
     let bed = Bed::start().await;
-    let silent = leader()(&bed);
+    let silent = leader(&bed);
     let other = *PRACTICES.iter().find(|p| bed.cluster.leader(partition_of(p)) != silent).unwrap();
     bed.cluster.misbehave(silent, &[Mishap::Hang]);
     let request =
@@ -113,7 +113,7 @@ async fn a_silent_leader_fails_its_items_inside_the_deadline_and_no_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_leader_is_left_as_soon_as_another_one_is_known() {
     let bed = Bed::start().await;
-    let (partition, silent) = (partition_of(PRACTICE), leader()(&bed));
+    let (partition, silent) = (partition_of(PRACTICE), leader(&bed));
     bed.cluster.misbehave(silent, &[Mishap::Hang]);
     let mut client = bed.client();
     let mut changed = bed.cluster.changed.subscribe();
@@ -141,7 +141,7 @@ async fn without_any_leader_items_are_refused_as_not_accepted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_election_is_waited_for() {
     let bed = Bed::start().await;
-    let (partition, node) = (partition_of(PRACTICE), leader()(&bed));
+    let (partition, node) = (partition_of(PRACTICE), leader(&bed));
     bed.cluster.tell(|state| state.leaders[partition as usize] = (0, 6));
     let mut client = bed.client();
     let mut changed = bed.cluster.changed.subscribe();
@@ -161,10 +161,19 @@ async fn an_election_is_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overloaded_leader_is_not_pressed() {
     let bed = Bed::start().await;
-    bed.cluster.misbehave(leader()(&bed), &[Mishap::Overloaded]);
+    bed.cluster.misbehave(leader(&bed), &[Mishap::Overloaded]);
     let results = submit(&mut bed.client(), vec![spec(PRACTICE, "k")]).await;
     let status = refused(&results[0]);
     assert_eq!(told(&status), (Code::ResourceExhausted, ErrorReason::Overloaded));
     assert!(status.get_error_details().retry_info().is_some());
     assert_eq!(bed.cluster.submits(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_has_not_heard_of_the_practice_yet_is_asked_again() {
+    let bed = Bed::start().await;
+    bed.cluster.misbehave(leader(&bed), &[Mishap::PracticeUnknown; 2]);
+    let results = submit(&mut bed.client(), vec![keyless(PRACTICE)]).await;
+    assert_eq!(accepted(&results[0]).message_id.len(), 26);
+    assert_eq!((bed.cluster.submits(), bed.cluster.accepted()), (3, 1));
 }

@@ -127,7 +127,7 @@ async fn a_leader_change_in_the_middle_of_a_stream_is_hidden() {
     });
     let mut answered = 0;
     while let Some(answer) = answers.message().await.unwrap() {
-        answer.results.iter().for_each(|result| drop(accepted(result)));
+        assert!(answer.results.iter().all(|result| accepted(result).message_id.len() == 26));
         answered += 1;
     }
     sender.await.unwrap();
@@ -157,5 +157,6 @@ async fn a_stopping_router_answers_what_is_in_flight_and_ends_the_stream() {
     assert!(stopped.await.unwrap(), "everything in flight could finish");
     drop(batches);
     let status = client.get_message(timed(GetMessageRequest::default())).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
+    // What the client's own transport calls a connection that is going away or gone.
+    assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled), "{status:?}");
 }

@@ -28,6 +28,8 @@ pub enum Mishap {
     Wait,
     /// Refuses each message as overloaded.
     Overloaded,
+    /// Has not heard of the practice yet.
+    PracticeUnknown,
 }
 
 pub struct Stored {

@@ -78,10 +78,8 @@ impl Fake {
                 state.accept(tenant, partition, message);
                 IngestResult { uncertain: true, ..IngestResult::default() }
             }
-            Some(Mishap::Overloaded) => {
-                let error = errors::to_rpc(&errors::status(ErrorReason::Overloaded, "busy"));
-                IngestResult { error: Some(error), ..IngestResult::default() }
-            }
+            Some(Mishap::Overloaded) => refusal(ErrorReason::Overloaded),
+            Some(Mishap::PracticeUnknown) => refusal(ErrorReason::PracticeNotFound),
             _ => {
                 let (id, duplicate) = state.accept(tenant, partition, message);
                 IngestResult { message_id: id.to_bytes(), duplicate, ..IngestResult::default() }
@@ -276,6 +274,11 @@ impl Fake {
             }
         }
     }
+}
+
+fn refusal(reason: ErrorReason) -> IngestResult {
+    let error = errors::to_rpc(&errors::status(reason, "refused"));
+    IngestResult { error: Some(error), ..IngestResult::default() }
 }
 
 fn message(id: &MessageId, stored: &IngestMessage, view: i32) -> Message {

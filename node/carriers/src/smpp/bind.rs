@@ -11,7 +11,7 @@ use rusmpp::CommandId;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 
 const BIND_FAILURES_MAX: u32 = 5;
@@ -66,7 +66,12 @@ pub(crate) async fn keep_bound(shared: Arc<Shared>, slot: usize) {
                 let up_since = Instant::now();
                 let end = Session::run(shared.clone(), slot, io, inbuf, FIRST_SEQUENCE).await;
                 shared.pool.meters.disconnected(end.reason());
-                tracing::info!(carrier = shared.pool.account.carrier, slot, reason = end.reason(), "bind ended");
+                tracing::info!(
+                    carrier = shared.pool.account.carrier,
+                    slot,
+                    reason = end.reason(),
+                    "bind ended"
+                );
                 if end == SessionEnd::Unbound {
                     return;
                 }
@@ -84,7 +89,11 @@ pub(crate) async fn keep_bound(shared: Arc<Shared>, slot: usize) {
                 }
             }
         }
-        let wait = if broken.is_some() { shared.pool.account.tuning.broken_retry } else { backoff(&shared, attempts) };
+        let wait = if broken.is_some() {
+            shared.pool.account.tuning.broken_retry
+        } else {
+            backoff(&shared, attempts)
+        };
         attempts = attempts.saturating_add(1);
         let next_try = Instant::now() + wait;
         shared.pool.waiting(slot, next_try, broken);
@@ -108,16 +117,33 @@ async fn connect(shared: &Shared) -> Result<Bound, BindError> {
     let account = &shared.pool.account;
     let connecting = timeout(account.tuning.connect_timeout, open(shared));
     let mut io = connecting.await.map_err(|_| BindError::Timeout)??;
-    let inbuf = timeout(account.response_timeout, bind(shared, &mut *io)).await.map_err(|_| BindError::Timeout)??;
+    let inbuf =
+        timeout(account.response_timeout, bind(shared, &mut *io)).await.map_err(|_| BindError::Timeout)??;
     Ok((io, inbuf))
 }
 
 async fn open(shared: &Shared) -> Result<Box<dyn Io>, BindError> {
-    let tcp = TcpStream::connect(&shared.pool.account.address).await.map_err(BindError::Connect)?;
-    tcp.set_nodelay(true).map_err(BindError::Connect)?;
+    let tcp = dial(shared).await.map_err(BindError::Connect)?;
     let Some(tls) = &shared.tls else { return Ok(Box::new(tcp)) };
     let stream = tls.connector.connect(tls.server_name.clone(), tcp).await.map_err(BindError::Tls)?;
     Ok(Box::new(stream))
+}
+
+/// Connects to the first address that answers. The kernel's send buffer is kept small: what is in it counts as handed
+/// over, what is still in ours can be proven unsent.
+async fn dial(shared: &Shared) -> std::io::Result<TcpStream> {
+    let account = &shared.pool.account;
+    let mut failure = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    for address in lookup_host(&account.address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_send_buffer_size(account.tuning.send_buffer_octets)?;
+        socket.set_nodelay(true)?;
+        match socket.connect(address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// Binds as transceiver. Gives what was read beyond the answer.

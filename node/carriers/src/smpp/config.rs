@@ -40,6 +40,9 @@ pub struct SmppTuning {
     pub receipt_ack_timeout: Duration,
     /// Receipts of one bind waiting for their commit; then it is not read any more.
     pub receipts_unacked_max: usize,
+    /// Send buffer of the kernel for each bind. Small means fewer ambiguous messages when a connection breaks; it must
+    /// hold the PDUs of one round trip.
+    pub send_buffer_octets: u32,
     /// How long to wait for the answer to our unbind, and for answers after the carrier's.
     pub goodbye_timeout: Duration,
 }
@@ -54,6 +57,7 @@ impl Default for SmppTuning {
             stable_after: Duration::from_secs(10),
             receipt_ack_timeout: Duration::from_secs(10),
             receipts_unacked_max: 512,
+            send_buffer_octets: 64 * 1024,
             goodbye_timeout: Duration::from_secs(1),
         }
     }
@@ -109,7 +113,8 @@ impl Account {
         }
         let receipt_id_format = ReceiptIdFormat::try_from(settings.receipt_id_format)
             .map_err(|_| SmppConfigError::ReceiptIdFormat)?;
-        let millis = |field, value, max| in_range(field, value, 10, max).map(u64::from).map(Duration::from_millis);
+        let millis =
+            |field, value, max| in_range(field, value, 10, max).map(u64::from).map(Duration::from_millis);
         Ok(Self {
             carrier,
             source: Source::parse(&settings.source_address).ok_or(SmppConfigError::SourceAddress)?,
@@ -220,7 +225,10 @@ mod tests {
         assert_eq!(check(|s| s.window = 0, ""), range("window", 1, WINDOW_MAX));
         assert_eq!(check(|s| s.binds_per_node = 65, ""), range("binds_per_node", 1, BINDS_MAX));
         assert_eq!(check(|s| s.response_timeout_ms = 0, ""), range("response_timeout_ms", 10, 3_600_000));
-        assert_eq!(check(|s| s.source_address = "way too long name".into(), ""), Err(SmppConfigError::SourceAddress));
+        assert_eq!(
+            check(|s| s.source_address = "way too long name".into(), ""),
+            Err(SmppConfigError::SourceAddress)
+        );
     }
 
     #[test]

@@ -21,8 +21,7 @@ pub(crate) struct Meters {
 impl Meters {
     pub fn new(carrier: &str) -> Self {
         let label = || carrier.to_owned();
-        let receipts =
-            |result: &'static str| counter!("carillon_smpp_receipts_total", "carrier" => label(), "result" => result);
+        let receipts = |result: &'static str| counter!("carillon_smpp_receipts_total", "carrier" => label(), "result" => result);
         Self {
             carrier: label(),
             pdus_written: counter!("carillon_smpp_submit_pdus_total", "carrier" => label()),
@@ -42,7 +41,8 @@ impl Meters {
 
     pub fn outcome(&self, outcome: Outcome) {
         let outcome = outcome.as_str_name();
-        counter!("carillon_smpp_sends_total", "carrier" => self.carrier.clone(), "outcome" => outcome).increment(1);
+        counter!("carillon_smpp_sends_total", "carrier" => self.carrier.clone(), "outcome" => outcome)
+            .increment(1);
     }
 
     /// `reason` is one of a fixed set of words.

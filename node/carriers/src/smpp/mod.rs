@@ -28,7 +28,9 @@ pub use config::{SmppConfig, SmppConfigError, SmppTuning};
 pub use id::{candidates as receipt_id_candidates, canonical as canonical_id};
 pub use tls::TlsError;
 
-use crate::connector::{BoxFuture, Connector, ConnectorStatus, InboundSink, SegmentGate, SendOutcome, SendRequest};
+use crate::connector::{
+    BoxFuture, Connector, ConnectorStatus, InboundSink, SegmentGate, SendOutcome, SendRequest,
+};
 use config::Account;
 use pool::{Phase, Pool};
 use std::sync::Arc;

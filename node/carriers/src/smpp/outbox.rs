@@ -141,7 +141,11 @@ mod tests {
         let mut outbox = Outbox::new();
         outbox.push(pdu::enquire_link(1));
         for sequence in 2..5 {
-            outbox.push_submit(pdu::unbind(sequence), sequence, now + Duration::from_secs(u64::from(sequence)));
+            outbox.push_submit(
+                pdu::unbind(sequence),
+                sequence,
+                now + Duration::from_secs(u64::from(sequence)),
+            );
         }
         outbox.push(pdu::enquire_link(5));
         outbox

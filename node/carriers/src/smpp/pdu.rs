@@ -108,7 +108,9 @@ fn validity_period(validity: Option<Duration>) -> Result<EmptyOrFullCOctetString
 }
 
 /// A C string whose memory is wiped when the PDU is dropped.
-fn sealed_c_string<const MIN: usize, const MAX: usize>(text: &str) -> Result<COctetString<MIN, MAX>, BadField> {
+fn sealed_c_string<const MIN: usize, const MAX: usize>(
+    text: &str,
+) -> Result<COctetString<MIN, MAX>, BadField> {
     let mut octets = Zeroizing::new(Vec::with_capacity(text.len() + 1));
     octets.extend_from_slice(text.as_bytes());
     octets.push(0);

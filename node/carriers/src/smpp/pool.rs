@@ -119,7 +119,8 @@ impl Pool {
         let mut inner = self.inner.lock();
         inner.generations += 1;
         let generation = inner.generations;
-        inner.slots[slot] = Slot { live: Some(Live { generation, submissions, seats_out: 0 }), ..Slot::default() };
+        inner.slots[slot] =
+            Slot { live: Some(Live { generation, submissions, seats_out: 0 }), ..Slot::default() };
         self.seats.add_permits(self.account.window);
         self.publish(&inner);
         generation

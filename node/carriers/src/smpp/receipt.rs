@@ -133,8 +133,12 @@ fn value_of(text: &str, lower: &str, key: &str) -> Option<String> {
 
 /// A code as a label may carry it; `None` when it says "no error".
 fn clean_code(code: &str) -> Option<String> {
-    let code: String =
-        code.chars().filter(char::is_ascii_alphanumeric).take(CODE_CHARS_MAX).collect::<String>().to_lowercase();
+    let code: String = code
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(CODE_CHARS_MAX)
+        .collect::<String>()
+        .to_lowercase();
     (!code.is_empty() && code.chars().any(|c| c != '0')).then_some(code)
 }
 
@@ -209,7 +213,8 @@ mod tests {
         let standard = "id:0123456789 sub:001 dlvrd:001 submit date:2611221430 done date:2611221431 \
                         stat:DELIVRD err:000 text:Your visit is at ni";
         assert_eq!(receipt(standard), ("0123456789".into(), ReceiptState::Delivered, "delivered".into()));
-        let failed = "id:7F sub:001 dlvrd:000 submit date:2611221430 done date:2611221431 stat:UNDELIV err:034 text:";
+        let failed =
+            "id:7F sub:001 dlvrd:000 submit date:2611221430 done date:2611221431 stat:UNDELIV err:034 text:";
         assert_eq!(receipt(failed), ("7F".into(), ReceiptState::Undelivered, "034".into()));
     }
 

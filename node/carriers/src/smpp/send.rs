@@ -158,7 +158,11 @@ async fn in_order(
                     // The same part again: waits for the end of the pause, or is refused if that is too late.
                     Outcome::Throttled if !first => {}
                     outcome => {
-                        let code = if nack { format!("nack_{}", status::code(status)) } else { status::code(status) };
+                        let code = if nack {
+                            format!("nack_{}", status::code(status))
+                        } else {
+                            status::code(status)
+                        };
                         let pause = shared.pool.paused_until().map(|until| until - Instant::now());
                         let retry_after = pause.filter(|_| outcome == Outcome::Throttled);
                         let outcome = if first { outcome } else { Outcome::Ambiguous };

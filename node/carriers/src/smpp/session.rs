@@ -9,12 +9,12 @@
 //!    meanwhile leave in one write.
 //!
 //! Not here: connecting and binding (bind.rs), what an answer means for a message (send.rs).
+use super::Shared;
 use super::inbound::{Acked, Receipts};
 use super::inflight::InFlight;
 use super::outbox::{Outbox, SLICES_MAX};
 use super::pdu::{self, Wire};
 use super::pool::Seat;
-use super::Shared;
 use bytes::BytesMut;
 use carillon_proto::MessageId;
 use rusmpp::CommandId;

@@ -1,6 +1,8 @@
 //! Window, order, pause, gate, several binds, drain.
 use crate::support::*;
-use carillon_carriers::{BoxFuture, Connector as _, ConnectorState, GateClosed, OpenGate, SegmentGate, SendRequest};
+use carillon_carriers::{
+    BoxFuture, Connector as _, ConnectorState, GateClosed, OpenGate, SegmentGate, SendRequest,
+};
 use carillon_proto::public::Outcome;
 use futures::future::join_all;
 use rusmpp::{CommandId, CommandStatus, Pdu};
@@ -89,7 +91,8 @@ async fn a_throttle_pauses_every_bind_of_the_lane() {
     assert!(pause <= Duration::from_millis(300) && pause > Duration::from_millis(100), "{pause:?}");
     assert!(connector.status().paused_for.is_some());
     // A message that cannot wait for the end of the pause is given back at once, with the time to come again.
-    let hurried = SendRequest { send_by: Instant::now() + Duration::from_millis(20), ..request(2, "hurried") };
+    let hurried =
+        SendRequest { send_by: Instant::now() + Duration::from_millis(20), ..request(2, "hurried") };
     let hurried = within(connector.send(hurried, &OpenGate)).await;
     assert_eq!((hurried.outcome, hurried.code.as_str()), (Outcome::NotSent, "paused"));
     assert!(hurried.retry_after.unwrap() > Duration::from_millis(20));
@@ -152,7 +155,10 @@ async fn each_segment_needs_its_own_permission() {
         peer.accept(sequence, "1").await;
     }
     let outcome = outcome(sending).await;
-    assert_eq!((outcome.outcome, outcome.segments, gate.taken.load(Ordering::SeqCst)), (Outcome::Accepted, 3, 3));
+    assert_eq!(
+        (outcome.outcome, outcome.segments, gate.taken.load(Ordering::SeqCst)),
+        (Outcome::Accepted, 3, 3)
+    );
 }
 
 #[tokio::test]

@@ -18,7 +18,10 @@ async fn an_accepted_message_has_its_canonical_reference() {
     assert_eq!(submit.validity_period.as_str(), "000000010000000R");
     peer.accept(sequence, "0000AB12").await;
     let outcome = outcome(sending).await;
-    assert_eq!((outcome.outcome, outcome.code.as_str(), outcome.segments), (Outcome::Accepted, "0x00000000", 1));
+    assert_eq!(
+        (outcome.outcome, outcome.code.as_str(), outcome.segments),
+        (Outcome::Accepted, "0x00000000", 1)
+    );
     assert_eq!(outcome.carrier_refs, ["ab12"]);
 }
 

@@ -51,7 +51,9 @@ async fn receipts_may_be_early_double_unknown_and_out_of_order() {
     let sending = spawn_send(&connector, request(1, "Hi"));
     let (sequence, _) = peer.submit().await;
     // Before the answer, twice, then one for nothing that we know.
-    for text in ["id:5 stat:DELIVRD", "id:5 stat:DELIVRD", "id:foreign stat:UNDELIV err:21", "id:5 stat:ENROUTE"] {
+    for text in
+        ["id:5 stat:DELIVRD", "id:5 stat:DELIVRD", "id:foreign stat:UNDELIV err:21", "id:5 stat:ENROUTE"]
+    {
         peer.deliver_receipt(text).await;
     }
     peer.accept(sequence, "5").await;
@@ -92,7 +94,11 @@ async fn ids_meet_whatever_base_case_and_padding_the_carrier_likes() {
         let reference = outcome(sending).await.carrier_refs.remove(0);
         peers[0].deliver_receipt(&format!("id:{reported} stat:DELIVRD")).await;
         let report = inbox.receipt().await;
-        assert!(report.carrier_refs.contains(&reference), "{format:?}: {reference} {:?}", report.carrier_refs);
+        assert!(
+            report.carrier_refs.contains(&reference),
+            "{format:?}: {reference} {:?}",
+            report.carrier_refs
+        );
     }
 }
 

@@ -261,7 +261,8 @@ impl Setup {
     }
 
     pub fn start(self) -> (Arc<SmppConnector>, Inbox) {
-        let ((receipts, receipts_in), (late, late_in)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let ((receipts, receipts_in), (late, late_in)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let config = SmppConfig {
             carrier: "test".into(),
             settings: self.settings,

@@ -42,8 +42,9 @@ impl Session {
                     Some(Pdu::SubmitSmResp(resp)) => Some(resp.message_id().as_str()),
                     _ => None,
                 };
-                let carrier_ref =
-                    id.filter(|id| header.status == status::OK && !id.is_empty()).map(|id| self.shared.ids.answered(id));
+                let carrier_ref = id
+                    .filter(|id| header.status == status::OK && !id.is_empty())
+                    .map(|id| self.shared.ids.answered(id));
                 self.answered(sequence, header.status, false, carrier_ref, now);
             }
             CommandId::GenericNack => self.answered(sequence, header.status, true, None, now),
@@ -75,7 +76,14 @@ impl Session {
     }
 
     /// The carrier answered a submit. A throttle pauses the lane here, before any other sender moves.
-    fn answered(&mut self, sequence: u32, status: u32, nack: bool, carrier_ref: Option<String>, now: Instant) {
+    fn answered(
+        &mut self,
+        sequence: u32,
+        status: u32,
+        nack: bool,
+        carrier_ref: Option<String>,
+        now: Instant,
+    ) {
         let meaning = if nack { status::of_nack(status) } else { status::of_submit(status) };
         let shared = self.shared.clone();
         if let Some(waiting) = self.in_flight.remove(sequence) {

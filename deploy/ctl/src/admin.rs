@@ -1,0 +1,134 @@
+//! A connection to the admin API of a node, with an operator's certificate.
+//!
+//! Owns: connecting, deadlines, and the rule which answers are worth a repeat. Every call has a deadline.
+use carillon_proto::admin::admin_client::AdminClient;
+use carillon_proto::admin::{
+    GetStatusRequest, GetStatusResponse, PutCarrierRequest, PutPracticeRequest, SetLogFilterRequest,
+    TransferLeaderRequest,
+};
+use carillon_proto::identity::Role;
+use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
+use carillon_proto::tls::{self, TlsError, TlsFiles};
+use std::time::{Duration, Instant};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+/// Longest single call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The cluster understood and said no.
+    #[error("refused: {}", .0.message())]
+    Refused(Status),
+    #[error("{what} failed: {code}: {message}")]
+    Failed { what: &'static str, code: Code, message: String },
+    #[error("{0} came back empty")]
+    Empty(&'static str),
+}
+
+impl AdminError {
+    fn of(what: &'static str, status: Status) -> Self {
+        match status.code() {
+            Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::NotFound
+            | Code::AlreadyExists => Self::Refused(status),
+            code => Self::Failed { what, code, message: full_message(&status) },
+        }
+    }
+
+    /// Whether the same call may work a moment later.
+    fn is_transient(&self) -> bool {
+        use Code as C;
+        matches!(self, Self::Failed { code: C::Unavailable | C::DeadlineExceeded | C::Cancelled | C::Unknown, .. })
+    }
+}
+
+/// "transport error" alone helps nobody: the causes say what it was.
+fn full_message(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The admin API of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    client: AdminClient<Channel>,
+}
+
+impl Admin {
+    /// Does not connect before the first call. With `node`, a server that is not this node is refused.
+    pub fn connect(address: &str, files: &TlsFiles, node: Option<u64>) -> Result<Self, AdminError> {
+        tls::install_provider();
+        let channel = tls::channel(address, tls::client_config(files)?, node.map(Role::Node))?;
+        Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20) })
+    }
+
+    fn request<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(CALL_TIMEOUT);
+        request
+    }
+
+    pub async fn status(&self) -> Result<GetStatusResponse, AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.get_status(Self::request(GetStatusRequest {})).await;
+        Ok(answer.map_err(|s| AdminError::of("status", s))?.into_inner())
+    }
+
+    pub async fn put_carrier(&self, carrier: CarrierRecord) -> Result<CarrierRecord, AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.put_carrier(Self::request(PutCarrierRequest { carrier: Some(carrier) })).await;
+        let answer = answer.map_err(|s| AdminError::of("carrier put", s))?;
+        answer.into_inner().carrier.ok_or(AdminError::Empty("carrier put"))
+    }
+
+    pub async fn put_practice(&self, practice: PutPractice) -> Result<PracticeRecord, AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.put_practice(Self::request(PutPracticeRequest { practice: Some(practice) })).await;
+        let answer = answer.map_err(|s| AdminError::of("practice put", s))?;
+        answer.into_inner().practice.ok_or(AdminError::Empty("practice put"))
+    }
+
+    pub async fn transfer_leader(&self, partition: u32, to_node: u64) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
+        answer.map(drop).map_err(|s| AdminError::of("transfer of the leader", s))
+    }
+
+    pub async fn set_log_filter(&self, filter: &str) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let request = SetLogFilterRequest { filter: filter.to_owned() };
+        let answer = client.set_log_filter(Self::request(request)).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the log filter", s))
+    }
+}
+
+/// Repeats a call while the cluster has no leader for it, at most for `limit`.
+pub async fn retry<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T, AdminError>
+where
+    F: Future<Output = Result<T, AdminError>>,
+{
+    let until = Instant::now() + limit;
+    loop {
+        match call().await {
+            Err(error) if error.is_transient() && Instant::now() < until => {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}

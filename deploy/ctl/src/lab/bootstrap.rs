@@ -1,0 +1,110 @@
+//! What a new cluster must be told before it can send: the carrier and the practices.
+use super::plan::{SYSTEM_ID, TENANT, local};
+use super::{Lab, LabError};
+use crate::admin::{Admin, retry};
+use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde::Deserialize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Name of the carrier account of a lab.
+pub const CARRIER: &str = "sim";
+/// Practices registered at a time.
+const CONCURRENT: usize = 4;
+const POLL: Duration = Duration::from_millis(100);
+/// Above this many segments a second the window of a bind would limit, not the lane.
+const FAST_LANE: u32 = 5_000;
+
+/// A practice to register. Other keys of the file describe it for the sample day.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Practice {
+    pub name: String,
+    /// IANA zone.
+    pub time_zone: String,
+}
+
+impl Practice {
+    /// A JSON list of objects.
+    pub fn read_list(path: &Path) -> Result<Vec<Self>, LabError> {
+        serde_json::from_slice(&fs_err::read(path)?)
+            .map_err(|e| LabError::File { path: path.display().to_string(), reason: e.to_string() })
+    }
+}
+
+/// The account at the simulator.
+pub fn carrier_record(smsc_port: u16, lane_limit: u32) -> CarrierRecord {
+    CarrierRecord {
+        carrier_no: 0,
+        name: CARRIER.to_owned(),
+        smpp: Some(SmppSettings {
+            address: local(smsc_port),
+            tls: false,
+            tls_ca_pem: String::new(),
+            tls_server_name: String::new(),
+            system_id: SYSTEM_ID.to_owned(),
+            password_secret: "sim-password".to_owned(),
+            binds_per_node: 2,
+            window: if lane_limit > FAST_LANE { 256 } else { 64 },
+            enquire_link_ms: 10_000,
+            response_timeout_ms: 5_000,
+            source_address: "12025550100".to_owned(),
+            receipt_id_format: ReceiptIdFormat::Auto.into(),
+            throttle_pause_ms: 1_000,
+        }),
+        segments_per_second: lane_limit,
+    }
+}
+
+fn admins(lab: &Lab) -> Result<Vec<Admin>, LabError> {
+    lab.node_ids().into_iter().map(|id| lab.admin(id)).collect()
+}
+
+/// Registers the carrier, then the practices; repeating it changes nothing.
+pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration) -> Result<(), LabError> {
+    let plan = lab.plan();
+    let admins = admins(lab)?;
+    let carrier = carrier_record(plan.smsc_port, plan.lane_limit);
+    retry(limit, || admins[0].put_carrier(carrier.clone())).await?;
+    stream::iter(practices.iter().enumerate())
+        .map(|(at, practice)| {
+            let admin = &admins[at % admins.len()];
+            let command = PutPractice {
+                tenant: TENANT.to_owned(),
+                practice: practice.name.clone(),
+                time_zone: practice.time_zone.clone(),
+                carrier: CARRIER.to_owned(),
+            };
+            async move { retry(limit, || admin.put_practice(command.clone())).await }
+        })
+        .buffer_unordered(CONCURRENT)
+        .try_for_each(|_| async { Ok(()) })
+        .await?;
+    Ok(())
+}
+
+/// Waits until every node is bound to the carrier: before that, what is due waits.
+pub(super) async fn until_bound(lab: &Lab, limit: Duration) -> Result<(), LabError> {
+    let until = Instant::now() + limit;
+    for (id, admin) in lab.node_ids().into_iter().zip(admins(lab)?) {
+        loop {
+            let status = retry(limit, || admin.status()).await?;
+            let carrier = |c: &&carillon_proto::admin::CarrierStatus| {
+                c.carrier.as_ref().is_some_and(|record| record.name == CARRIER)
+            };
+            if status.carriers.iter().find(carrier).is_some_and(|c| c.binds_up > 0) {
+                break;
+            }
+            if Instant::now() >= until {
+                return Err(LabError::NotReady {
+                    name: super::node_name(id),
+                    after_s: limit.as_secs(),
+                    reason: "no bind to the carrier".to_owned(),
+                    log: format!("see {}", lab.log_path(&super::node_name(id)).display()),
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}

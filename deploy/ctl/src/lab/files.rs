@@ -1,0 +1,200 @@
+//! Writes the directory of a lab: certificates, key, secrets and the configuration of every process.
+use super::plan::{CLUSTER, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT, local};
+use super::{LabError, LabOptions, Plane};
+use crate::pki::{Ca, Leaf, Usage, write_private};
+use carillon_proto::identity::{Identity, Role};
+use carillon_proto::tls::TlsFiles;
+use fs_err::os::unix::fs::DirBuilderExt as _;
+use rand::Rng as _;
+use rand::distr::Alphanumeric;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// An SMPP password has at most 8 characters.
+const PASSWORD_CHARS: usize = 8;
+
+pub(super) fn pki_dir(dir: &Path) -> PathBuf {
+    dir.join("pki")
+}
+
+pub(super) fn tls(dir: &Path, stem: &str, plane: Plane) -> TlsFiles {
+    let pki = pki_dir(dir);
+    TlsFiles {
+        cert: pki.join(format!("{stem}.pem")),
+        key: pki.join(format!("{stem}.key")),
+        ca: pki.join(format!("{}.pem", plane.stem())),
+    }
+}
+
+/// Everything but the plan itself, which is written last: it says that the directory is complete.
+pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result<(), LabError> {
+    make_dir(dir)?;
+    for part in ["pki", "keys", "secrets", "logs", "run"] {
+        make_dir(&dir.join(part))?;
+    }
+    certificates(dir, plan)?;
+    write_private(
+        &dir.join("keys/lab.key"),
+        format!(
+            "# For labs only: a key that lies beside the data protects nothing. Never use it for patients' data.\n{}\n",
+            hex::encode(rand::rng().random::<[u8; 32]>())
+        )
+        .as_bytes(),
+    )?;
+    let password: String =
+        rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARS).map(char::from).collect();
+    write_private(&dir.join("secrets/sim-password"), format!("{password}\n").as_bytes())?;
+    for node in &plan.nodes {
+        let home = dir.join(format!("node-{}", node.id));
+        make_dir(&home)?;
+        make_dir(&home.join("data"))?;
+        write_toml(&home.join("config.toml"), &NodeConfig::new(dir, plan, node.id, options)?)?;
+    }
+    write_toml(&dir.join("router.toml"), &RouterConfig::new(dir, plan, options))?;
+    fs_err::write(dir.join("smsc-profile.toml"), profile_text(&options.profile)?)?;
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), LabError> {
+    let mut builder = fs_err::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    Ok(builder.create(path)?)
+}
+
+/// The profile of the simulator as TOML: a file as it is, a preset as a profile that changes nothing of it.
+pub(super) fn profile_text(profile: &str) -> Result<String, LabError> {
+    if profile.contains(['/', '.']) {
+        return Ok(fs_err::read_to_string(profile)?);
+    }
+    Ok(format!("base = \"{profile}\"\n"))
+}
+
+fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
+    let pki = pki_dir(dir);
+    let make = |plane: Plane| -> Result<Ca, LabError> {
+        let ca = Ca::new(&plane.name())?;
+        ca.write(&pki, plane.stem())?;
+        Ok(ca)
+    };
+    let (peers, clients, operators) =
+        (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
+    let issue = |ca: &Ca, role: Role, usage: Usage, stem: &str| -> Result<(), LabError> {
+        let identity = Identity { cluster: CLUSTER.to_owned(), role };
+        Ok(ca.issue(&Leaf::new(&identity, usage))?.write(&pki, stem)?)
+    };
+    for node in &plan.nodes {
+        let id = node.id;
+        issue(&peers, Role::Node(id), Usage::Both, &format!("node-{id}"))?;
+        issue(&operators, Role::Node(id), Usage::Server, &format!("node-{id}-admin"))?;
+    }
+    let router = || Role::Router(ROUTER.to_owned());
+    issue(&peers, router(), Usage::Client, &format!("router-{ROUTER}"))?;
+    issue(&clients, router(), Usage::Server, &format!("router-{ROUTER}-public"))?;
+    for tenant in [TENANT, OTHER_TENANT] {
+        issue(&clients, Role::Tenant(tenant.to_owned()), Usage::Client, &format!("tenant-{tenant}"))?;
+    }
+    issue(&operators, Role::Operator(OPERATOR.to_owned()), Usage::Client, &format!("operator-{OPERATOR}"))
+}
+
+fn write_toml(path: &Path, config: &impl Serialize) -> Result<(), LabError> {
+    let text = toml::to_string(config)
+        .map_err(|e| LabError::File { path: path.display().to_string(), reason: e.to_string() })?;
+    Ok(fs_err::write(path, text)?)
+}
+
+#[derive(Serialize)]
+struct TlsPaths {
+    cert: PathBuf,
+    key: PathBuf,
+    ca: PathBuf,
+}
+
+impl From<TlsFiles> for TlsPaths {
+    fn from(files: TlsFiles) -> Self {
+        Self { cert: files.cert, key: files.key, ca: files.ca }
+    }
+}
+
+#[derive(Serialize)]
+struct MemberConfig {
+    node_id: u64,
+    peer_address: String,
+}
+
+#[derive(Serialize)]
+struct KeysConfig {
+    provider: &'static str,
+    file: PathBuf,
+}
+
+/// The keys of `carillon-node --config`.
+#[derive(Serialize)]
+struct NodeConfig {
+    cluster_id: &'static str,
+    node_id: u64,
+    data_dir: PathBuf,
+    lab: bool,
+    partitions: u32,
+    peer_listen: String,
+    admin_listen: String,
+    http_listen: String,
+    log_filter: String,
+    secrets_dir: PathBuf,
+    members: Vec<MemberConfig>,
+    peer_tls: TlsPaths,
+    admin_tls: TlsPaths,
+    keys: KeysConfig,
+}
+
+impl NodeConfig {
+    fn new(dir: &Path, plan: &Plan, id: u64, options: &LabOptions) -> Result<Self, LabError> {
+        let node = plan.nodes.iter().find(|n| n.id == id);
+        let node = node.ok_or_else(|| LabError::Wrong(format!("the plan has no node {id}")))?;
+        let member =
+            |n: &super::NodePlan| MemberConfig { node_id: n.id, peer_address: local(n.peer_port) };
+        Ok(Self {
+            cluster_id: CLUSTER,
+            node_id: id,
+            data_dir: dir.join(format!("node-{id}")).join("data"),
+            lab: true,
+            partitions: plan.partitions,
+            peer_listen: local(node.peer_port),
+            admin_listen: local(node.admin_port),
+            http_listen: local(node.http_port),
+            log_filter: options.log_filter.clone(),
+            secrets_dir: dir.join("secrets"),
+            members: plan.nodes.iter().map(member).collect(),
+            peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers).into(),
+            admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators).into(),
+            keys: KeysConfig { provider: "file", file: dir.join("keys/lab.key") },
+        })
+    }
+}
+
+/// The keys of `carillon-router --config`.
+#[derive(Serialize)]
+struct RouterConfig {
+    cluster_id: &'static str,
+    name: &'static str,
+    listen: String,
+    http_listen: String,
+    log_filter: String,
+    nodes: Vec<String>,
+    public_tls: TlsPaths,
+    node_tls: TlsPaths,
+}
+
+impl RouterConfig {
+    fn new(dir: &Path, plan: &Plan, options: &LabOptions) -> Self {
+        Self {
+            cluster_id: CLUSTER,
+            name: ROUTER,
+            listen: local(plan.router_port),
+            http_listen: local(plan.router_http_port),
+            log_filter: options.log_filter.clone(),
+            nodes: plan.nodes.iter().map(|n| local(n.peer_port)).collect(),
+            public_tls: tls(dir, &format!("router-{ROUTER}-public"), Plane::Clients).into(),
+            node_tls: tls(dir, &format!("router-{ROUTER}"), Plane::Peers).into(),
+        }
+    }
+}

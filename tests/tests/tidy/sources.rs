@@ -1,0 +1,161 @@
+//! Rules on Rust sources: length, module docs, ASCII, banned calls, metric names.
+use crate::{File, files, report};
+use carillon_proto::metric_names::CATALOGUE;
+use std::collections::BTreeSet;
+
+const FILE_LINES_MAX: usize = 500;
+/// A ratchet: lower it when it can be lowered.
+const FUNCTION_LINES_MAX: usize = 110;
+
+fn is_test(path: &str) -> bool {
+    path.contains("/tests/") || path.contains("/examples/") || path.ends_with("tests.rs") || path.ends_with("build.rs")
+}
+
+/// Production code of a file: what comes before its test module.
+fn production(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+fn too_long(file: &File) -> Option<String> {
+    let lines = file.text.lines().count();
+    (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines, at most {FILE_LINES_MAX}", file.path))
+}
+
+/// Functions longer than the ratchet, by indentation of the closing brace.
+fn long_functions(file: &File) -> Vec<String> {
+    let mut list = Vec::new();
+    let mut open: Option<(usize, usize, String)> = None;
+    for (number, line) in file.text.lines().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        let trimmed = line.trim_start();
+        let starts = ["fn ", "pub fn ", "async fn ", "pub async fn ", "pub(crate) fn ", "pub(super) fn "]
+            .iter()
+            .any(|prefix| trimmed.starts_with(prefix));
+        match &open {
+            None if starts && !trimmed.ends_with(';') && !trimmed.ends_with('}') => {
+                open = Some((number, indent, trimmed.to_owned()));
+            }
+            Some((start, at, name)) if indent == *at && trimmed == "}" => {
+                if number - start > FUNCTION_LINES_MAX {
+                    list.push(format!("{}:{}: {} lines: {name}", file.path, start + 1, number - start));
+                }
+                open = None;
+            }
+            Some((_, at, _)) if indent == *at && trimmed.ends_with(';') => open = None,
+            _ => {}
+        }
+    }
+    list
+}
+
+fn without_module_doc(file: &File) -> Option<String> {
+    let first = file.text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    (!first.starts_with("//!")).then(|| format!("{}: begins without //! documentation", file.path))
+}
+
+fn not_ascii(file: &File) -> Option<String> {
+    let (number, _) = file.text.lines().enumerate().find(|(_, line)| !line.is_ascii())?;
+    Some(format!("{}:{}: not ASCII", file.path, number + 1))
+}
+
+/// (text, where it is banned, why)
+const BANNED: &[(&str, &[&str], &str)] = &[
+    ("todo!(", &[""], "unfinished"),
+    ("unimplemented!(", &[""], "unfinished"),
+    ("dbg!(", &[""], "debug output may hold plaintext"),
+    (".unwrap()", &["node/", "router/", "proto/"], "use expect with a proof, or handle it"),
+    ("SystemTime::now", &["node/core/", "node/consensus/", "node/delivery/"], "time is an argument"),
+    ("Instant::now", &["node/core/", "node/consensus/", "node/delivery/"], "time is an argument"),
+    ("std::thread", &["node/core/", "node/consensus/", "node/delivery/"], "no threads in pure crates"),
+    ("HashMap", &["node/core/"], "its order differs between replicas"),
+    ("HashSet", &["node/core/"], "its order differs between replicas"),
+    ("f64", &["node/core/"], "no floats in apply"),
+    ("block_in_place", &[""], "starves the runtime"),
+    ("#[ignore", &[""], "a test that never runs"),
+];
+
+fn banned(file: &File) -> Vec<String> {
+    let text = production(&file.text);
+    let mut list = Vec::new();
+    for (word, places, why) in BANNED {
+        if !places.iter().any(|place| file.path.starts_with(place)) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains(word) {
+                list.push(format!("{}:{}: {word} is banned here: {why}", file.path, number + 1));
+            }
+        }
+    }
+    list
+}
+
+/// Names in `counter!("carillon_...`, `gauge!` and `histogram!` calls, also when the name is on the next line.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (at, _) in text.match_indices("\"carillon_") {
+        let name: String =
+            text[at + 1..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        names.insert(name);
+    }
+    names
+}
+
+fn sources() -> Vec<File> {
+    files(&[".rs"])
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut list: Vec<String> = sources().iter().filter_map(too_long).collect();
+    list.extend(sources().iter().flat_map(long_functions));
+    report("length", &list);
+    let planted = File { path: "x.rs".into(), text: "x\n".repeat(FILE_LINES_MAX + 1) };
+    assert!(too_long(&planted).is_some());
+    let body = "    a();\n".repeat(FUNCTION_LINES_MAX + 1);
+    let planted = File { path: "x.rs".into(), text: format!("fn long() {{\n{body}}}\n") };
+    assert_eq!(long_functions(&planted).len(), 1);
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    report("module documentation", &sources().iter().filter_map(without_module_doc).collect::<Vec<_>>());
+    assert!(without_module_doc(&File { path: "x.rs".into(), text: "use a;\n".into() }).is_some());
+}
+
+#[test]
+fn sources_are_ascii() {
+    report("ascii", &sources().iter().filter_map(not_ascii).collect::<Vec<_>>());
+    assert!(not_ascii(&File { path: "x.rs".into(), text: "// caf\u{e9}\n".into() }).is_some());
+}
+
+#[test]
+fn banned_calls_are_absent() {
+    let production: Vec<File> =
+        sources().into_iter().filter(|f| !is_test(&f.path) && !f.path.starts_with("tests/")).collect();
+    report("banned", &production.iter().flat_map(banned).collect::<Vec<_>>());
+    let planted = File { path: "node/core/src/x.rs".into(), text: "let a = HashMap::new();\n".into() };
+    assert_eq!(banned(&planted).len(), 1);
+    let planted = File { path: "router/src/x.rs".into(), text: "a.unwrap();\n#[cfg(test)]\nb.unwrap();\n".into() };
+    assert_eq!(banned(&planted).len(), 1);
+}
+
+#[test]
+fn the_metric_catalogue_is_complete_and_used() {
+    let known: BTreeSet<String> = CATALOGUE.iter().map(|m| m.name.to_owned()).collect();
+    assert_eq!(known.len(), CATALOGUE.len(), "a name is listed twice");
+    let mut used = BTreeSet::new();
+    for file in sources() {
+        let skip = is_test(&file.path) || file.path.starts_with("tests/") || file.path.ends_with("metric_names.rs");
+        let emits = file.path.starts_with("node/") || file.path.starts_with("router/") || file.path.starts_with("proto/") || file.path.starts_with("loadtest/src/smsc");
+        if !skip && emits {
+            used.extend(metric_names(production(&file.text)));
+        }
+    }
+    let missing: Vec<String> = used.difference(&known).map(|n| format!("{n} is not in the catalogue")).collect();
+    report("metrics", &missing);
+    let unused: Vec<String> = known.difference(&used).map(|n| format!("{n} is in the catalogue only")).collect();
+    report("metrics", &unused);
+    assert_eq!(metric_names("counter!(\n  \"carillon_x_total\")").len(), 1);
+}
