@@ -18,7 +18,7 @@ use carillon_proto::sms;
 use siphasher::sip::SipHasher13;
 
 /// Changes only when the day is made anew on purpose.
-const DIGEST: &str = "84d6711dd726f8b5b3d7455f156cf99e220946d5b0ada13b4b3bcb35a767b6e9";
+const DIGEST: &str = "32ed63a32dd083317adb1cc45c23243182a41405ad6ec08b19d11fc820959ff2";
 
 fn day() -> Day {
     Day::bundled().unwrap()
@@ -175,13 +175,14 @@ fn broken_days_are_refused_without_quoting_them() {
     assert_eq!(Day::parse(good).unwrap().to_jsonl().unwrap().lines().count(), 1);
 }
 
-/// The simulator's draws for the first try of a submit: a hash of seed, number and octets, stretched by SplitMix64.
-fn first_draw(seed: u64, message: &DayMessage, octets: &[u8]) -> f64 {
+/// The simulator's draw for a submit that came `before` times: a hash of seed, number, octets and that, stretched by
+/// SplitMix64.
+fn first_draw(seed: u64, message: &DayMessage, octets: &[u8], before: u16) -> f64 {
     let mut hasher = SipHasher13::new_with_keys(seed, 0);
     hasher.write(&message.to.as_bytes()[1..]);
     hasher.write_u8(0);
     hasher.write(octets);
-    hasher.write_u16(0);
+    hasher.write_u16(before);
     let mut z = hasher.finish().wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -215,7 +216,10 @@ fn the_carrier_has_its_storm_and_its_landlines_and_loses_a_few_answers() {
             rule.is_some_and(|r| r.suffix == LANDLINE_DROPPED)
         );
         for part in sms::split(&message.text) {
-            if (before..reach).contains(&first_draw(1, message, &part)) {
+            // Classes that are sent again early are looked at through some tries in the storm too.
+            let sent_again = matches!(message.class.as_str(), "staff" | "public_health");
+            let mut tries = 0..if sent_again { 5 } else { 1 };
+            if tries.any(|before_now| (before..reach).contains(&first_draw(1, message, &part, before_now))) {
                 *lost.entry(message.class.clone()).or_insert(0u32) += 1;
             }
         }

@@ -317,7 +317,8 @@ mod tests {
         let missing: Vec<usize> = (0..128).filter(|code| basic[*code].is_none()).collect();
         assert_eq!(missing, [ESCAPE as usize]);
         assert_eq!(extended.len(), 10);
-        let known = [(0x00, '@'), (0x11, '_'), (0x24, '\u{a4}'), (0x40, '\u{a1}'), (0x7f, '\u{e0}'), (0x20, ' ')];
+        let known =
+            [(0x00, '@'), (0x11, '_'), (0x24, '\u{a4}'), (0x40, '\u{a1}'), (0x7f, '\u{e0}'), (0x20, ' ')];
         for (code, c) in known {
             assert_eq!(basic[code], Some(c));
         }
@@ -330,11 +331,8 @@ mod tests {
         assert_eq!(joined.len() as u32, analyze(&text).units);
         assert!(split(&text).iter().all(|part| part.len() <= 153 && part.capacity() == 153));
         let text: String = (0..300).map(|i| ['a', '\u{1f600}', '\u{44f}'][i % 3]).collect();
-        let units: Vec<u16> = split(&text)
-            .concat()
-            .chunks(2)
-            .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
-            .collect();
+        let units: Vec<u16> =
+            split(&text).concat().chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
         assert_eq!(String::from_utf16(&units).unwrap(), text);
     }
 }

@@ -8,7 +8,7 @@ pub const STREAM_BATCH: Duration = Duration::from_secs(30);
 /// Longer deadlines are cut to this, so that nothing waits for ever.
 const LONGEST: Duration = Duration::from_secs(300);
 /// The answer leaves this long before the deadline, or a tenth of the whole if that is less.
-const MARGIN: Duration = Duration::from_millis(100);
+const MARGIN: Duration = Duration::from_millis(250);
 
 /// When to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_answer_leaves_before_the_caller_gives_up() {
-        assert_eq!(Deadline::within(Duration::from_secs(10)).remaining(), Duration::from_millis(9_900));
+        assert_eq!(Deadline::within(Duration::from_secs(10)).remaining(), Duration::from_millis(9_750));
         assert_eq!(Deadline::within(Duration::from_millis(100)).remaining(), Duration::from_millis(90));
         assert!(Deadline::within(Duration::ZERO).has_passed());
         let (near, far) =

@@ -53,7 +53,7 @@ pub fn of_item(error: RpcStatus) -> Verdict {
         Some(ErrorReason::NotLeader) => Verdict::NotProcessed("not_leader"),
         // The map has the practice, so the meta group has committed it and this node is about to learn of it.
         Some(ErrorReason::PracticeNotFound) => Verdict::NotProcessed("practice_unknown"),
-        // A node that stops or is fenced says this also of proposals that are already under way.
+        // Nothing in it proves that the item had no effect.
         Some(ErrorReason::PartitionUnavailable) => Verdict::Uncertain,
         _ => Verdict::Refused(error),
     }

@@ -45,7 +45,10 @@ impl AdminError {
     /// Whether the same call may work a moment later.
     fn is_transient(&self) -> bool {
         use Code as C;
-        matches!(self, Self::Failed { code: C::Unavailable | C::DeadlineExceeded | C::Cancelled | C::Unknown, .. })
+        matches!(
+            self,
+            Self::Failed { code: C::Unavailable | C::DeadlineExceeded | C::Cancelled | C::Unknown, .. }
+        )
     }
 }
 
@@ -98,14 +101,16 @@ impl Admin {
 
     pub async fn put_practice(&self, practice: PutPractice) -> Result<PracticeRecord, AdminError> {
         let mut client = self.client.clone();
-        let answer = client.put_practice(Self::request(PutPracticeRequest { practice: Some(practice) })).await;
+        let answer =
+            client.put_practice(Self::request(PutPracticeRequest { practice: Some(practice) })).await;
         let answer = answer.map_err(|s| AdminError::of("practice put", s))?;
         answer.into_inner().practice.ok_or(AdminError::Empty("practice put"))
     }
 
     pub async fn transfer_leader(&self, partition: u32, to_node: u64) -> Result<(), AdminError> {
         let mut client = self.client.clone();
-        let answer = client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
+        let answer =
+            client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
         answer.map(drop).map_err(|s| AdminError::of("transfer of the leader", s))
     }
 

@@ -1,7 +1,7 @@
 //! `demo`: plays the sample day against a lab, kills a node in the middle of it, and proves with the ledger that
 //! nothing was lost, sent twice or sent too fast.
 //!
-//! Owns: the order of a run: mark the ground truth, put the profile into effect, play and watch, kill and start a
+//! Owns: the order of a run: begin the ground truth anew, put the profile into effect, play and watch, kill and start a
 //! node, wait until every message is final or held, compare.
 //! Does not: start or stop the lab.
 
@@ -123,6 +123,8 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let carrier = Carrier::new(http.clone(), &lab.smsc_http);
     // Before anything is changed: a lab that cannot be asked must not be touched.
     client.list(now_ms()?, &[], drop).await.context("the router does not answer")?;
+    // The simulator draws its faults from what it saw before: without that the day is the same every time.
+    carrier.reset().await?;
     let mark = carrier.mark().await?;
     carrier.set_profile(&profile).await?;
     let (start, start_ms) = (Instant::now(), now_ms()?);

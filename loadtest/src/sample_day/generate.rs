@@ -12,7 +12,7 @@ use super::texts::text;
 use super::{Again, CancelKeys, CancelReferences, Day, DayError, DayMessage, Line, Practice, practices};
 
 /// The seed of the bundled day.
-pub const SEED: u64 = 2_026_0401;
+pub const SEED: u64 = 20_260_408;
 /// Messages that must be accepted.
 pub const MESSAGES: usize = 10_000;
 /// The carrier refuses everything in this time; `profiles/demo.toml` says the same.

@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ use super::truth::TruthEntry;
 /// Octets that may wait for the disk.
 pub const WAITING_MAX: u64 = 64 << 20;
 const CHUNK: usize = 128 << 10;
+/// Chunks that may wait for the writer; beyond that lines gather in the buffer.
+const CHUNKS_MAX: usize = 512;
 
 /// A journal that cannot be opened, written or read.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +68,13 @@ pub enum Line {
 
 enum Order {
     Write(Vec<u8>),
-    Flush(Sender<()>),
+    Flush(SyncSender<()>),
 }
 
 /// The writing side.
 pub struct Journal {
     buffer: Vec<u8>,
-    orders: Option<Sender<Order>>,
+    orders: Option<SyncSender<Order>>,
     waiting: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
     /// Lines dropped because the disk was too slow.
@@ -84,7 +86,7 @@ impl Journal {
     /// Creates (or truncates) the file.
     pub fn create(path: &Path) -> Result<Self, JournalError> {
         let file = File::create(path)?;
-        let (orders, inbox) = channel();
+        let (orders, inbox) = sync_channel(CHUNKS_MAX);
         let (waiting, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (waits, fails) = (waiting.clone(), failed.clone());
         let thread = std::thread::Builder::new()
@@ -101,7 +103,7 @@ impl Journal {
     }
 
     pub fn add(&mut self, line: &Line) {
-        if self.waiting.load(Ordering::Relaxed) > WAITING_MAX {
+        if self.waiting.load(Ordering::Relaxed) + self.buffer.len() as u64 > WAITING_MAX {
             self.lost_lines += 1;
             return;
         }
@@ -114,17 +116,24 @@ impl Journal {
         }
     }
 
-    /// Gives the buffered lines to the writer.
+    /// Gives the buffered lines to the writer, if it can take them now.
     pub fn hand_over(&mut self) {
+        let Some(chunk) = self.take() else { return };
+        if let Some(orders) = &self.orders
+            && let Err(TrySendError::Full(Order::Write(chunk))) = orders.try_send(Order::Write(chunk))
+        {
+            self.waiting.fetch_sub(chunk.len() as u64, Ordering::Relaxed);
+            self.buffer = chunk;
+        }
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
         if self.buffer.is_empty() {
-            return;
+            return None;
         }
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK + 1024));
         self.waiting.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        if let Some(orders) = &self.orders {
-            // The writer ends only after this sender is gone.
-            let _ = orders.send(Order::Write(chunk));
-        }
+        Some(chunk)
     }
 
     /// Failed writes so far.
@@ -133,12 +142,15 @@ impl Journal {
     }
 
     /// A wait for everything added so far to be in the file; call it without
-    /// holding a lock.
+    /// holding a lock. Handing over may itself wait for a slow disk.
     pub fn flush(&mut self) -> impl FnOnce() + use<> {
-        self.hand_over();
-        let (done, wait): (Sender<()>, Receiver<()>) = channel();
+        let chunk = self.take().map(Order::Write);
+        let (done, wait): (SyncSender<()>, Receiver<()>) = sync_channel(1);
         if let Some(orders) = &self.orders {
-            let _ = orders.send(Order::Flush(done));
+            for order in chunk.into_iter().chain([Order::Flush(done)]) {
+                // The writer ends only after this sender is gone.
+                let _ = orders.send(order);
+            }
         }
         move || {
             let _ = wait.recv();
@@ -148,7 +160,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.hand_over();
+        self.flush()();
         self.orders = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

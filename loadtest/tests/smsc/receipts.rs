@@ -99,7 +99,7 @@ async fn a_receipt_not_asked_for_or_withheld_does_not_come() {
 
 #[tokio::test]
 async fn a_receipt_not_acknowledged_is_sent_again_up_to_the_limit() {
-    let smsc = start_with("[receipts]\nattempts_max = 3\nack_timeout_ms = 50\nretry_delay_ms = 1\n").await;
+    let smsc = start_with("[receipts]\nattempts_max = 3\nack_timeout_ms = 500\nretry_delay_ms = 1\n").await;
     let mut client = Client::bound(&smsc).await;
     client.submit("+12025550123", "hello").await;
     // Silence, then a refusal, then silence again: three sendings and no more.

@@ -364,6 +364,20 @@ fn a_late_rejection_does_not_set_a_follower_back() {
     assert_eq!(appends.iter().map(|m| m.index).collect::<Vec<_>>(), [last]);
 }
 
+/// raft 0.7.0 panics when it refuses a pre-vote in term 0; with priorities it refuses at the first election.
+#[test]
+fn a_new_group_can_refuse_a_pre_vote_of_lower_priority() {
+    let log = Arc::new(MemLog::new());
+    log.write(&[bootstrap_write(1, &[1, 2, 3])], true).unwrap();
+    let mut config = GroupConfig::new(1, 1, 7);
+    config.priority = 1;
+    let mut group = Group::open(config, log, 0).unwrap();
+    let term = group.term() + 1;
+    group.step(from_2(MessageType::MsgRequestPreVote, term)).unwrap();
+    let out = poll_all(&mut group);
+    assert!(out.send.iter().chain(out.persist.iter().flat_map(|p| &p.after)).any(|m| m.reject), "{out:?}");
+}
+
 #[test]
 fn a_follower_that_hears_nothing_does_not_disturb_the_leader() {
     let (mut sim, leader, [deaf, other]) = settled(8);

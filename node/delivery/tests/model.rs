@@ -16,6 +16,9 @@ const LANES: [u32; 3] = [7, 8, 9];
 /// One random step; the numbers choose among what there is.
 type Step = (u8, u16, u16);
 
+/// Rows, and whether the end was reached.
+type Page = (Vec<DueEntry>, bool);
+
 /// What the apply thread tells the scheduler, in apply order.
 enum News {
     Change(ScheduleChange),
@@ -34,7 +37,7 @@ struct World {
     expiries: Vec<MessageId>,
     /// Committed attempts whose permit has reached the sender.
     sending: Vec<DueEntry>,
-    pages: Vec<(PageRequest, Option<(Vec<DueEntry>, bool)>)>,
+    pages: Vec<(PageRequest, Option<Page>)>,
     committed: BTreeSet<(MessageId, u32)>,
     /// Committed, with the row of then.
     in_flight: BTreeMap<MessageId, DueEntry>,

@@ -106,7 +106,6 @@ impl Maintenance {
 
     fn report(&self) {
         metrics::gauge!("carillon_log_disk_bytes").set(self.log.disk_bytes() as f64);
-        let memory = self.state.memory_stats();
-        metrics::gauge!("carillon_state_memtable_bytes").set(memory.memtable_bytes as f64);
+        self.state.metrics();
     }
 }

@@ -390,11 +390,13 @@ fn prefer(cell: &mut Cell, group: u32, members: &[u64], node_id: u64) {
         cell.preferred_ticks = 0;
         return;
     }
-    let healthy = cell
-        .group
-        .follower(preferred)
-        .is_some_and(|follower| follower.recent_active && follower.matched + 64 >= cell.group.last_index());
-    cell.preferred_ticks = if healthy { cell.preferred_ticks + 1 } else { 0 };
+    let Some(follower) = cell.group.follower(preferred) else { return };
+    // `recent_active` is cleared once in each election timeout, so its absence alone says nothing.
+    if follower.matched + 64 < cell.group.last_index() {
+        cell.preferred_ticks = 0;
+    } else if follower.recent_active {
+        cell.preferred_ticks += 1;
+    }
     if cell.preferred_ticks >= PREFER_AFTER_TICKS {
         cell.preferred_ticks = 0;
         if let Err(error) = cell.group.transfer_leader(preferred) {

@@ -54,7 +54,7 @@ async fn watch_address(map: Arc<MapCache>, address: String) {
     }
 }
 
-/// Counts a stream as open for as long as it lives, also when its task is aborted.
+/// Counts a stream as open for as long as it lives, also when its watcher is aborted.
 struct Open<'a>(&'a MapCache);
 
 impl Drop for Open<'_> {

@@ -103,7 +103,7 @@ async fn a_silent_leader_fails_its_items_inside_the_deadline_and_no_others() {
     let request =
         SubmitMessagesRequest { messages: vec![spec(PRACTICE, "a"), spec(other, "b")], validate_only: false };
     let began = Instant::now();
-    let timeout = Duration::from_millis(1_500);
+    let timeout = Duration::from_millis(2_500);
     let results = bed.client().submit_messages(within(timeout, request)).await.unwrap().into_inner().results;
     assert!(began.elapsed() < timeout);
     assert_eq!(fate(&refused(&results[0])), "unknown");
@@ -133,7 +133,7 @@ async fn without_any_leader_items_are_refused_as_not_accepted() {
         bed.kill(node);
     }
     let request = SubmitMessagesRequest { messages: vec![keyless(PRACTICE)], validate_only: false };
-    let timeout = Duration::from_millis(800);
+    let timeout = Duration::from_millis(2_500);
     let results = bed.client().submit_messages(within(timeout, request)).await.unwrap().into_inner().results;
     assert_eq!(fate(&refused(&results[0])), "not_accepted");
 }

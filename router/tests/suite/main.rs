@@ -4,6 +4,7 @@ mod support;
 
 mod access;
 mod leaders;
+mod process;
 mod queries;
 mod speed;
 mod stream;

@@ -237,7 +237,7 @@ async fn queries_without_a_leader_are_unavailable_inside_the_deadline() {
     let id = fill(&bed, 1).await.remove(0);
     (1..=3).for_each(|node| bed.kill(node));
     let mut client = bed.client();
-    let timeout = Duration::from_millis(600);
+    let timeout = Duration::from_millis(2_500);
     let unavailable = (Code::Unavailable, ErrorReason::PartitionUnavailable);
     let get = GetMessageRequest { message_id: id.clone(), view: 0 };
     assert_eq!(told(&client.get_message(within(timeout, get)).await.unwrap_err()), unavailable);

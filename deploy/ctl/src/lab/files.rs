@@ -4,10 +4,10 @@ use super::{LabError, LabOptions, Plane};
 use crate::pki::{Ca, Leaf, Usage, write_private};
 use carillon_proto::identity::{Identity, Role};
 use carillon_proto::tls::TlsFiles;
-use fs_err::os::unix::fs::DirBuilderExt as _;
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
 use serde::Serialize;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// An SMPP password has at most 8 characters.
@@ -56,9 +56,8 @@ pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result
 }
 
 fn make_dir(path: &Path) -> Result<(), LabError> {
-    let mut builder = fs_err::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    Ok(builder.create(path)?)
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| LabError::File { path: path.display().to_string(), reason: e.to_string() })
 }
 
 /// The profile of the simulator as TOML: a file as it is, a preset as a profile that changes nothing of it.
@@ -76,8 +75,7 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         ca.write(&pki, plane.stem())?;
         Ok(ca)
     };
-    let (peers, clients, operators) =
-        (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
+    let (peers, clients, operators) = (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
     let issue = |ca: &Ca, role: Role, usage: Usage, stem: &str| -> Result<(), LabError> {
         let identity = Identity { cluster: CLUSTER.to_owned(), role };
         Ok(ca.issue(&Leaf::new(&identity, usage))?.write(&pki, stem)?)
@@ -150,8 +148,7 @@ impl NodeConfig {
     fn new(dir: &Path, plan: &Plan, id: u64, options: &LabOptions) -> Result<Self, LabError> {
         let node = plan.nodes.iter().find(|n| n.id == id);
         let node = node.ok_or_else(|| LabError::Wrong(format!("the plan has no node {id}")))?;
-        let member =
-            |n: &super::NodePlan| MemberConfig { node_id: n.id, peer_address: local(n.peer_port) };
+        let member = |n: &super::NodePlan| MemberConfig { node_id: n.id, peer_address: local(n.peer_port) };
         Ok(Self {
             cluster_id: CLUSTER,
             node_id: id,

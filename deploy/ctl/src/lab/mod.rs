@@ -285,7 +285,8 @@ impl Lab {
     /// Starts a node; nothing happens if it runs. Does not wait: see [`Lab::until_node_ready`].
     pub fn start_node(&self, id: u64) -> Result<(), LabError> {
         self.node(id)?;
-        let config = format!("--config={}", self.dir.join(format!("node-{id}")).join("config.toml").display());
+        let config =
+            format!("--config={}", self.dir.join(format!("node-{id}")).join("config.toml").display());
         self.processes.start(&node_name(id), "carillon-node", &[config])?;
         if self.dir.join("lab.json").exists() {
             self.write_lab_json()?;

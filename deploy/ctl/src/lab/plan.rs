@@ -69,10 +69,8 @@ impl Plan {
         if !path.exists() {
             return Err(LabError::NoLab(dir.display().to_string()));
         }
-        let wrong = |e: serde_json::Error| LabError::File {
-            path: path.display().to_string(),
-            reason: e.to_string(),
-        };
+        let wrong =
+            |e: serde_json::Error| LabError::File { path: path.display().to_string(), reason: e.to_string() };
         serde_json::from_slice(&fs_err::read(&path)?).map_err(wrong)
     }
 

@@ -90,10 +90,9 @@ impl IdReader {
     /// The id of an answer.
     pub fn answered(&self, id: &str) -> String {
         let id = canonical(id);
-        if self.format == ReceiptIdFormat::Auto && self.learned.get().is_none() {
-            if let Some(learner) = self.learning.lock().as_mut() {
-                learner.remember(&id);
-            }
+        let learning = self.format == ReceiptIdFormat::Auto && self.learned.get().is_none();
+        if learning && let Some(learner) = self.learning.lock().as_mut() {
+            learner.remember(&id);
         }
         id
     }
@@ -128,10 +127,10 @@ impl Learner {
         if self.known.insert(hash) {
             self.order.push_back(hash);
         }
-        if self.order.len() > RECENT_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
+        if self.order.len() > RECENT_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
         }
     }
 

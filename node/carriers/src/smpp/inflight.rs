@@ -77,10 +77,10 @@ impl InFlight {
     pub fn remember_late(&mut self, sequence: u32, tag: Tag) {
         self.late.insert(sequence, tag);
         self.late_order.push_back(sequence);
-        if self.late_order.len() > LATE_MAX {
-            if let Some(oldest) = self.late_order.pop_front() {
-                self.late.remove(&oldest);
-            }
+        if self.late_order.len() > LATE_MAX
+            && let Some(oldest) = self.late_order.pop_front()
+        {
+            self.late.remove(&oldest);
         }
     }
 

@@ -274,3 +274,6 @@ impl Drop for Seat {
         self.pool.give_back(self.slot, self.generation);
     }
 }
+
+#[cfg(test)]
+mod tests;

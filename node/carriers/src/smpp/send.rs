@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Draining,
-    /// The carrier refuses our credentials.
-    Broken(u32),
+    /// The carrier refuses our credentials; when they are tried again.
+    Broken(u32, Option<Instant>),
     NotConnected(Option<Instant>),
     /// The pause ends too late.
     Paused(Instant),
@@ -41,7 +41,7 @@ impl Refusal {
     fn outcome(self) -> SendOutcome {
         let (outcome, code, until) = match self {
             Self::Draining => (Outcome::NotSent, "draining".to_owned(), None),
-            Self::Broken(status) => (Outcome::LaneBroken, status::code(status), None),
+            Self::Broken(status, next_try) => (Outcome::LaneBroken, status::code(status), next_try),
             Self::NotConnected(next_try) => (Outcome::NotSent, "not_connected".to_owned(), next_try),
             Self::Paused(until) => (Outcome::NotSent, "paused".to_owned(), Some(until)),
             Self::SendByPassed => (Outcome::NotSent, "send_by_passed".to_owned(), None),
@@ -239,7 +239,7 @@ async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Re
 fn hopeless(view: View, send_by: Instant) -> Option<Refusal> {
     match view.state() {
         ConnectorState::Draining => Some(Refusal::Draining),
-        ConnectorState::Broken { status } => Some(Refusal::Broken(status)),
+        ConnectorState::Broken { status } => Some(Refusal::Broken(status, view.next_try)),
         ConnectorState::Down => {
             view.next_try.filter(|next_try| *next_try >= send_by).map(|at| Refusal::NotConnected(Some(at)))
         }

@@ -213,7 +213,8 @@ impl Session {
                         return end;
                     }
                 }
-                Some(submission) = queues.submissions.recv() => self.accept(submission, now),
+                // `now` is from before the wait.
+                Some(submission) = queues.submissions.recv() => self.accept(submission, Instant::now()),
                 Some(acked) = queues.acked.recv() => self.acknowledge(acked),
                 _ = view.changed() => {}
                 () = &mut sleep => {}

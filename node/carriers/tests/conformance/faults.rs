@@ -35,6 +35,21 @@ async fn no_answer_is_ambiguous_and_a_late_one_is_reported() {
 }
 
 #[tokio::test]
+async fn the_time_of_an_answer_begins_with_its_submit_however_long_the_bind_was_idle() {
+    let smsc = Smsc::new().await;
+    let mut setup = Setup::new(&smsc);
+    setup.settings.response_timeout_ms = 300;
+    let (connector, _inbox, mut peers) = setup.bound(&smsc).await;
+    let idle = tokio::time::timeout(Duration::from_millis(400), peers[0].next()).await;
+    assert!(idle.is_err(), "the bind was not idle");
+    let sending = spawn_send(&connector, request(1, "Hi"));
+    let (sequence, _) = peers[0].submit().await;
+    peers[0].assert_silent().await;
+    peers[0].accept(sequence, "1").await;
+    assert_eq!(outcome(sending).await.outcome, Outcome::Accepted);
+}
+
+#[tokio::test]
 async fn an_answer_to_nobody_is_reported_too() {
     let (_smsc, connector, mut inbox, mut peer) = one_bind().await;
     let sending = spawn_send(&connector, request(9, "Hi"));
@@ -217,6 +232,7 @@ async fn a_wrong_password_breaks_the_lane_until_it_is_right() {
     peer.answer_bind(CommandStatus::EsmeRinvpaswd).await;
     let broken = outcome(waiting).await;
     assert_eq!((broken.outcome, broken.code.as_str()), (Outcome::LaneBroken, "0x0000000e"));
+    assert!(broken.retry_after.is_some_and(|after| after <= Duration::from_millis(300)));
     assert_eq!(connector.status().state, ConnectorState::Broken { status: 0x0e });
     let broken = within(connector.send(request(2, "Hi"), &OpenGate)).await;
     assert_eq!(broken.outcome, Outcome::LaneBroken);

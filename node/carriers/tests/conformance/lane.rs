@@ -162,6 +162,36 @@ async fn each_segment_needs_its_own_permission() {
 }
 
 #[tokio::test]
+async fn a_permission_from_before_a_pause_is_not_used() {
+    let (_smsc, connector, _inbox, mut peer) = one_bind().await;
+    let throttled = spawn_send(&connector, request(1, "first"));
+    let (sequence, _) = peer.submit().await;
+    let gate = Arc::new(CountingGate { permits: Semaphore::new(0), taken: AtomicU32::new(0) });
+    let waiting = {
+        let (connector, gate) = (connector.clone(), gate.clone());
+        tokio::spawn(async move { connector.send(request(2, "second"), &*gate).await })
+    };
+    peer.assert_silent().await;
+    peer.refuse(sequence, 0x58).await;
+    assert_eq!(outcome(throttled).await.outcome, Outcome::Throttled);
+    // The gate opens during the pause. One permission is not enough: it would be part of a burst after the pause.
+    gate.permits.add_permits(1);
+    within(async {
+        while connector.status().paused_for.is_some() {
+            peer.assert_silent().await;
+        }
+    })
+    .await;
+    peer.assert_silent().await;
+    assert_eq!(gate.taken.load(Ordering::SeqCst), 1);
+    gate.permits.add_permits(1);
+    let (sequence, submit) = peer.submit().await;
+    assert_eq!(text_of(&submit), "second");
+    peer.accept(sequence, "1").await;
+    assert_eq!(outcome(waiting).await.outcome, Outcome::Accepted);
+}
+
+#[tokio::test]
 async fn a_closed_gate_and_a_late_gate_send_nothing() {
     let (_smsc, connector, _inbox, mut peer) = one_bind().await;
     let gate = CountingGate { permits: Semaphore::new(0), taken: AtomicU32::new(0) };

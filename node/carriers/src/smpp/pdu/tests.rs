@@ -22,7 +22,7 @@ fn a_submit_is_encoded_as_the_specification_says() {
     wire.set_sequence(0x0a0b);
     let mut expected = vec![0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0x0a, 0x0b];
     expected.extend(b"\0\x01\x0112025550100\0\x01\x0112125550123\0");
-    expected.extend(b"\0\0\0\0000001020105000R\0\x01\0\0\0\x02Hi");
+    expected.extend(b"\x00\x00\x00\x00000001020105000R\x00\x01\x00\x00\x00\x02Hi");
     expected.extend(b"\x02\x04\x00\x02\x01\x02");
     expected[3] = expected.len() as u8;
     assert_eq!(wire.octets(), expected);

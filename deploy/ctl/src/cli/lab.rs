@@ -1,0 +1,185 @@
+//! `carillonctl lab ...`: a cluster on this machine.
+use super::Verdict;
+use super::output::{Format, print, table};
+use carillon_ctl::lab::{Lab, LabOptions, Member, OPERATOR, Practice, ProcessState, TENANT};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+pub struct Dir {
+    /// Directory of the lab.
+    #[arg(long, default_value = "lab")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Size {
+    /// Nodes of a new lab: 1, 3, 5 or 7.
+    #[arg(long, default_value_t = 3)]
+    nodes: u64,
+    /// Partitions of a new lab.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    partitions: u32,
+    /// What the processes of a new lab log, in the syntax of RUST_LOG.
+    #[arg(long, default_value = "info")]
+    log_filter: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    dir: Dir,
+    #[command(flatten)]
+    size: Size,
+    /// Segments per second: limit of the lane and contract of the carrier simulator.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    lane_limit: u32,
+    /// Practices to register for the tenant `lakeside`: a JSON list of objects with name and time_zone.
+    #[arg(long)]
+    practices: Option<PathBuf>,
+    /// Behaviour of the carrier: perfect, realistic, storm, lossy, throttled, or the path of a profile (TOML).
+    #[arg(long, default_value = "realistic")]
+    profile: String,
+    /// Seconds to wait until all is ready.
+    #[arg(long, default_value_t = 60)]
+    ready_limit_s: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make certificates, key, secrets and configurations.
+    Init {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        size: Size,
+    },
+    /// Start everything, wait until it is ready, and register the carrier and the practices.
+    Up(Up),
+    /// Stop everything.
+    Down {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Kill a node with SIGKILL, as a crash would.
+    KillNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Start a node again and wait until it is ready.
+    StartNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+        /// Seconds to wait; 0 does not wait.
+        #[arg(long, default_value_t = 60)]
+        ready_limit_s: u64,
+    },
+    /// What runs and is ready; exit code 3 if not everything.
+    Status {
+        #[command(flatten)]
+        dir: Dir,
+    },
+}
+
+pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
+    match command {
+        Command::Init { dir, size } => {
+            let options = LabOptions {
+                nodes: size.nodes,
+                partitions: size.partitions,
+                log_filter: size.log_filter,
+                ..LabOptions::default()
+            };
+            let lab = Lab::init(&dir.dir, &options)?;
+            let value = json!({ "dir": lab.dir() });
+            print(format, &value, || println!("lab in {}", lab.dir().display()))?;
+            Ok(Verdict::Done)
+        }
+        Command::Up(up) => start(up, format).await,
+        Command::Down { dir } => {
+            let stopped = Lab::open(&dir.dir)?.down()?;
+            print(format, &json!({ "stopped": stopped }), || println!("{stopped} processes stopped"))?;
+            Ok(Verdict::Done)
+        }
+        Command::KillNode { node, dir } => {
+            Lab::open(&dir.dir)?.kill_node(node)?;
+            print(format, &json!({ "killed": node }), || println!("node {node} killed"))?;
+            Ok(Verdict::Done)
+        }
+        Command::StartNode { node, dir, ready_limit_s } => {
+            let lab = Lab::open(&dir.dir)?;
+            lab.start_node(node)?;
+            if ready_limit_s > 0 {
+                lab.until_node_ready(node, Duration::from_secs(ready_limit_s)).await?;
+            }
+            print(format, &json!({ "started": node }), || println!("node {node} started"))?;
+            Ok(Verdict::Done)
+        }
+        Command::Status { dir } => {
+            let members = Lab::open(&dir.dir)?.status().await?;
+            print(format, &members, || show(&members))?;
+            let healthy = members.iter().all(|m| m.ready);
+            Ok(if healthy { Verdict::Done } else { Verdict::Unhealthy })
+        }
+    }
+}
+
+async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
+    let practices = match &up.practices {
+        Some(path) => Practice::read_list(path)?,
+        None => Vec::new(),
+    };
+    let registered = practices.len();
+    let options = LabOptions {
+        nodes: up.size.nodes,
+        partitions: up.size.partitions,
+        lane_limit: up.lane_limit,
+        practices,
+        profile: up.profile,
+        log_filter: up.size.log_filter,
+        ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
+    };
+    let lab = Lab::up(&up.dir.dir, &options).await?;
+    let members = lab.status().await?;
+    let value = json!({ "dir": lab.dir(), "router": lab.router_address(), "members": members });
+    print(format, &value, || {
+        show(&members);
+        endpoints(&lab, &up.dir.dir, registered);
+    })?;
+    lab.detach();
+    Ok(Verdict::Done)
+}
+
+fn show(members: &[Member]) {
+    let rows: Vec<Vec<String>> = members
+        .iter()
+        .map(|m| {
+            let state = match (m.state, m.ready) {
+                (ProcessState::Running, true) => "ready",
+                (ProcessState::Running, false) => "not ready",
+                (ProcessState::Ended, _) => "ended",
+                (ProcessState::Stopped, _) => "stopped",
+            };
+            let pid = m.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            vec![m.name.clone(), state.to_owned(), pid, m.detail.clone()]
+        })
+        .collect();
+    table(&["PROCESS", "STATE", "PID", "HTTP"], &rows);
+}
+
+fn endpoints(lab: &Lab, dir: &Path, practices: usize) {
+    let dir = dir.display();
+    let plan = lab.plan();
+    println!();
+    println!("API (gRPC, TLS)    {}", lab.router_address());
+    println!("  CA               {dir}/pki/clients-ca.pem");
+    println!("  certificate      {dir}/pki/tenant-{TENANT}.pem and .key ({practices} practices)");
+    println!("Operators          {dir}/pki/operator-{OPERATOR}.pem and .key");
+    println!("Carrier simulator  SMPP 127.0.0.1:{}, control http://{}", plan.smsc_port, lab.smsc_http());
+    println!("Lane limit         {} segments/s", plan.lane_limit);
+    println!("Metrics and logs   http://{}/metrics, {dir}/logs/", lab.router_http());
+}

@@ -1,0 +1,104 @@
+//! The command line: what can be said, and which function does it.
+mod cluster;
+mod lab;
+mod output;
+
+use carillon_ctl::admin::AdminError;
+use carillon_ctl::lab::LabError;
+use clap::{Parser, Subcommand};
+use output::Format;
+
+/// Operate a Carillon cluster, or run one on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "carillonctl", version)]
+pub struct Cli {
+    /// How to print results.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A cluster on this machine, for development, demonstrations and tests. Never for patients' data.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Nodes, partitions, leaders and carriers, as one node sees them; exit code 3 if something is wrong.
+    Status(cluster::Target),
+    /// Practices.
+    #[command(subcommand)]
+    Practice(cluster::PracticeCommand),
+    /// Carrier accounts.
+    #[command(subcommand)]
+    Carrier(cluster::CarrierCommand),
+    /// Partitions.
+    #[command(subcommand)]
+    Partition(cluster::PartitionCommand),
+    /// What a running node logs.
+    #[command(subcommand)]
+    LogFilter(cluster::LogFilterCommand),
+    /// The version of this program.
+    Version,
+}
+
+/// How a command ended that did what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    Unhealthy,
+}
+
+pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
+    let format = cli.output;
+    match cli.command {
+        Command::Lab(command) => lab::run(command, format).await,
+        Command::Status(target) => cluster::status(&target, format).await,
+        Command::Practice(command) => cluster::practice(command, format).await,
+        Command::Carrier(command) => cluster::carrier(command, format).await,
+        Command::Partition(command) => cluster::partition(command).await,
+        Command::LogFilter(command) => cluster::log_filter(command).await,
+        Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            output::print(format, &serde_json::json!({ "version": version }), || println!("{version}"))?;
+            Ok(Verdict::Done)
+        }
+    }
+}
+
+/// 4 for "the cluster said no", 3 for "it is not healthy", else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let admin = error.downcast_ref::<AdminError>();
+    match (error.downcast_ref::<LabError>(), admin) {
+        (Some(LabError::NotReady { .. } | LabError::Ended { .. }), _) => 3,
+        (Some(LabError::Admin(AdminError::Refused(_))), _) | (_, Some(AdminError::Refused(_))) => 4,
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_exit_codes_tell_the_kinds_of_failure_apart() {
+        Cli::command().debug_assert();
+        let refused = || AdminError::Refused(tonic::Status::failed_precondition("no such carrier"));
+        let ended = LabError::Ended { name: "node-1".into(), log: String::new() };
+        assert_eq!(exit_code(&refused().into()), 4);
+        assert_eq!(exit_code(&LabError::from(refused()).into()), 4);
+        assert_eq!(exit_code(&ended.into()), 3);
+        assert_eq!(exit_code(&LabError::NoLab("x".into()).into()), 1);
+    }
+
+    #[test]
+    fn a_target_is_a_lab_or_an_address_with_certificates_but_not_half_of_it() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(drop).map_err(|e| e.exit_code());
+        assert_eq!(parse("carillonctl status --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl status --admin a:1 --cert c --key k --ca a"), Ok(()));
+        assert_eq!(parse("carillonctl status --admin a:1 --cert c --key k"), Err(2));
+        assert_eq!(parse("carillonctl status"), Err(2));
+        assert_eq!(parse("carillonctl lab up --dir d --lane-limit 0"), Err(2));
+    }
+}

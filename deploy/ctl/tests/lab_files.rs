@@ -1,0 +1,81 @@
+//! What `lab init` writes: complete, private, and kept when it is called again.
+use carillon_ctl::lab::{Lab, LabError, LabOptions, Plane};
+use carillon_ctl::pki::{Leaf, Usage};
+use carillon_proto::identity::{Identity, Role};
+use carillon_proto::tls;
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+fn everything(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            everything(&path, found);
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_new_lab_is_private_and_an_old_one_is_kept() {
+    tls::install_provider();
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("lab");
+    drop(Lab::init(&dir, &LabOptions::default()).unwrap());
+    let mut first = BTreeMap::new();
+    everything(&dir, &mut first);
+    for path in first.keys() {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let secret = path.extension().is_some_and(|e| e == "key") || path.ends_with("sim-password");
+        assert!(!secret || mode == 0o600, "{} has mode {mode:o}", path.display());
+    }
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    let key = std::fs::read_to_string(dir.join("keys/lab.key")).unwrap();
+    let digits = key.lines().last().unwrap();
+    assert!(key.starts_with("# For labs only") && digits.len() == 64);
+    assert!(digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    assert!(std::fs::read_to_string(dir.join("secrets/sim-password")).unwrap().trim().len() <= 8);
+
+    drop(Lab::init(&dir, &LabOptions { nodes: 5, ..LabOptions::default() }).unwrap());
+    let mut second = BTreeMap::new();
+    everything(&dir, &mut second);
+    assert!(first == second, "a lab that exists was changed");
+}
+
+#[test]
+fn every_certificate_loads_and_names_whom_it_should() {
+    tls::install_provider();
+    let home = tempfile::tempdir().unwrap();
+    let lab = Lab::init(home.path(), &LabOptions::default()).unwrap();
+    let expected = [
+        ("node-3", Plane::Peers, Role::Node(3)),
+        ("node-3-admin", Plane::Operators, Role::Node(3)),
+        ("router-r1", Plane::Peers, Role::Router("r1".into())),
+        ("router-r1-public", Plane::Clients, Role::Router("r1".into())),
+        ("tenant-lakeside", Plane::Clients, Role::Tenant("lakeside".into())),
+        ("tenant-otherco", Plane::Clients, Role::Tenant("otherco".into())),
+        ("operator-lab", Plane::Operators, Role::Operator("lab".into())),
+    ];
+    for (stem, plane, role) in expected {
+        let files = lab.tls(stem, plane);
+        tls::client_config(&files).unwrap();
+        let chain = tls::certificates(&files.cert).unwrap();
+        let found = Identity::of_certificate(&chain[0]).unwrap();
+        assert_eq!((found.cluster.as_str(), found.role), ("lab", role), "{stem}");
+    }
+    // Tests issue more of them.
+    let nobody = Leaf { uri: None, ..Leaf::new(&lab_identity(), Usage::Client) };
+    assert!(lab.ca(Plane::Clients).unwrap().issue(&nobody).is_ok());
+}
+
+fn lab_identity() -> Identity {
+    Identity { cluster: "lab".to_owned(), role: Role::Tenant("lakeside".to_owned()) }
+}
+
+#[test]
+fn a_directory_without_a_lab_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    assert!(matches!(Lab::open(home.path()), Err(LabError::NoLab(_))));
+}

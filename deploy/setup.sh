@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Checks what a build needs and, on Debian and Ubuntu, installs it by apt when it may (root, or sudo without a
+# password). Elsewhere it names what is missing. Downloads nothing but apt packages; does nothing when all is there.
+set -euo pipefail
+
+RUST_MIN="1.95"
+missing=()
+
+need() { # need <package> <command that proves it>
+    local package="$1"
+    shift
+    if ! "$@" >/dev/null 2>&1; then missing+=("$package"); fi
+}
+
+# A compiler alone is not enough: RocksDB needs the headers of the C++ library too.
+have_cxx() {
+    local cxx="${CXX_PLAIN:-c++}"
+    command -v cc && command -v "$cxx" && echo '#include <string>' | "$cxx" -x c++ -fsyntax-only -
+}
+
+# bindgen loads libclang at build time to read RocksDB's header.
+have_libclang() {
+    if [ -n "${LIBCLANG_PATH:-}" ]; then return 0; fi
+    local found
+    found="$(find /usr/lib /usr/lib64 /usr/local/lib /opt/homebrew/opt/llvm/lib /Library/Developer/CommandLineTools/usr/lib \
+        -maxdepth 4 \( -name 'libclang.so*' -o -name 'libclang-*.so*' -o -name 'libclang.dylib' \) -print -quit 2>/dev/null || true)"
+    [ -n "$found" ]
+}
+
+need build-essential have_cxx
+need libclang-dev have_libclang
+need make command -v make
+need ccache command -v ccache
+
+as_root=()
+may_install() {
+    command -v apt-get >/dev/null || return 1
+    if [ "$(id -u)" = 0 ]; then return 0; fi
+    if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        as_root=(sudo -n)
+        return 0
+    fi
+    return 1
+}
+
+if [ "${#missing[@]}" -gt 0 ]; then
+    if may_install; then
+        echo "setup: installing ${missing[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        install=(apt-get install -y -q --no-install-recommends "${missing[@]}")
+        # The package lists may be old or absent; fetch them only if it does not work without.
+        if ! "${as_root[@]}" "${install[@]}" >/dev/null 2>&1; then
+            "${as_root[@]}" apt-get update -q
+            "${as_root[@]}" "${install[@]}"
+        fi
+    else
+        echo "setup: missing: ${missing[*]} (names of Debian packages)" >&2
+        echo "setup: as root on Debian or Ubuntu: apt-get install ${missing[*]}" >&2
+        echo "setup: on Fedora: dnf install gcc-c++ clang-devel make ccache" >&2
+        # Without ccache a build is only slower.
+        if [ "${missing[*]}" != ccache ]; then exit 1; fi
+    fi
+fi
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing: get Rust $RUST_MIN or newer from https://rustup.rs" >&2
+    exit 1
+fi
+version="$(rustc --version | cut -d' ' -f2)"
+oldest="$(printf '%s\n%s\n' "$RUST_MIN" "$version" | sort -V | head -n1)"
+if [ "$oldest" != "$RUST_MIN" ]; then
+    echo "setup: Rust $version is too old, $RUST_MIN is needed: rustup update stable" >&2
+    exit 1
+fi
+echo "setup: all there (Rust $version)"
