@@ -91,7 +91,7 @@ fn texts_are_of_all_kinds_and_within_the_limits() {
         assert!(sms.segments <= 10 && message.text.chars().count() <= 1_600);
         assert!(!message.text.contains(['{', '}']), "a gap was not filled");
     }
-    assert!((600..2_000).contains(&wide), "{wide} in UCS-2");
+    assert!((400..2_000).contains(&wide), "{wide} in UCS-2");
     assert!(accented >= 500, "{accented} accented");
     assert!(long >= 50, "{long} long");
     assert!((11_000..17_000).contains(&segments), "{segments} segments");

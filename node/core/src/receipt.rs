@@ -14,8 +14,8 @@
 //!
 //! Parts. A carrier that names each part gives a reference for each; the message is final when every part of the decisive
 //! attempt has a final receipt, DELIVERED if all parts are, otherwise UNDELIVERED with the detail of the worst. Each part
-//! counts once. A final receipt of a part is proof that the carrier has the message (UNKNOWN becomes SUBMITTED). The
-//! *decisive attempt* is the last ACCEPTED one, or the last one if none was; parts of other attempts do not count,
+//! counts once. A receipt of one part proves nothing about the others: a node that was killed between two parts has handed
+//! over half a message, and that stays UNKNOWN until all parts are accounted for. The *decisive attempt* is the last ACCEPTED one, or the last one if none was; parts of other attempts do not count,
 //! but a whole message DELIVERED by any attempt is delivered.
 use crate::effect::{CommandResult, Refusal};
 use crate::keys;
@@ -70,7 +70,10 @@ pub(crate) fn record(turn: &mut Turn, receipt: &RecordReceipt) -> Result<Command
     let code = clean_code(&receipt.code);
     Ok(match (state, row) {
         (ReceiptState::Enroute, _) => {
-            taken_over(turn, &mut message);
+            // Of several parts it proves only that one.
+            if message.status.segments <= 1 || receipt.carrier_refs.is_empty() {
+                taken_over(turn, &mut message);
+            }
             CommandResult::Done
         }
         (_, Some((key, row))) if row.part != PART_WHOLE => {
@@ -78,9 +81,8 @@ pub(crate) fn record(turn: &mut Turn, receipt: &RecordReceipt) -> Result<Command
             CommandResult::Done
         }
         (_, None) if !receipt.carrier_refs.is_empty() && message.status.segments > 1 => {
-            // One part of several, and its number is not known (yet): it only shows that the carrier has it.
-            let news = taken_over(turn, &mut message);
-            if news { CommandResult::Done } else { CommandResult::Refused(Refusal::UnknownReference) }
+            // One part of several, and its number is not known (yet): it proves nothing about the others.
+            CommandResult::Refused(Refusal::UnknownReference)
         }
         (_, row) => {
             let decisive = decisive_attempt(&message.status);
