@@ -61,6 +61,9 @@ pub struct Truth {
     pub unrecorded: u64,
     pub window_max: u64,
     pub limit: Option<u32>,
+    /// What the receipts of the parts of a long message said so far that was not DELIVRD, by destination, reference
+    /// and number of parts.
+    worst_parts: HashMap<(u128, u16, u8), String>,
 }
 
 impl Truth {
@@ -70,14 +73,24 @@ impl Truth {
         if entry.fault != "none" {
             *self.faults.entry(entry.fault.clone()).or_insert(0) += 1;
         }
+        let part_of = (entry.total > 1).then_some((entry.destination, entry.reference, entry.total));
+        if let (Some(part_of), true, Some(state)) = (part_of, entry.accepted, &entry.state)
+            && state != "DELIVRD"
+        {
+            self.worst_parts.insert(part_of, state.clone());
+        }
         let Some(key) = entry.message else { return };
+        // A long message is what its worst part is.
+        let worst = part_of.filter(|_| entry.completes).and_then(|part_of| self.worst_parts.remove(&part_of));
         let received = self.received.entry(key).or_default();
         received.last_arrival_ms = received.last_arrival_ms.max((entry.at_us / 1000) as i64);
         if entry.completes {
             received.accepted += 1;
             self.messages += 1;
         }
-        if entry.state.is_some() {
+        if worst.is_some() {
+            received.state = worst;
+        } else if entry.state.is_some() {
             received.state.clone_from(&entry.state);
         }
     }

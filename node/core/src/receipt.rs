@@ -15,8 +15,9 @@
 //! Parts. A carrier that names each part gives a reference for each; the message is final when every part of the decisive
 //! attempt has a final receipt, DELIVERED if all parts are, otherwise UNDELIVERED with the detail of the worst. Each part
 //! counts once. A receipt of one part proves nothing about the others: a node that was killed between two parts has handed
-//! over half a message, and that stays UNKNOWN until all parts are accounted for. The *decisive attempt* is the last ACCEPTED one, or the last one if none was; parts of other attempts do not count,
-//! but a whole message DELIVERED by any attempt is delivered.
+//! over half a message, and that stays UNKNOWN until all parts are accounted for. The *decisive attempt* is the last
+//! ACCEPTED one, or the last one if none was; parts of other attempts do not count, but a whole message DELIVERED by
+//! any attempt is delivered.
 use crate::effect::{CommandResult, Refusal};
 use crate::keys;
 use crate::message::{self, Message, Step};
@@ -126,8 +127,8 @@ fn find(turn: &Turn, receipt: &RecordReceipt) -> Result<Result<Found, Refusal>, 
     })
 }
 
-/// The carrier has it: resolves UNKNOWN and calls off a resend. False if that is nothing new.
-fn taken_over(turn: &mut Turn, message: &mut Message) -> bool {
+/// The carrier has it: resolves UNKNOWN and calls off a resend.
+fn taken_over(turn: &mut Turn, message: &mut Message) {
     let resolves = match message.state() {
         MessageState::Unknown => true,
         MessageState::Waiting => message.unresolved() > 0,
@@ -137,7 +138,6 @@ fn taken_over(turn: &mut Turn, message: &mut Message) -> bool {
         mark_submitted(message, turn.now_ms);
         message.advance(turn, Step::to(MessageState::Submitted));
     }
-    resolves
 }
 
 fn mark_submitted(message: &mut Message, now_ms: u64) {

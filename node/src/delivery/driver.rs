@@ -12,6 +12,7 @@ use crate::engine::{DriverEvent, NodeHandle};
 use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
+use carillon_carriers::connector::ConnectorState;
 use carillon_core::{CommandResult, query};
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
@@ -22,8 +23,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 
-/// Time between the commit of an attempt and the last moment at which its first byte may leave.
+/// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
+/// the time that the lane's share needs for it.
 const SEND_WITHIN_MS: u64 = 2_000;
+/// A lane whose carrier is not connected is looked at again after this time.
+const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Longest sleep of the driver.
 const WAKE_MAX_MS: u64 = 500;
 /// Scheduler gauges are set this often.
@@ -213,6 +217,11 @@ impl Driver {
     /// Decides and starts what was decided. Returns how long to sleep.
     fn act(&mut self) -> u64 {
         let now_ms = clock_ms();
+        for lane in self.lanes.all() {
+            if lane.connector.status().state != ConnectorState::Up {
+                self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
+            }
+        }
         let decision = self.scheduler.decide(now_ms, self.clock.now());
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
@@ -259,7 +268,10 @@ impl Driver {
     }
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
-        let send_by_ms = now_ms + SEND_WITHIN_MS;
+        let send_by_ms = |decided: &BeginDecision| {
+            let share = self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.share.max(1)));
+            now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
+        };
         let commands = list
             .iter()
             .map(|decided| {
@@ -268,7 +280,7 @@ impl Driver {
                     attempt_no: decided.attempt_no,
                     carrier_no: decided.carrier_no,
                     term,
-                    send_by_ms,
+                    send_by_ms: send_by_ms(decided),
                     node_id: self.handle.node_id(),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()

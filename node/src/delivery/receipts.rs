@@ -13,9 +13,8 @@ use carillon_core::{CommandResult, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{
-    Command, ForwardReceiptsRequest, ReceiptState, RecordReceipt, command::Kind,
+    Command, ForwardReceiptsRequest, RecordOutcome, RecordReceipt, command::Kind,
 };
-use carillon_proto::public::Outcome;
 use parking_lot::Mutex;
 use prost::Message as _;
 use std::collections::{HashMap, VecDeque};
@@ -105,25 +104,25 @@ impl InboundSink for ReceiptSink {
             state: report.state as i32,
             code: report.code,
         };
-        self.router.take(receipt, Some(report.ack));
+        self.router.take(receipt, report.ack);
     }
 
-    /// The carrier did take it over: resolves UNKNOWN. Its receipts will carry the reference.
+    /// A definite answer replaces the AMBIGUOUS one: it resolves UNKNOWN.
     fn late_answer(&self, answer: LateAnswer) {
         metrics::counter!("carillon_late_answers_total").increment(1);
-        if answer.outcome != Outcome::Accepted || answer.parts != 1 {
+        if answer.parts != 1 {
             return;
         }
-        let refs: Vec<String> = answer.carrier_ref.into_iter().collect();
-        self.router.references.learn(self.carrier_no, &refs, answer.message_id);
-        let receipt = RecordReceipt {
+        let outcome = RecordOutcome {
             message_id: answer.message_id.to_bytes(),
-            carrier_no: self.carrier_no,
-            carrier_refs: refs,
-            state: ReceiptState::Enroute as i32,
+            attempt_no: answer.attempt_no,
+            outcome: answer.outcome as i32,
+            carrier_refs: answer.carrier_ref.into_iter().collect(),
             code: answer.code,
+            retry_after_ms: 0,
+            segments: 1,
         };
-        self.router.take(receipt, None);
+        self.router.late(self.carrier_no, outcome);
     }
 }
 
@@ -139,11 +138,25 @@ impl ReceiptRouter {
     }
 
     /// Never blocks; a report that finds no room is dropped, and so refused.
-    fn take(&self, receipt: RecordReceipt, ack: Option<ReceiptAck>) {
-        let report = Report { receipt, ack, since: Instant::now(), lookups: 0 };
+    fn take(&self, receipt: RecordReceipt, ack: ReceiptAck) {
+        let report = Report { receipt, ack: Some(ack), since: Instant::now(), lookups: 0 };
         if self.reports.try_send(report).is_err() {
             metrics::counter!("carillon_receipts_refused_total", "reason" => "busy").increment(1);
         }
+    }
+
+    /// Rare, so each one gets a task of its own.
+    fn late(&self, carrier_no: u32, outcome: RecordOutcome) {
+        let Ok(id) = MessageId::from_bytes(&outcome.message_id) else { return };
+        let (references, refs) = (self.references.clone(), outcome.carrier_refs.clone());
+        let done: super::facts::Done = Box::new(move |committed| {
+            if committed {
+                references.learn(carrier_no, &refs, id);
+            }
+        });
+        let command = Command { kind: Some(Kind::RecordOutcome(outcome)) };
+        let (facts, partition) = (self.facts.clone(), id.slot().partition(self.handle.partitions()));
+        tokio::spawn(async move { facts.push(partition, Fact { command, done: Some(done) }).await });
     }
 
     /// Runs for the life of the node.

@@ -233,7 +233,8 @@ fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
     }
 }
 
-/// Everything the caller gave, in a fixed order and length-prefixed: what makes two submits "the same".
+/// What the caller gave, in a fixed order and length-prefixed: what makes two submits "the same". Not the time zone:
+/// the router fills it in from the practice, and a practice that moves must not turn repeats into conflicts.
 fn canonical(message: &IngestMessage) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.body.len() + 128);
     let mut text = |value: &str| {
@@ -242,7 +243,6 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
     };
     text(&message.recipient);
     text(&message.body);
-    text(&message.time_zone);
     text(&message.external_reference);
     let mut labels: Vec<_> = message.labels.iter().collect();
     labels.sort_unstable();

@@ -454,7 +454,9 @@ impl Model {
         let decisive = message.decisive().map_or(0, |t| t.number);
         match (state, row) {
             (ReceiptState::Enroute, _) => {
-                message.proof();
+                if message.segments <= 1 || !*by_ref {
+                    message.proof();
+                }
             }
             (_, Some((_, number, Some(part)))) => {
                 let attempt = message.tries.iter_mut().find(|t| t.number == number).expect("named it");
@@ -465,7 +467,7 @@ impl Model {
                     message.state = if delivered { S::Delivered } else { S::Undelivered };
                 }
             }
-            (_, None) if *by_ref && message.segments > 1 => return !message.proof(),
+            (_, None) if *by_ref && message.segments > 1 => return true,
             (_, row) => {
                 let retrying = message.state == S::Waiting && message.lost() == 0;
                 let counts = row.is_none_or(|(_, number, _)| number == decisive);
