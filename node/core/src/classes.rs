@@ -7,7 +7,8 @@
 //!  - Retries must fit into the expiry: the sum of the delays stays below it for every class (tested), so a message
 //!    is dead because retries were spent, not because the schedule was longer than its life.
 //!  - `hold` for everything that a patient would be confused or annoyed to get twice; `resend_once` only where
-//!    missing it is worse than getting it twice; `abandon` where neither matters enough to keep a person busy.
+//!    missing it is worse than getting it twice. No default is `abandon`: it calls a text undelivered that may have
+//!    arrived, and holding it costs nothing.
 use carillon_proto::internal::{RetryPolicy, UnknownPolicy};
 use carillon_proto::public::{MessageClass, Priority};
 
@@ -49,7 +50,7 @@ impl ClassPolicy {
 
 /// The default policy of a class. `Unspecified`, which the edge refuses, gets the cautious middle.
 pub fn default_policy(class: MessageClass) -> ClassPolicy {
-    use UnknownPolicy::{Abandon, Hold, ResendOnce};
+    use UnknownPolicy::{Hold, ResendOnce};
     let day_schedule = (5, 30 * SECOND_MS, 30 * MINUTE_MS);
     let week_schedule = (6, MINUTE_MS, 2 * HOUR_MS as u32);
     match class {
@@ -84,7 +85,7 @@ pub fn default_policy(class: MessageClass) -> ClassPolicy {
         MessageClass::Form => ClassPolicy::new(Priority::Normal, 48 * HOUR_MS, week_schedule, Hold),
         // A lost survey is not worth anybody's time.
         MessageClass::Survey => {
-            ClassPolicy::new(Priority::Bulk, 72 * HOUR_MS, (3, MINUTE_MS, 2 * HOUR_MS as u32), Abandon)
+            ClassPolicy::new(Priority::Bulk, 72 * HOUR_MS, (3, MINUTE_MS, 2 * HOUR_MS as u32), Hold)
         }
         MessageClass::Unspecified => ClassPolicy::new(Priority::Normal, 24 * HOUR_MS, day_schedule, Hold),
     }

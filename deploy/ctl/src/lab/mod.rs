@@ -140,7 +140,7 @@ impl Lab {
             plan.save(&dir)?;
             plan
         };
-        let processes = Processes::new(&dir)?;
+        let processes = Processes::new(&dir);
         Ok(Self { dir, plan: Mutex::new(plan), processes, stop_on_drop: true })
     }
 
@@ -148,7 +148,7 @@ impl Lab {
     pub fn open(dir: &Path) -> Result<Self, LabError> {
         let dir = std::path::absolute(dir)?;
         let plan = Plan::load(&dir)?;
-        let processes = Processes::new(&dir)?;
+        let processes = Processes::new(&dir);
         Ok(Self { dir, plan: Mutex::new(plan), processes, stop_on_drop: false })
     }
 
@@ -300,7 +300,7 @@ impl Lab {
         self.kill(&node_name(id))
     }
 
-    /// SIGKILL for any process of the lab; false if it did not run.
+    /// SIGKILL for any process of the lab; an error if it does not run.
     pub fn kill(&self, name: &str) -> Result<(), LabError> {
         if self.processes.kill(name)? {
             Ok(())

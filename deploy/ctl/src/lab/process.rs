@@ -42,8 +42,8 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    pub(super) fn new(dir: &Path) -> Result<Self, LabError> {
-        Ok(Self { dir: dir.to_owned(), children: Mutex::default() })
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), children: Mutex::default() }
     }
 
     pub(super) fn log_path(&self, name: &str) -> PathBuf {

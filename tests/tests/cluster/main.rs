@@ -1,0 +1,48 @@
+//! The whole product as real processes: three nodes, a router and a carrier simulator. The steps of a suite share one
+//! cluster because a start takes seconds; each has practices of its own.
+mod accept;
+mod bad_input;
+mod failover;
+mod limits;
+mod metrics;
+mod planes;
+
+use carillon_ctl::lab::LabOptions;
+use carillon_tests::rig::Rig;
+use carillon_tests::steps::Steps;
+
+fn perfect() -> LabOptions {
+    LabOptions { profile: "perfect".to_owned(), ..LabOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_cluster_does_what_its_api_says() {
+    let rig = Rig::start(perfect()).await;
+    let mut steps = Steps::new("cluster");
+    steps.run("accept: a reminder reaches the carrier and comes back delivered", accept::delivered(&rig)).await;
+    steps.run("accept: lists filter and page", accept::lists(&rig)).await;
+    steps.run("accept: a watch goes on from its cursor", accept::watch(&rig)).await;
+    steps.run("accept: cancels in time and too late", accept::cancels(&rig)).await;
+    steps.run("accept: validate_only accepts nothing", accept::validate_only(&rig)).await;
+    steps.run("accept: a stream acknowledges every batch", accept::stream(&rig)).await;
+    steps.run("accept: a key names one message", accept::keys(&rig)).await;
+    steps.run("bad input: each field with its word", bad_input::fields(&rig)).await;
+    steps.run("bad input: calls as a whole", bad_input::calls(&rig)).await;
+    steps.run("bad input: another tenant", bad_input::foreign(&rig)).await;
+    steps.run("bad input: tokens and ids", bad_input::tokens(&rig)).await;
+    steps.run("planes: certificates that fail in the handshake", planes::handshakes(&rig)).await;
+    steps.run("planes: certificates with another role", planes::roles(&rig)).await;
+    steps.run("metrics: pages, names and health", metrics::pages(&rig)).await;
+    steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
+    steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
+    steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_carriers_limit_is_a_wall_and_the_lane_is_kept_busy() {
+    let rig = Rig::start(LabOptions { lane_limit: limits::LIMIT, ..perfect() }).await;
+    let mut steps = Steps::new("limits");
+    steps.run("30 segments a second for 210 segments", limits::wall(&rig)).await;
+    steps.finish();
+}

@@ -1,0 +1,85 @@
+//! The side port of every process: metric pages hold histograms with buckets and only names of the catalogue.
+use carillon_proto::metric_names::{CATALOGUE, Kind};
+use carillon_tests::rig::Rig;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// `# TYPE name kind` of a page.
+fn types(page: &str) -> BTreeMap<&str, &str> {
+    page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+}
+
+/// What is wrong with a page.
+fn complaints(page: &str) -> Vec<String> {
+    let mut list = Vec::new();
+    let types = types(page);
+    for (name, kind) in &types {
+        let expected = CATALOGUE.iter().find(|m| m.name == *name).map(|m| match m.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        });
+        match expected {
+            None => list.push(format!("{name} is not in the catalogue")),
+            Some(expected) if expected != *kind => list.push(format!("{name} is a {kind}, not a {expected}")),
+            Some(_) => {}
+        }
+        if !page.contains(&format!("# HELP {name} ")) {
+            list.push(format!("{name} has no help"));
+        }
+        let bucket = format!("{name}_bucket{{");
+        if *kind == "histogram" && !page.lines().any(|line| line.starts_with(&bucket)) {
+            list.push(format!("{name} has no buckets"));
+        }
+    }
+    for line in page.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        if !types.contains_key(name) && !family.is_some_and(|f| types.get(f) == Some(&"histogram")) {
+            list.push(format!("a sample without a type: {line}"));
+        }
+        if line.contains("quantile=") {
+            list.push(format!("a quantile: {line}"));
+        }
+    }
+    list
+}
+
+pub async fn pages(rig: &Rig) {
+    let pages = rig.metrics().await;
+    let names: Vec<&str> = pages.keys().map(String::as_str).collect();
+    assert_eq!(names, ["node-1", "node-2", "node-3", "router", "smsc"]);
+    let mut histograms = BTreeSet::new();
+    for (process, page) in &pages {
+        assert_eq!(complaints(page), [] as [String; 0], "{process}");
+        assert!(page.contains("carillon_build_info"), "{process}");
+        assert!(!page.lines().any(|l| l.starts_with("carillon_panics_total") && !l.ends_with(" 0")), "{process}");
+        histograms.extend(types(page).into_iter().filter(|t| t.1 == "histogram").map(|t| t.0.to_owned()));
+    }
+    for expected in ["carillon_log_sync_seconds", "carillon_smpp_answer_seconds", "carillon_router_request_seconds"] {
+        assert!(histograms.contains(expected), "{histograms:?}");
+    }
+    let mut addresses: Vec<String> =
+        rig.lab.node_ids().into_iter().map(|id| rig.lab.node_http(id).unwrap()).collect();
+    addresses.push(rig.lab.router_http());
+    for address in addresses {
+        for path in ["/livez", "/readyz"] {
+            assert_eq!(rig.http.get(&address, path).await.unwrap().as_ref(), b"ok\n", "{address}{path}");
+        }
+    }
+    assert_eq!(rig.http.get(&rig.lab.smsc_http(), "/livez").await.unwrap().as_ref(), b"ok\n");
+}
+
+#[test]
+fn a_bad_page_is_noticed() {
+    let good = "# HELP carillon_log_sync_seconds x\n# TYPE carillon_log_sync_seconds histogram\n\
+        carillon_log_sync_seconds_bucket{le=\"1\"} 1\ncarillon_log_sync_seconds_sum 1\n";
+    assert_eq!(complaints(good), [] as [String; 0]);
+    for (from, to) in [
+        ("_bucket{le", "{quantile"),
+        ("log_sync_seconds", "secret_seconds"),
+        ("# HELP", "# HALP"),
+        (" histogram", " gauge"),
+    ] {
+        assert!(!complaints(&good.replace(from, to)).is_empty(), "{from} {to}");
+    }
+}
