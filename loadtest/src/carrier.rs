@@ -51,6 +51,8 @@ pub struct Mark {
 #[derive(Clone, Debug, Default)]
 pub struct Truth {
     pub received: HashMap<u128, Received>,
+    /// How often each part was accepted, by [`part_key`].
+    pub parts: HashMap<[u64; 2], u32>,
     pub submits: u64,
     /// Accepted whole messages, copies included.
     pub messages: u64,
@@ -74,8 +76,12 @@ impl Truth {
             *self.faults.entry(entry.fault.clone()).or_insert(0) += 1;
         }
         let part_of = (entry.total > 1).then_some((entry.destination, entry.reference, entry.total));
+        if entry.accepted {
+            *self.parts.entry(part_key(entry.destination, entry.octets)).or_insert(0) += 1;
+        }
+        // An interim notice that came after the receipt says nothing.
         if let (Some(part_of), true, Some(state)) = (part_of, entry.accepted, &entry.state)
-            && state != "DELIVRD"
+            && !matches!(state.as_str(), "DELIVRD" | "ENROUTE")
         {
             self.worst_parts.insert(part_of, state.clone());
         }
@@ -94,6 +100,12 @@ impl Truth {
             received.state.clone_from(&entry.state);
         }
     }
+}
+
+/// Names one part of one message: the hash of its number and that of its text octets, together.
+pub fn part_key(destination: u128, octets: u128) -> [u64; 2] {
+    let both = destination ^ octets;
+    [(both >> 64) as u64, both as u64]
 }
 
 /// The simulator at an address.
@@ -169,5 +181,51 @@ impl Carrier {
         truth.window_max = stats.accounts.iter().map(|a| a.window_max).max().unwrap_or(0);
         truth.limit = stats.accounts.iter().filter_map(|a| a.limit).max();
         Ok(truth)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: u8, total: u8, state: &str) -> TruthEntry {
+        let completes = number == total;
+        let value = serde_json::json!({
+            "index": 0, "at_us": 5_000 * u64::from(number), "system_id": "x", "bind": 1, "sequence": 1,
+            "destination": "01", "octets": format!("{:x}", 16 + number),
+            "message": completes.then_some("07"), "coding": 0, "reference": 9, "total": total, "number": number,
+            "message_id": 1, "accepted": true, "completes": completes, "fault": "none", "answer": 0,
+            "answer_sent": true, "receipts_sent": 1, "receipts_acked": 1, "state": state,
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_long_message_is_what_its_worst_part_is() {
+        for (states, wanted) in [
+            (["DELIVRD", "DELIVRD"], "DELIVRD"),
+            (["UNDELIV", "DELIVRD"], "UNDELIV"),
+            (["DELIVRD", "UNDELIV"], "UNDELIV"),
+            (["ENROUTE", "DELIVRD"], "DELIVRD"),
+        ] {
+            let mut truth = Truth::default();
+            truth.add(&entry(1, 2, states[0]));
+            assert!(truth.received.is_empty());
+            truth.add(&entry(2, 2, states[1]));
+            let received = Received { accepted: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()) };
+            assert_eq!(truth.received, HashMap::from([(7, received)]), "{states:?}");
+            assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
+            assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));
+        }
+    }
+
+    #[test]
+    fn refused_submits_are_arrivals_and_faults_but_not_messages() {
+        let mut truth = Truth::default();
+        let refused =
+            TruthEntry { accepted: false, completes: false, fault: "storm".to_owned(), ..entry(1, 1, "") };
+        truth.add(&TruthEntry { state: None, message: Some(7), ..refused });
+        assert_eq!(truth.received[&7], Received { accepted: 0, last_arrival_ms: 5, state: None });
+        assert_eq!((truth.messages, truth.parts.len(), truth.faults["storm"]), (0, 0, 1));
     }
 }

@@ -46,6 +46,7 @@ async fn a_closed_loop_fills_its_window_and_refusals_are_counted_by_reason() {
     let served = Served::start(fake).await;
     let result = load(&served, Pace::Max, u64::MAX).run().await.unwrap();
     assert_eq!(result.accepted, served.fake.0.lock().ids.len() as u64);
+    println!("with the stand-in in this process:\n{result}");
     assert!(result.accepted > 62 * 20, "{result}");
     assert_eq!(result.refused.get("OVERLOADED"), Some(&30));
     assert!(result.accepted_per_s > 0.0);

@@ -78,11 +78,11 @@ pub enum KeyConfig {
 pub struct Tuning {
     /// Raft tick; election after 10 to 20 ticks, heartbeat every 2. 20 to 1000, default 100.
     pub tick_ms: u64,
-    /// Entries proposed and not committed in one partition before proposals are batched up. 1 to 64, default 4.
+    /// Entries proposed and not applied in one partition before proposals are batched up. 1 to 64, default 2.
     pub proposals_in_flight_max: usize,
     /// Block cache of the state store. Default 32 MiB.
     pub block_cache_bytes: usize,
-    /// All memtables together. Default 48 MiB.
+    /// All memtables together. Default 96 MiB.
     pub write_buffers_bytes: usize,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
@@ -92,9 +92,9 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             tick_ms: 100,
-            proposals_in_flight_max: 4,
+            proposals_in_flight_max: 2,
             block_cache_bytes: 32 << 20,
-            write_buffers_bytes: 48 << 20,
+            write_buffers_bytes: 96 << 20,
             worker_threads: 2,
         }
     }

@@ -89,7 +89,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        ingest: Ingest { handle: handle.clone(), keyring: Arc::clone(&keyring), lab: config.lab },
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
     };

@@ -6,7 +6,6 @@
 //! occurrence in a block as it is.
 
 use aho_corasick::AhoCorasick;
-use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use std::path::{Path, PathBuf};
 
@@ -133,6 +132,7 @@ impl Canary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
 
     #[test]
     fn every_form_is_found_in_a_planted_file_and_an_innocent_one_is_not() {

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use carillon_proto::google::rpc::Status as RpcStatus;
 use carillon_proto::public::{AcceptedMessage, CancelResult};
+use carillon_proto::sms;
 
+use crate::carrier::part_key;
 use crate::client::reason_of_item;
 use crate::ledger::{Acknowledged, Acks, state_name};
 use crate::sample_day::DayMessage;
@@ -29,6 +31,16 @@ pub struct Book {
     /// Ids that repetitions were told, by key.
     told_again: Vec<(String, String)>,
     pub answered: u64,
+}
+
+/// The keys of the parts of a long message; none for a short one.
+fn part_keys(to: &str, text: &str) -> Vec<[u64; 2]> {
+    let (key, parts) = (TruthKey::default(), sms::split(text));
+    let destination = key.number(to.trim_start_matches('+').as_bytes());
+    match parts.len() {
+        0 | 1 => Vec::new(),
+        _ => parts.iter().map(|part| part_key(destination, key.octets(part))).collect(),
+    }
 }
 
 fn add(counts: &mut BTreeMap<String, u64>, what: String) {
@@ -74,6 +86,7 @@ impl Book {
         self.acks.accepted.push(Acknowledged {
             id: accepted.message_id.clone(),
             truth_key: truth_key(&TruthKey::default(), &message.to, &message.text),
+            parts: part_keys(&message.to, &message.text),
             class: message.class.clone(),
             expires_at_ms: message.expires_ms.map(|offset_ms| start_ms + offset_ms),
         });

@@ -28,7 +28,7 @@ use crate::client::{Client, ClientConfig};
 use crate::http::Http;
 use crate::lab::Lab;
 use crate::ledger::{Acks, Ledger, Listed, compare};
-use crate::sample_day::{Day, generate, timestamp};
+use crate::sample_day::{Day, generate};
 use crate::{proc, watch};
 use live::Tracker;
 use play::{Stage, play};
@@ -271,7 +271,6 @@ async fn finish(
     if let Some(path) = &args.json {
         fs_err::write(path, serde_json::to_vec_pretty(&ledger)?)?;
     }
-    let began = timestamp(file.start_ms);
-    tracing::info!(start_s = began.seconds, clean = ledger.is_clean(), "demo ended");
+    tracing::info!(clean = ledger.is_clean(), "demo ended");
     Ok(ledger.is_clean())
 }

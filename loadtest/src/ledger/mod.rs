@@ -20,6 +20,8 @@ use crate::sample_day::class_name;
 
 /// A last check is made before the first byte leaves; this much later the carrier may see it.
 pub const EXPIRY_SLACK_MS: i64 = 500;
+/// The reason of a message that its class gave up after a lost answer.
+const ABANDONED: &str = "abandoned";
 /// Findings of one kind that are listed by id.
 pub const LISTED_MAX: usize = 20;
 
@@ -30,6 +32,9 @@ pub struct Acknowledged {
     /// The hash under which the carrier's ground truth knows it.
     #[serde(with = "hex128")]
     pub truth_key: u128,
+    /// The hashes under which it knows the parts of a long message; empty for a short one.
+    #[serde(default)]
+    pub parts: Vec<[u64; 2]>,
     pub class: String,
     pub expires_at_ms: Option<i64>,
 }
@@ -100,11 +105,11 @@ pub enum Finding {
     Duplicate,
     /// The carrier saw it after its expiry.
     SentAfterExpiry,
-    /// Taken back in time, but the carrier received it.
+    /// Taken back in time, but the carrier received it, or a part of it.
     CanceledButReceived,
     /// A cancel said that it was in time, but the message went on.
     CancelNotKept,
-    /// Said not to have been handed over, but the carrier accepted it.
+    /// Said not to have been handed over, but the carrier accepted it, or a part of it.
     ReceivedButNotSaid,
     /// The receipt said something else than the state.
     ReceiptContradicted,
@@ -168,6 +173,8 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HeldCount {
     pub carrier_has_it: u64,
+    /// Some parts of a long message, not all.
+    pub carrier_has_parts: u64,
     pub carrier_does_not: u64,
 }
 
@@ -175,7 +182,7 @@ pub struct HeldCount {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Found {
     pub count: u64,
-    /// At most [`LISTED_MAX`].
+    /// At most [`LISTED_MAX`] ids; of listed messages with state, reason and lost answers.
     pub ids: Vec<String>,
 }
 
@@ -241,39 +248,55 @@ impl Ledger {
 
     fn message(&mut self, ack: &Acknowledged, entry: &Listed, truth: &Truth, canceled: bool) {
         use MessageState as S;
+        let shown = format!(
+            "{} {} ({}), {} lost answers",
+            ack.id,
+            state_name(entry.state),
+            entry.reason,
+            entry.lost_answers
+        );
         let nothing = crate::carrier::Received::default();
         let received = truth.received.get(&ack.truth_key).unwrap_or(&nothing);
         let state = self.states.entry(state_name(entry.state).to_owned()).or_default();
         *state.entry(entry.reason.clone()).or_insert(0) += 1;
         let has_it = received.accepted > 0;
+        let has_parts = ack.parts.iter().any(|part| truth.parts.contains_key(part));
+        // A class that gives up after a lost answer is UNDELIVERED without the carrier's word.
+        let given_up = entry.state == S::Undelivered && entry.reason == ABANDONED;
         match entry.state {
-            S::Submitted | S::Delivered | S::Undelivered if !has_it => {
-                self.find(Finding::LostNotReceived, &ack.id);
+            S::Submitted | S::Delivered | S::Undelivered if !has_it && !given_up => {
+                self.find(Finding::LostNotReceived, &shown);
             }
             S::Unknown => {
                 let held = self.held.entry(entry.reason.clone()).or_default();
-                if has_it { held.carrier_has_it += 1 } else { held.carrier_does_not += 1 }
+                match (has_it, has_parts) {
+                    (true, _) => held.carrier_has_it += 1,
+                    (false, true) => held.carrier_has_parts += 1,
+                    (false, false) => held.carrier_does_not += 1,
+                }
             }
-            S::Canceled if has_it => self.find(Finding::CanceledButReceived, &ack.id),
+            S::Canceled if has_it || has_parts => self.find(Finding::CanceledButReceived, &shown),
             // After a lost answer nobody can know; the attempts say so.
-            S::Expired | S::Rejected | S::OptedOut | S::Dead if has_it && entry.lost_answers == 0 => {
-                self.find(Finding::ReceivedButNotSaid, &ack.id);
+            S::Expired | S::Rejected | S::OptedOut | S::Dead
+                if (has_it || has_parts) && entry.lost_answers == 0 =>
+            {
+                self.find(Finding::ReceivedButNotSaid, &shown);
             }
             S::Unspecified | S::Accepted | S::Waiting | S::InFlight => {
-                self.find(Finding::Unsettled, &ack.id);
+                self.find(Finding::Unsettled, &shown);
             }
             _ => {}
         }
         if canceled && entry.state != S::Canceled {
-            self.find(Finding::CancelNotKept, &ack.id);
+            self.find(Finding::CancelNotKept, &shown);
         }
         let contradicts = match entry.state {
             S::Delivered => received.state.as_deref() == Some("UNDELIV"),
-            S::Undelivered => received.state.as_deref() == Some("DELIVRD"),
+            S::Undelivered => !given_up && received.state.as_deref() == Some("DELIVRD"),
             _ => false,
         };
         if contradicts {
-            self.find(Finding::ReceiptContradicted, &ack.id);
+            self.find(Finding::ReceiptContradicted, &shown);
         }
         let extra = u64::from(received.accepted.saturating_sub(1));
         if extra > 0 {
@@ -281,11 +304,11 @@ impl Ledger {
             if entry.lost_answers > 0 && is_sent_again(&ack.class) {
                 self.extra_copies_by_class_policy += extra;
             }
-            self.find(Finding::Duplicate, &ack.id);
+            self.find(Finding::Duplicate, &shown);
         }
         let expiry = entry.expires_at_ms.or(ack.expires_at_ms);
         if expiry.is_some_and(|at_ms| received.last_arrival_ms > at_ms + EXPIRY_SLACK_MS) {
-            self.find(Finding::SentAfterExpiry, &ack.id);
+            self.find(Finding::SentAfterExpiry, &shown);
         }
     }
 

@@ -51,11 +51,12 @@ impl fmt::Display for Ledger {
         let late: u64 = self.cancel_too_late.values().sum();
         writeln!(f, "                        {late:>7}  too late: {}", reasons(&self.cancel_too_late))?;
         for (reason, held) in &self.held {
-            let total = held.carrier_has_it + held.carrier_does_not;
+            let super::HeldCount { carrier_has_it: all, carrier_has_parts: some, carrier_does_not: none } =
+                held;
+            let total = all + some + none;
             writeln!(
                 f,
-                "  held ({reason})  {total}: the carrier has {}, does not have {}",
-                held.carrier_has_it, held.carrier_does_not
+                "  held ({reason})  {total}: the carrier has {all}, parts of {some}, nothing of {none}"
             )?;
         }
         writeln!(

@@ -32,7 +32,13 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    /// Obey [`PANIC_LABEL`].
+    pub lab: bool,
 }
+
+/// In lab mode a message with this label makes ingest panic while it holds the plaintext, with the plaintext in the
+/// panic: the canary suite proves that no trace of it is left. Without lab mode it is a label like any other.
+const PANIC_LABEL: &str = "carillon-lab-panic";
 
 /// What is the same for every message of a practice in one request.
 struct PracticeContext {
@@ -129,6 +135,13 @@ impl Ingest {
 
     /// Seals a message. Its strings are dropped here.
     fn seal_one(&self, practice: &PracticeContext, message: IngestMessage) -> Result<(MessageId, Bytes), SealError> {
+        assert!(
+            !(self.lab && message.labels.contains_key(PANIC_LABEL)),
+            "asked to panic by {} {} {:?}",
+            message.recipient,
+            message.body,
+            message.labels,
+        );
         let now_ms = clock_ms();
         let keys = &practice.keys;
         let id = MessageId::new(now_ms, practice.slot, rand::random());

@@ -22,7 +22,7 @@ pub async fn wall(rig: &Rig) {
         let practice = rig.practices.iter().find(led).unwrap_or_else(|| panic!("node {node} leads nothing"));
         messages.extend((0..SHORT).map(|i| spec(practice, &format!("wall-{node}-{i}"), i)));
         messages.extend((0..LONG).map(|i| MessageSpec {
-            body: format!("Please bring the form {i}. ").repeat(8),
+            body: format!("Please bring form {i} of {node}. ").repeat(8),
             ..spec(practice, &format!("wall-long-{node}-{i}"), i)
         }));
     }

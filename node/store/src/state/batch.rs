@@ -8,7 +8,7 @@ use super::{Db, Shared, StateError};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError, Tables};
 use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
-use std::collections::HashMap;
+use hashbrown::HashMap;
 use std::sync::Arc;
 
 /// What a commit wrote.

@@ -30,8 +30,8 @@ impl Default for StateOptions {
     fn default() -> Self {
         Self {
             block_cache_bytes: 32 << 20,
-            write_buffer_bytes: 4 << 20,
-            db_write_buffer_bytes: 48 << 20,
+            write_buffer_bytes: 12 << 20,
+            db_write_buffer_bytes: 96 << 20,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
             open_files_max: -1,
@@ -65,6 +65,9 @@ impl StateOptions {
         options.set_paranoid_checks(true);
         options.set_unordered_write(false);
         options.set_use_fsync(false);
+        // There is one writer, the applier.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_enable_write_thread_adaptive_yield(false);
         options.set_write_buffer_manager(write_buffers);
         options.increase_parallelism(self.background_threads.max(1));
         options.set_max_background_jobs(self.background_threads.max(2));
@@ -117,9 +120,8 @@ impl StateOptions {
         options.set_level_compaction_dynamic_level_bytes(true);
         options.set_max_bytes_for_level_base(8 * self.write_buffer_bytes as u64);
         options.set_target_file_size_base(4 * self.write_buffer_bytes as u64);
-        // Payloads are sealed and do not compress; only the last level, where keys and small rows rest, is packed.
+        // Payloads are sealed and do not compress; packing the rest cost more CPU in compactions than it saved.
         options.set_compression_type(DBCompressionType::None);
-        options.set_bottommost_compression_type(DBCompressionType::Lz4);
         // Due times and in-flight marks are queues: their tombstones would slow every scan of the head.
         options.add_compact_on_deletion_collector_factory(4096, 1024, 0.5);
         options
