@@ -30,6 +30,8 @@ const SEND_WITHIN_MS: u64 = 2_000;
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Longest sleep of the driver.
 const WAKE_MAX_MS: u64 = 500;
+/// Decisions are at least this far apart, so that those of one moment share a raft entry.
+const DECIDE_EVERY: Duration = Duration::from_millis(4);
 /// Scheduler gauges are set this often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Attempts begun with one proposal.
@@ -63,6 +65,7 @@ struct Driver {
     terms: BTreeMap<u32, u64>,
     locals: mpsc::UnboundedReceiver<Local>,
     reported: Instant,
+    decided: Instant,
 }
 
 fn clock_ms() -> u64 {
@@ -103,6 +106,7 @@ pub fn start(
         terms: BTreeMap::new(),
         locals,
         reported: Instant::now(),
+        decided: Instant::now(),
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, stopped));
@@ -129,10 +133,10 @@ impl Delivery {
 impl Driver {
     async fn run(mut self, mut events: mpsc::Receiver<DriverEvent>, mut stopped: watch::Receiver<bool>) {
         let mut meta = self.handle.meta_changes();
-        let mut next_wake_ms = 0;
+        let mut next_wake = Instant::now();
         self.sync_lanes();
         loop {
-            let sleep = Duration::from_millis(next_wake_ms);
+            let sleep = next_wake.saturating_duration_since(Instant::now());
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.on_event(event),
@@ -151,7 +155,13 @@ impl Driver {
                 self.take_events(&mut events);
                 self.on_local(local);
             }
-            next_wake_ms = self.act();
+            let now = Instant::now();
+            if now < self.decided + DECIDE_EVERY {
+                next_wake = next_wake.min(self.decided + DECIDE_EVERY);
+                continue;
+            }
+            self.decided = now;
+            next_wake = now + Duration::from_millis(self.act());
         }
     }
 

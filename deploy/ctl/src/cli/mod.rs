@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which function does it.
 mod cluster;
 mod lab;
+mod message;
 mod output;
 
 use carillon_ctl::admin::AdminError;
@@ -26,6 +27,9 @@ enum Command {
     Lab(lab::Command),
     /// Nodes, partitions, leaders and carriers, as one node sees them; exit code 3 if something is wrong.
     Status(cluster::Target),
+    /// Messages, as a tenant: send one, look at it, take it back.
+    #[command(subcommand)]
+    Message(message::Command),
     /// Practices.
     #[command(subcommand)]
     Practice(cluster::PracticeCommand),
@@ -54,6 +58,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
     match cli.command {
         Command::Lab(command) => lab::run(command, format).await,
         Command::Status(target) => cluster::status(&target, format).await,
+        Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
         Command::Partition(command) => cluster::partition(command).await,
