@@ -102,8 +102,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         lanes: delivery.lanes.clone(),
     };
     let peers = tls::incoming(peer_listener, tls::server_config(&peer_files)?);
-    let operators =
-        tls::incoming(admin_listener, tls::server_config(&TlsFiles::from(&config.admin_tls))?);
+    let operators = tls::incoming(admin_listener, tls::server_config(&TlsFiles::from(&config.admin_tls))?);
     let peer_plane = server()
         .add_service(PeerServer::new(peer_api).max_decoding_message_size(transport::FRAME_BYTES_MAX))
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));
@@ -140,7 +139,8 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         }
         let leaders = handle.leaders();
         let leaders = leaders.borrow();
-        let without = (0..=handle.partitions()).filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
+        let without =
+            (0..=handle.partitions()).filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
         if without > 0 {
             return Err(format!("{without} groups have no known leader"));
         }

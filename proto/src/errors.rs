@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn all_violations_are_listed() {
-        let s = invalid_fields(vec![violation("body", "EMPTY", "is empty"), violation("class", "UNKNOWN", "?")]);
+        let s =
+            invalid_fields(vec![violation("body", "EMPTY", "is empty"), violation("class", "UNKNOWN", "?")]);
         let details = s.get_error_details();
         let fields: Vec<_> =
             details.bad_request().unwrap().field_violations.iter().map(|v| (&*v.field, &*v.reason)).collect();

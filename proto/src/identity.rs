@@ -96,7 +96,7 @@ mod tests {
             "spiffe://lab/tenant/a/b",
             "spiffe:///tenant/a",
             "https://lab/tenant/a",
-            "spiffe://lab/root/a",
+            "spiffe://lab/boss/a",
         ] {
             assert_eq!(Identity::parse(uri), None, "{uri}");
         }

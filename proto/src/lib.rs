@@ -11,12 +11,12 @@ mod api {
 
 pub use api::{carillon, google};
 
-/// Public API.
-pub use carillon::v1 as public;
-/// Log format, records, peer and node planes.
-pub use carillon::internal::v1 as internal;
 /// Operator API.
 pub use carillon::admin::v1 as admin;
+/// Log format, records, peer and node planes.
+pub use carillon::internal::v1 as internal;
+/// Public API.
+pub use carillon::v1 as public;
 
 /// The compiled descriptor set of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

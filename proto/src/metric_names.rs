@@ -47,7 +47,10 @@ pub const CATALOGUE: &[Metric] = &[
     gauge("carillon_state_block_cache_bytes", "Cached blocks, indexes and filters."),
     gauge("carillon_state_sst_bytes", "State table files on disk."),
     gauge("carillon_state_pending_compaction_bytes", "Compaction debt of the state store."),
-    gauge("carillon_state_delayed_write_rate", "Bytes per second that state writes are held to; 0 = not held."),
+    gauge(
+        "carillon_state_delayed_write_rate",
+        "Bytes per second that state writes are held to; 0 = not held.",
+    ),
     gauge("carillon_state_write_stopped", "1 while state writes are stopped."),
     counter("carillon_state_write_stall_micros_total", "Microseconds that state writers were stalled."),
     counter("carillon_state_flushed_bytes_total", "Bytes written by flushes."),

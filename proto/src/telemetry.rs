@@ -13,8 +13,8 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// Latency buckets in seconds: 100 us to 60 s.
 const SECONDS: [f64; 18] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
 ];
 /// Buckets for sizes and counts.
 const SIZES: [f64; 12] =

@@ -206,11 +206,7 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Option<TlsConnectio
 
 /// A lazily connecting, self-reconnecting channel to `address` (host:port). With `expect`, connections to a server with another identity
 /// fail.
-pub fn channel(
-    address: &str,
-    config: Arc<ClientConfig>,
-    expect: Option<Role>,
-) -> Result<Channel, TlsError> {
+pub fn channel(address: &str, config: Arc<ClientConfig>, expect: Option<Role>) -> Result<Channel, TlsError> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::ServerName(host))?;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))

@@ -158,7 +158,9 @@ mod tests {
         let canary = Canary::new(&["zqBodyVx7Lk".to_owned()]);
         for before in 0..7 {
             let text = format!("{}zqBodyVx7Lk and more", "-".repeat(before));
-            for coded in [STANDARD_NO_PAD.encode(&text), URL_SAFE_NO_PAD.encode(&text), hex::encode_upper(&text)] {
+            for coded in
+                [STANDARD_NO_PAD.encode(&text), URL_SAFE_NO_PAD.encode(&text), hex::encode_upper(&text)]
+            {
                 assert!(canary.in_bytes(Path::new("x"), coded.as_bytes()).is_some(), "{before}: {coded}");
             }
         }

@@ -218,12 +218,17 @@ impl Rig {
             for id in self.lab.node_ids() {
                 let status = self.status(id).await?;
                 if let Some(fenced) = status.partitions.iter().find(|p| !p.blocked.is_empty()) {
-                    return Err(format!("group {} of node {id} is fenced: {}", fenced.partition, fenced.blocked));
+                    return Err(format!(
+                        "group {} of node {id} is fenced: {}",
+                        fenced.partition, fenced.blocked
+                    ));
                 }
                 let applied: BTreeMap<u32, u64> =
                     status.partitions.iter().map(|p| (p.partition, p.applied)).collect();
                 match &seen {
-                    Some(first) if *first != applied => return Err(format!("{first:?} and node {id} {applied:?}")),
+                    Some(first) if *first != applied => {
+                        return Err(format!("{first:?} and node {id} {applied:?}"));
+                    }
                     _ => seen = Some(applied),
                 }
             }
@@ -260,7 +265,10 @@ impl Drop for Rig {
 }
 
 /// A submit as a careful caller makes it: one deadline over all repetitions, everything repeated by key.
-pub async fn submit_within_deadline(client: &Client, messages: Vec<MessageSpec>) -> Result<Vec<String>, String> {
+pub async fn submit_within_deadline(
+    client: &Client,
+    messages: Vec<MessageSpec>,
+) -> Result<Vec<String>, String> {
     use carillon_loadtest::client::{is_retryable, retry_delay};
     use carillon_proto::errors;
     use carillon_proto::public::submit_result::Result as Item;
@@ -273,7 +281,8 @@ pub async fn submit_within_deadline(client: &Client, messages: Vec<MessageSpec>)
         }
         let open: Vec<usize> = (0..ids.len()).filter(|at| ids[*at].is_none()).collect();
         let specs = open.iter().map(|at| messages[*at].clone()).collect();
-        let mut request = tonic::Request::new(SubmitMessagesRequest { messages: specs, validate_only: false });
+        let mut request =
+            tonic::Request::new(SubmitMessagesRequest { messages: specs, validate_only: false });
         request.set_timeout(left);
         let mut failed = None;
         match client.messages().submit_messages(request).await {

@@ -147,18 +147,21 @@ pub async fn run(bench: &Bench, args: &LoadArgs, idle_s: u64) -> anyhow::Result<
     let say = |what: &str| eprintln!("{what} ...");
     say("disk");
     let before = disk(&bench.lab, probe).await?;
-    say("accept, maximum");
-    let accept_max = bench.load(args, Pace::Max, true, 300)?.run().await?;
-    say("accept, half of it");
-    let half = Pace::Rate((accept_max.accepted_per_s / 2.0).max(1.0));
-    let accept_half = bench.load(args, half, true, 300)?.run().await?;
-    say("disk");
-    let after = disk(&bench.lab, probe).await?;
+    // First, while the state is small: what is accepted below stays.
     say("end to end, maximum");
     bench.calm_carrier().await?;
     let e2e_max = e2e_run(bench, args, Pace::Max).await?;
     say("end to end, 60 % of it");
     let e2e_paced = e2e_run(bench, args, Pace::Rate((e2e_max.delivered_per_s * 0.6).max(1.0))).await?;
+    say("accept, maximum");
+    // As much as there is, in the batches that bulk is meant to use.
+    let bulk = LoadArgs { batch: 1_000, window: 4, ..args.clone() };
+    let accept_max = bench.load(&bulk, Pace::Max, true, 300)?.run().await?;
+    say("accept, half of it");
+    let half = Pace::Rate((accept_max.accepted_per_s / 2.0).max(1.0));
+    let accept_half = bench.load(args, half, true, 300)?.run().await?;
+    say("disk");
+    let after = disk(&bench.lab, probe).await?;
     say("idle");
     tokio::time::sleep(REST).await;
     let idle = idle::measure(&bench.lab.nodes, Duration::from_secs(idle_s)).await?;

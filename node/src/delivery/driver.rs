@@ -213,10 +213,12 @@ impl Driver {
             Local::Finished { partition, term, message_id } if self.current(partition, term) => {
                 self.scheduler.on_finished(partition, message_id);
             }
-            Local::Page { partition, term, request_id, page } if self.current(partition, term) => match page {
-                Some((entries, end)) => self.scheduler.on_page(partition, request_id, entries, end),
-                None => self.scheduler.on_page_failed(partition, request_id),
-            },
+            Local::Page { partition, term, request_id, page } if self.current(partition, term) => {
+                match page {
+                    Some((entries, end)) => self.scheduler.on_page(partition, request_id, entries, end),
+                    None => self.scheduler.on_page_failed(partition, request_id),
+                }
+            }
             Local::Pause { carrier_no, pause } => {
                 self.scheduler.pause_lane(carrier_no, self.clock.now() + pause);
             }

@@ -90,8 +90,10 @@ impl Batcher {
         };
         let Some(channel) = self.channels.get(&leader) else { return false };
         let mut client = PeerClient::new(channel.clone());
-        let mut request =
-            tonic::Request::new(ForwardFactsRequest { partition: self.partition, commands: commands.to_vec() });
+        let mut request = tonic::Request::new(ForwardFactsRequest {
+            partition: self.partition,
+            commands: commands.to_vec(),
+        });
         request.set_timeout(FORWARD_TIMEOUT);
         matches!(client.forward_facts(request).await, Ok(response) if !response.get_ref().not_leader)
     }

@@ -116,7 +116,8 @@ impl LaneTable {
                     }
                 }
                 Err(reason) => {
-                    metrics::counter!("carillon_lane_faults_total", "carrier" => record.name.clone()).increment(1);
+                    metrics::counter!("carillon_lane_faults_total", "carrier" => record.name.clone())
+                        .increment(1);
                     tracing::error!(carrier = record.name, reason, "lane cannot be used");
                 }
             }
@@ -131,7 +132,8 @@ impl LaneBuilder {
         let secret = self.secrets_dir.join(&settings.password_secret);
         let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
         let nodes: Vec<u64> = view.nodes.keys().copied().collect();
-        let position = nodes.iter().position(|id| *id == self.node_id).ok_or("this node is not in the map")?;
+        let position =
+            nodes.iter().position(|id| *id == self.node_id).ok_or("this node is not in the map")?;
         let share = share(record.segments_per_second, nodes.len() as u32, position as u32)
             .map_err(|e| e.to_string())?;
         let in_flight_max = settings.binds_per_node * settings.window;

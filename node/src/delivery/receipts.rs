@@ -277,9 +277,11 @@ impl ReceiptRouter {
             .iter()
             .map(|reference| keys::receipt(receipt.carrier_no, &keys::carrier_ref_hash(reference)))
             .collect();
-        (1..=self.handle.partitions()).filter(|partition| self.handle.is_leader(*partition)).find(|partition| {
-            let Ok(tables) = self.handle.local_tables(*partition) else { return false };
-            rows.iter().any(|row| matches!(tables.get(row), Ok(Some(_))))
-        })
+        (1..=self.handle.partitions()).filter(|partition| self.handle.is_leader(*partition)).find(
+            |partition| {
+                let Ok(tables) = self.handle.local_tables(*partition) else { return false };
+                rows.iter().any(|row| matches!(tables.get(row), Ok(Some(_))))
+            },
+        )
     }
 }

@@ -5,9 +5,9 @@ use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
-    CarrierStatus, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest, PutCarrierResponse,
-    PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest, SetLogFilterResponse, TransferLeaderRequest,
-    TransferLeaderResponse,
+    CarrierStatus, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
+    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest, SetLogFilterResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -46,7 +46,10 @@ impl AdminApi {
 
 #[tonic::async_trait]
 impl Admin for AdminApi {
-    async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+    async fn get_status(
+        &self,
+        request: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
         self.check(&request)?;
         let view = self.handle.meta();
         let partitions = self.handle.status().await.into_iter().map(|s| PartitionStatus {
@@ -137,10 +140,11 @@ impl Admin for AdminApi {
     ) -> Result<Response<SetLogFilterResponse>, Status> {
         self.check(&request)?;
         let filter = request.into_inner().filter;
-        let telemetry = self.telemetry.as_ref().ok_or_else(|| Status::unimplemented("no logger installed"))?;
-        telemetry.set_filter(&filter).map_err(|e| {
-            invalid_fields(vec![violation("filter", "INVALID_FILTER", &e.to_string())])
-        })?;
+        let telemetry =
+            self.telemetry.as_ref().ok_or_else(|| Status::unimplemented("no logger installed"))?;
+        telemetry
+            .set_filter(&filter)
+            .map_err(|e| invalid_fields(vec![violation("filter", "INVALID_FILTER", &e.to_string())]))?;
         tracing::info!(filter, "log filter changed");
         Ok(Response::new(SetLogFilterResponse {}))
     }

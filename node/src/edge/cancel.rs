@@ -53,8 +53,8 @@ impl Cancels {
                     .map(|(_, status)| (id, status.practice_no)),
                 Err(_) => None,
             };
-            let own = found
-                .filter(|(_, no)| meta.practices.get(no).is_some_and(|p| p.tenant == request.tenant));
+            let own =
+                found.filter(|(_, no)| meta.practices.get(no).is_some_and(|p| p.tenant == request.tenant));
             let at = results.len();
             match own {
                 Some((id, practice_no)) => {

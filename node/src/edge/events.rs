@@ -48,7 +48,8 @@ async fn feed(
     loop {
         if !handle.is_leader(partition) {
             let leader_hint = handle.leadership(partition).leader;
-            let gone = NodeWatchResponse { not_leader: Some(NotLeader { leader_hint }), ..Default::default() };
+            let gone =
+                NodeWatchResponse { not_leader: Some(NotLeader { leader_hint }), ..Default::default() };
             drop(sender.send(Ok(gone)).await);
             return Ok(());
         }
@@ -90,7 +91,8 @@ fn page(
     newest: u64,
 ) -> Result<(Vec<Event>, u64), Status> {
     let tables = handle.local_tables(request.partition).map_err(|_| super::internal("no such replica"))?;
-    let blocks = query::events_after(&*tables, after, BLOCKS_MAX).map_err(|_| super::internal("unreadable events"))?;
+    let blocks =
+        query::events_after(&*tables, after, BLOCKS_MAX).map_err(|_| super::internal("unreadable events"))?;
     let full = blocks.len() == BLOCKS_MAX;
     let last = blocks.last().map_or(newest, |(index, _)| *index);
     let meta = handle.meta();

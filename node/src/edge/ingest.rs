@@ -108,7 +108,9 @@ impl Ingest {
         }
         match lost {
             // Nothing at all went in: the router may send all of it elsewhere.
-            Some(hint) if results.iter().all(|r| r.message_id.is_empty() && r.error.is_none()) => not_leader(hint),
+            Some(hint) if results.iter().all(|r| r.message_id.is_empty() && r.error.is_none()) => {
+                not_leader(hint)
+            }
             Some(_) => {
                 for result in results.iter_mut().filter(|r| r.message_id.is_empty() && r.error.is_none()) {
                     result.error =
@@ -121,10 +123,16 @@ impl Ingest {
     }
 
     /// The practice, if it is the tenant's and lives in this partition; with its keys.
-    async fn practice(&self, tenant: &str, partition: u32, practice_no: u32) -> Result<PracticeContext, Status> {
+    async fn practice(
+        &self,
+        tenant: &str,
+        partition: u32,
+        practice_no: u32,
+    ) -> Result<PracticeContext, Status> {
         let view = self.handle.meta();
         let unknown = || errors::status(ErrorReason::PracticeNotFound, "no such practice");
-        let record = view.practices.get(&practice_no).filter(|r| r.tenant == tenant).ok_or_else(unknown)?.clone();
+        let record =
+            view.practices.get(&practice_no).filter(|r| r.tenant == tenant).ok_or_else(unknown)?.clone();
         let slot = Slot::of_practice(&record.tenant, &record.practice);
         if slot.partition(self.handle.partitions()) != partition {
             return Err(errors::status(ErrorReason::NotLeader, "the practice lives in another partition"));
@@ -134,7 +142,11 @@ impl Ingest {
     }
 
     /// Seals a message. Its strings are dropped here.
-    fn seal_one(&self, practice: &PracticeContext, message: IngestMessage) -> Result<(MessageId, Bytes), SealError> {
+    fn seal_one(
+        &self,
+        practice: &PracticeContext,
+        message: IngestMessage,
+    ) -> Result<(MessageId, Bytes), SealError> {
         assert!(
             !(self.lab && message.labels.contains_key(PANIC_LABEL)),
             "asked to panic by {} {} {:?}",
@@ -212,7 +224,9 @@ impl Ingest {
         let outcome = self.handle.propose(partition, commands).await;
         let places = chunk.into_iter().map(|(at, id, _)| (at, id));
         match outcome {
-            Ok(answers) => Ok(places.zip(answers).map(|((at, id), answer)| (at, item(id, &answer))).collect()),
+            Ok(answers) => {
+                Ok(places.zip(answers).map(|((at, id), answer)| (at, item(id, &answer))).collect())
+            }
             Err(ProposeError::NotLeader { leader_hint }) => Err(leader_hint),
             Err(error) => {
                 let uncertain = error == ProposeError::Uncertain;

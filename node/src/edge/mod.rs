@@ -25,7 +25,9 @@ pub(crate) fn authorize<T>(
     allowed: impl Fn(&Role) -> bool,
 ) -> Result<Role, Status> {
     match tls::identity(request) {
-        Some(identity) if identity.cluster == cluster_id && allowed(&identity.role) => Ok(identity.role.clone()),
+        Some(identity) if identity.cluster == cluster_id && allowed(&identity.role) => {
+            Ok(identity.role.clone())
+        }
         _ => {
             metrics::counter!("carillon_authorization_refused_total").increment(1);
             Err(errors::status(ErrorReason::WrongIdentity, "this certificate may not call this service"))

@@ -8,7 +8,8 @@ use carillon_proto::identity::Role;
 use carillon_proto::internal::node_server::Node;
 use carillon_proto::internal::{
     MapUpdate, NodeCancelRequest, NodeCancelResponse, NodeGetRequest, NodeGetResponse, NodeListRequest,
-    NodeListResponse, NodeSubmitRequest, NodeSubmitResponse, NodeWatchRequest, PartitionLeader, WatchMapRequest,
+    NodeListResponse, NodeSubmitRequest, NodeSubmitResponse, NodeWatchRequest, PartitionLeader,
+    WatchMapRequest,
 };
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -34,7 +35,10 @@ impl NodeApi {
 
 #[tonic::async_trait]
 impl Node for NodeApi {
-    async fn submit(&self, request: Request<NodeSubmitRequest>) -> Result<Response<NodeSubmitResponse>, Status> {
+    async fn submit(
+        &self,
+        request: Request<NodeSubmitRequest>,
+    ) -> Result<Response<NodeSubmitResponse>, Status> {
         self.check(&request)?;
         Ok(Response::new(self.ingest.submit(request.into_inner()).await))
     }
@@ -49,7 +53,10 @@ impl Node for NodeApi {
         self.queries.list(request.into_inner()).await.map(Response::new)
     }
 
-    async fn cancel(&self, request: Request<NodeCancelRequest>) -> Result<Response<NodeCancelResponse>, Status> {
+    async fn cancel(
+        &self,
+        request: Request<NodeCancelRequest>,
+    ) -> Result<Response<NodeCancelResponse>, Status> {
         self.check(&request)?;
         self.cancels.cancel(request.into_inner()).await.map(Response::new)
     }

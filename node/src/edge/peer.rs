@@ -6,8 +6,8 @@ use crate::meta::MetaClient;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
-    ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest, ForwardReceiptsResponse, ProposeMetaRequest,
-    ProposeMetaResponse, RaftClosed, RaftFrame, command::Kind,
+    ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest, ForwardReceiptsResponse,
+    ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, command::Kind,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,10 +31,12 @@ impl PeerApi {
 
     fn take_frame(&self, node: u64, frame: RaftFrame) {
         if frame.from_node != node || frame.cluster_id != self.cluster_id {
-            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "wrong_sender").increment(1);
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "wrong_sender")
+                .increment(1);
             return;
         }
-        let own = |m: &carillon_proto::internal::GroupMessage| m.message.as_ref().is_some_and(|r| r.from == node);
+        let own =
+            |m: &carillon_proto::internal::GroupMessage| m.message.as_ref().is_some_and(|r| r.from == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
         if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "inbox_full").increment(1);
@@ -80,9 +82,10 @@ impl Peer for PeerApi {
     ) -> Result<Response<ForwardFactsResponse>, Status> {
         self.check(&request)?;
         let request = request.into_inner();
-        let facts = request.commands.iter().all(|command| {
-            matches!(command.kind, Some(Kind::RecordOutcome(_) | Kind::RecordReceipt(_)))
-        });
+        let facts = request
+            .commands
+            .iter()
+            .all(|command| matches!(command.kind, Some(Kind::RecordOutcome(_) | Kind::RecordReceipt(_))));
         if !facts {
             return Err(Status::invalid_argument("only facts can be forwarded"));
         }

@@ -78,12 +78,13 @@ impl Queries {
         let Some((filter, slots)) = self.filter(&request.tenant, &asked)? else {
             return Ok(NodeListResponse::default());
         };
-        let after = match request.after.len() {
-            0 => None,
-            _ => Some(MessageId::from_bytes(&request.after).map_err(|_| {
-                errors::status(ErrorReason::InvalidToken, "the position is not one of ours")
-            })?),
-        };
+        let after =
+            match request.after.len() {
+                0 => None,
+                _ => Some(MessageId::from_bytes(&request.after).map_err(|_| {
+                    errors::status(ErrorReason::InvalidToken, "the position is not one of ours")
+                })?),
+            };
         let limit = request.limit.clamp(1, LIMIT_MAX) as usize;
         let scan_limit = request.scan_limit.clamp(1, SCAN_LIMIT_MAX) as usize;
         let page = query::list(&*tables, slots, after, &filter, limit, scan_limit)

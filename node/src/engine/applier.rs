@@ -28,9 +28,14 @@ pub struct ApplyEntry {
 }
 
 pub enum ApplyMessage {
-    Entries { group: u32, entries: Vec<ApplyEntry> },
+    Entries {
+        group: u32,
+        entries: Vec<ApplyEntry>,
+    },
     /// This node no longer leads the group (in the term it did).
-    StepDown { group: u32 },
+    StepDown {
+        group: u32,
+    },
 }
 
 struct GroupState {
@@ -94,7 +99,12 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_entries(&self, group: u32, state: &mut GroupState, entries: Vec<ApplyEntry>) -> Result<(), String> {
+    fn apply_entries(
+        &self,
+        group: u32,
+        state: &mut GroupState,
+        entries: Vec<ApplyEntry>,
+    ) -> Result<(), String> {
         let start = Instant::now();
         let (mut answers, mut changes, mut bytes): (Answers, Vec<ScheduleChange>, u64) = Default::default();
         let (mut last, mut commands, mut lead) = (0, 0, None);

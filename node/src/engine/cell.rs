@@ -72,7 +72,8 @@ impl Cell {
                 commands.extend(next.commands);
             }
             self.now_ms = self.now_ms.max(clock_ms);
-            let mut batches = cut(self.now_ms, &commands, BatchLimits { commands_max: usize::MAX, bytes_max: usize::MAX });
+            let mut batches =
+                cut(self.now_ms, &commands, BatchLimits { commands_max: usize::MAX, bytes_max: usize::MAX });
             let data = batches.pop().expect("one batch without limits").data;
             metrics::histogram!("carillon_raft_entry_commands_size").record(commands.len() as f64);
             match self.group.propose(data) {

@@ -75,9 +75,17 @@ pub type Leaders = BTreeMap<u32, Leadership>;
 #[derive(Debug)]
 pub enum DriverEvent {
     /// This node leads the partition and `LeaderStart` of this term is applied.
-    Lead { partition: u32, term: u64 },
-    Unlead { partition: u32 },
-    Schedule { partition: u32, changes: Vec<ScheduleChange> },
+    Lead {
+        partition: u32,
+        term: u64,
+    },
+    Unlead {
+        partition: u32,
+    },
+    Schedule {
+        partition: u32,
+        changes: Vec<ScheduleChange>,
+    },
 }
 
 /// State of one group for operators.

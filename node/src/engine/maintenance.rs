@@ -16,7 +16,10 @@ const PURGE_ROUNDS: u64 = 10;
 
 pub enum MaintenanceMessage {
     /// Every replica of the group has all entries up to here on disk.
-    Safe { group: u32, index: u64 },
+    Safe {
+        group: u32,
+        index: u64,
+    },
     Stop,
 }
 

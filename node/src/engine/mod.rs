@@ -59,7 +59,8 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let mut applied_receivers = Vec::new();
     for group in &groups {
         let applied = recovery::replay(&log, &state, *group)?;
-        let mut group_config = GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
+        let mut group_config =
+            GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
         // 17 groups share a node: keep each one's share of memory small.
         group_config.cache_bytes_max = 1 << 20;
         group_config.priority = i64::from(shard::preferred_leader(*group, &members) == config.node_id);
@@ -117,8 +118,13 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         applied: applied_senders,
         unflushed: Arc::clone(&unflushed),
     };
-    let keeper =
-        Maintenance { log, state: Arc::clone(&state), messages: maintenance_receiver, completions, unflushed };
+    let keeper = Maintenance {
+        log,
+        state: Arc::clone(&state),
+        messages: maintenance_receiver,
+        completions,
+        unflushed,
+    };
 
     let threads = vec![
         spawn("log-writer", move || writer.run())?,

@@ -33,23 +33,49 @@ pub type ReadReply = oneshot::Sender<Result<(), ProposeError>>;
 /// What others ask of the shard.
 pub enum ShardMessage {
     Raft(Vec<GroupMessage>),
-    Propose { group: u32, commands: Vec<Bytes>, bytes: usize, waiter: Waiter },
-    Read { group: u32, reply: ReadReply },
-    Transfer { group: u32, to: u64, reply: oneshot::Sender<Result<(), ProposeError>> },
-    Unreachable { node: u64 },
+    Propose {
+        group: u32,
+        commands: Vec<Bytes>,
+        bytes: usize,
+        waiter: Waiter,
+    },
+    Read {
+        group: u32,
+        reply: ReadReply,
+    },
+    Transfer {
+        group: u32,
+        to: u64,
+        reply: oneshot::Sender<Result<(), ProposeError>>,
+    },
+    Unreachable {
+        node: u64,
+    },
     /// From a leader: all replicas have these entries.
     Hints(Vec<TruncateHint>),
-    Status { reply: oneshot::Sender<Vec<GroupStatus>> },
+    Status {
+        reply: oneshot::Sender<Vec<GroupStatus>>,
+    },
     Stop,
 }
 
 /// What the log writer and the applier report back.
 pub enum Completion {
     Persisted(Vec<(u32, u64)>),
-    Applied { group: u32, index: u64 },
-    Blocked { group: u32, reason: String },
+    Applied {
+        group: u32,
+        index: u64,
+    },
+    Blocked {
+        group: u32,
+        reason: String,
+    },
     /// The log store cut off everything up to here.
-    Truncated { group: u32, index: u64, term: u64 },
+    Truncated {
+        group: u32,
+        index: u64,
+        term: u64,
+    },
 }
 
 pub(super) struct Shard {
@@ -61,7 +87,7 @@ pub(super) struct Shard {
     pub log_writer: Sender<Vec<PersistTask>>,
     pub applier: Sender<ApplyMessage>,
     pub peers: PeerSender,
-    
+
     pub leaders: watch::Sender<Arc<Leaders>>,
     pub tick: Duration,
     pub in_flight_max: usize,
@@ -118,7 +144,9 @@ impl Shard {
         match message {
             ShardMessage::Raft(messages) => messages.into_iter().for_each(|m| self.step(m)),
             ShardMessage::Propose { group, commands, bytes, waiter } => match self.cells.get_mut(&group) {
-                Some(Cell { blocked: Some(reason), .. }) => waiter.fail(ProposeError::Blocked(reason.clone())),
+                Some(Cell { blocked: Some(reason), .. }) => {
+                    waiter.fail(ProposeError::Blocked(reason.clone()))
+                }
                 Some(cell) if cell.group.is_leader() => {
                     cell.pending.push_back(Pending { commands, bytes, waiter });
                 }
@@ -146,7 +174,8 @@ impl Shard {
 
     fn step(&mut self, message: GroupMessage) {
         let (Some(cell), Some(raft)) = (self.cells.get_mut(&message.group), message.message) else {
-            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "unknown_group").increment(1);
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "unknown_group")
+                .increment(1);
             return;
         };
         if cell.blocked.is_some() {
@@ -248,7 +277,9 @@ impl Shard {
     /// Late or lost hints do no harm, so a full queue drops them.
     fn pass_hints(&self, hints: &[TruncateHint]) {
         for hint in hints {
-            drop(self.maintenance.try_send(MaintenanceMessage::Safe { group: hint.group, index: hint.index }));
+            drop(
+                self.maintenance.try_send(MaintenanceMessage::Safe { group: hint.group, index: hint.index }),
+            );
         }
     }
 

@@ -65,7 +65,8 @@ impl PeerSender {
         let frame =
             RaftFrame { from_node: self.node_id, cluster_id: self.cluster_id.to_string(), messages, hints };
         if lanes[lane].try_send(frame).is_err() {
-            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full").increment(1);
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
+                .increment(1);
         }
     }
 }

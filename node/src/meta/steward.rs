@@ -25,10 +25,10 @@ pub async fn run(config: &Config, handle: NodeHandle) -> anyhow::Result<()> {
             return Ok(());
         }
         if handle.is_leader(0) {
-            let nodes = config.members.iter().map(|m| MetaNode {
-                node_id: m.node_id,
-                peer_address: m.peer_address.clone(),
-            });
+            let nodes = config
+                .members
+                .iter()
+                .map(|m| MetaNode { node_id: m.node_id, peer_address: m.peer_address.clone() });
             let command = MetaCommand {
                 kind: Some(Kind::Bootstrap(Bootstrap {
                     cluster_id: config.cluster_id.clone(),
@@ -38,7 +38,11 @@ pub async fn run(config: &Config, handle: NodeHandle) -> anyhow::Result<()> {
             };
             match handle.propose_meta(vec![Bytes::from(command.encode_to_vec())]).await {
                 Ok((_, texts)) if texts.iter().all(String::is_empty) => {
-                    tracing::info!(cluster = config.cluster_id, partitions = config.partitions, "cluster created");
+                    tracing::info!(
+                        cluster = config.cluster_id,
+                        partitions = config.partitions,
+                        "cluster created"
+                    );
                 }
                 Ok((_, texts)) => tracing::warn!(refused = texts.join("; "), "cluster not created"),
                 Err(error) => tracing::debug!(%error, "cluster not created yet"),

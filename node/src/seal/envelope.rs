@@ -94,17 +94,20 @@ impl PracticeKeys {
         out.extend_from_slice(&[0; NONCE_LEN]);
         out.extend_from_slice(plaintext);
         let aad = Aad::from(aad(context, field));
-        let (nonce, tag) = self
-            .seal
-            .seal_in_place_separate_tag(aad, &mut out[HEAD..])
-            .map_err(|_| SealError::Failed)?;
+        let (nonce, tag) =
+            self.seal.seal_in_place_separate_tag(aad, &mut out[HEAD..]).map_err(|_| SealError::Failed)?;
         out[2..HEAD].copy_from_slice(nonce.as_ref());
         out.extend_from_slice(tag.as_ref());
         Ok(Bytes::from(out))
     }
 
     /// Opens a field; the result is wiped when it is dropped.
-    pub fn open(&self, context: Context<'_>, field: Field, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    pub fn open(
+        &self,
+        context: Context<'_>,
+        field: Field,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
         if sealed.len() < HEAD + TAG || sealed[0] != VERSION || sealed[1] != AES_256_GCM_ID {
             return Err(SealError::Malformed);
         }

@@ -38,8 +38,10 @@ pub struct FileKeyProvider {
 
 impl FileKeyProvider {
     pub fn open(path: &Path) -> Result<Self, ProviderError> {
-        let error =
-            |reason: &str| ProviderError::File { path: path.display().to_string(), reason: reason.to_owned() };
+        let error = |reason: &str| ProviderError::File {
+            path: path.display().to_string(),
+            reason: reason.to_owned(),
+        };
         let text = Zeroizing::new(fs_err::read_to_string(path).map_err(|e| error(&e.to_string()))?);
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('#'));
         let line = line.ok_or_else(|| error("it is empty"))?;

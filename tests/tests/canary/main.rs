@@ -20,7 +20,8 @@ const INNER: &str = "CARILLON_CANARY_INNER";
 #[test]
 fn no_mark_is_left_in_any_file_at_any_log_level() {
     if std::env::var_os(INNER).is_some() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         return runtime.block_on(run());
     }
     let name = "no_mark_is_left_in_any_file_at_any_log_level";

@@ -244,7 +244,8 @@ impl<'a> Story<'a> {
     pub async fn panic(&mut self) {
         let mut spec = self.marked(9, "panic", 9);
         spec.labels.insert(PANIC_LABEL.to_owned(), LABEL_VALUE.to_owned());
-        let mut request = tonic::Request::new(SubmitMessagesRequest { messages: vec![spec], validate_only: false });
+        let mut request =
+            tonic::Request::new(SubmitMessagesRequest { messages: vec![spec], validate_only: false });
         request.set_timeout(Duration::from_secs(4));
         match self.rig.client.messages().submit_messages(request).await {
             Err(status) => self.keep_status(&status),
@@ -256,7 +257,8 @@ impl<'a> Story<'a> {
         let pages = self.rig.metrics().await;
         let mut panics = 0.0;
         for page in pages.values() {
-            panics += carillon_loadtest::scrape::Page::parse(page).sum("carillon_panics_total").unwrap_or(0.0);
+            panics +=
+                carillon_loadtest::scrape::Page::parse(page).sum("carillon_panics_total").unwrap_or(0.0);
         }
         assert!(panics >= 1.0, "nothing panicked");
         self.keep_metrics().await;

@@ -20,7 +20,8 @@ pub async fn delivered(rig: &Rig) {
         ..spec(practice, "accept-plain", 0)
     };
     // Two parts, and a character that forces UCS-2 in neither.
-    let long = MessageSpec { body: "Please bring your card. ".repeat(10), ..spec(practice, "accept-long", 1) };
+    let long =
+        MessageSpec { body: "Please bring your card. ".repeat(10), ..spec(practice, "accept-long", 1) };
     let ids = rig.submit(vec![plain.clone(), long.clone()]).await;
     assert!(ids.iter().all(|m| m.message_id.len() == 26 && !m.duplicate), "{ids:?}");
     assert_eq!((ids[0].segments, ids[1].segments), (1, 2));
@@ -150,7 +151,10 @@ pub async fn watch(rig: &Rig) {
     assert!(events.iter().all(|e| e.message_id == one && e.practice == *practice), "{events:?}");
     let states: Vec<MessageState> = events.iter().map(Event::state).collect();
     assert_eq!(states[0], MessageState::Accepted);
-    assert!(states.contains(&MessageState::InFlight) && states.contains(&MessageState::Submitted), "{states:?}");
+    assert!(
+        states.contains(&MessageState::InFlight) && states.contains(&MessageState::Submitted),
+        "{states:?}"
+    );
 
     // What happens while nobody watches is not missed, and what was seen is not repeated.
     let two = rig.submit(vec![spec(practice, "watch-2", 1)]).await.remove(0).message_id;
@@ -211,7 +215,8 @@ pub async fn cancels(rig: &Rig) {
 pub async fn validate_only(rig: &Rig) {
     let practice = &rig.practices[4];
     let good = MessageSpec { time_zone: "America/Denver".to_owned(), ..spec(practice, "only", 0) };
-    let ucs2 = MessageSpec { body: "Zur Erinnerung: \u{2713} morgen".to_owned(), ..spec(practice, "only-2", 0) };
+    let ucs2 =
+        MessageSpec { body: "Zur Erinnerung: \u{2713} morgen".to_owned(), ..spec(practice, "only-2", 0) };
     let bad = MessageSpec { body: String::new(), ..spec(practice, "only-3", 0) };
     let request = SubmitMessagesRequest { messages: vec![good.clone(), ucs2, bad], validate_only: true };
     let answer = rig.client.submit(request).await.unwrap().results;
@@ -240,8 +245,13 @@ pub async fn stream(rig: &Rig) {
         .collect();
     let empty = StreamMessagesRequest { batch_id: 99, messages: Vec::new() };
     let all: Vec<_> = batches.iter().cloned().chain([empty]).collect();
-    let mut answers =
-        rig.client.messages().stream_messages(Request::new(tokio_stream::iter(all))).await.unwrap().into_inner();
+    let mut answers = rig
+        .client
+        .messages()
+        .stream_messages(Request::new(tokio_stream::iter(all)))
+        .await
+        .unwrap()
+        .into_inner();
     let (mut ids, mut answered) = (BTreeSet::new(), BTreeSet::new());
     while let Some(answer) = answers.message().await.unwrap() {
         assert!(answered.insert(answer.batch_id), "batch {} was answered twice", answer.batch_id);
@@ -290,10 +300,7 @@ pub async fn keys(rig: &Rig) {
 pub async fn key_names_only(rig: &Rig, first: &MessageSpec, id: &str) {
     let others = [
         MessageSpec { body: "Another text.".to_owned(), ..first.clone() },
-        MessageSpec {
-            recipient: Some(message_spec::Recipient::PhoneNumber(number(777))),
-            ..first.clone()
-        },
+        MessageSpec { recipient: Some(message_spec::Recipient::PhoneNumber(number(777))), ..first.clone() },
         MessageSpec { class: MessageClass::Survey as i32, ..first.clone() },
         MessageSpec { labels: HashMap::from([("a".to_owned(), "b".to_owned())]), ..first.clone() },
     ];

@@ -57,7 +57,12 @@ pub async fn fields(rig: &Rig) {
         .collect();
     messages.push(spec("nobodys-practice", "bad-practice", 0));
     // Everything wrong at once is told at once.
-    messages.push(MessageSpec { body: String::new(), class: 77, time_zone: "Mars/Olympus".into(), ..messages[0].clone() });
+    messages.push(MessageSpec {
+        body: String::new(),
+        class: 77,
+        time_zone: "Mars/Olympus".into(),
+        ..messages[0].clone()
+    });
     messages.push(spec(practice, "bad-but-one", 1));
     let request = SubmitMessagesRequest { messages, validate_only: false };
     let results = rig.client.submit(request).await.unwrap().results;
@@ -100,7 +105,10 @@ pub async fn calls(rig: &Rig) {
     assert_eq!(told(&messages().submit_messages(one).await.unwrap_err()), required);
     assert_eq!(told(&messages().get_message(GetMessageRequest::default()).await.unwrap_err()), required);
     assert_eq!(told(&messages().list_messages(ListMessagesRequest::default()).await.unwrap_err()), required);
-    assert_eq!(told(&messages().cancel_messages(CancelMessagesRequest::default()).await.unwrap_err()), required);
+    assert_eq!(
+        told(&messages().cancel_messages(CancelMessagesRequest::default()).await.unwrap_err()),
+        required
+    );
     // Nothing of all this was kept.
     let request = ListMessagesRequest { practice: practice.clone(), ..Default::default() };
     assert_eq!(rig.list(request).await.len(), 1);
@@ -159,7 +167,10 @@ pub async fn tokens(rig: &Rig) {
     assert_eq!(violations(&status), [(reason("page_size"), reason("NEGATIVE"))]);
     let lonely = ListMessagesRequest { external_reference: "visit-1".into(), ..Default::default() };
     let status = messages().list_messages(timed(lonely)).await.unwrap_err();
-    assert_eq!((told(&status), violations(&status)), (fields.clone(), vec![(reason("practice"), reason("EMPTY"))]));
+    assert_eq!(
+        (told(&status), violations(&status)),
+        (fields.clone(), vec![(reason("practice"), reason("EMPTY"))])
+    );
     let request = GetMessageRequest { message_id: "not an id".into(), ..Default::default() };
     let status = messages().get_message(timed(request)).await.unwrap_err();
     assert_eq!(told(&status), fields);

@@ -31,7 +31,11 @@ pub async fn wall(rig: &Rig) {
     assert_eq!(ids.iter().map(|m| m.segments as usize).sum::<usize>(), SEGMENTS);
     until("the carrier has all of them", Duration::from_secs(90), async || {
         let stats = rig.carrier.stats().await.map_err(|e| e.to_string())?;
-        if stats.messages.messages == count as u64 { Ok(()) } else { Err(format!("{} messages", stats.messages.messages)) }
+        if stats.messages.messages == count as u64 {
+            Ok(())
+        } else {
+            Err(format!("{} messages", stats.messages.messages))
+        }
     })
     .await;
     let page = rig.http.get(&rig.lab.smsc_http(), "/truth?since=0&limit=10000").await.unwrap();
@@ -41,7 +45,9 @@ pub async fn wall(rig: &Rig) {
     assert_eq!(arrivals.len(), SEGMENTS, "a segment was sent twice or not at all");
     let most = fullest(&arrivals, WINDOW_US);
     let busy = middle_rate(&arrivals);
-    carillon_tests::steps::say(&format!("fullest window {most} of {LIMIT} segments; middle of the run {busy:.1}/s"));
+    carillon_tests::steps::say(&format!(
+        "fullest window {most} of {LIMIT} segments; middle of the run {busy:.1}/s"
+    ));
     assert!(most <= LIMIT as usize, "{most} segments in one window");
     assert!(busy >= 0.8 * f64::from(LIMIT), "{busy} segments a second in the middle of the run");
     let stats = rig.carrier.stats().await.unwrap();

@@ -19,7 +19,9 @@ fn perfect() -> LabOptions {
 async fn one_cluster_does_what_its_api_says() {
     let rig = Rig::start(perfect()).await;
     let mut steps = Steps::new("cluster");
-    steps.run("accept: a reminder reaches the carrier and comes back delivered", accept::delivered(&rig)).await;
+    steps
+        .run("accept: a reminder reaches the carrier and comes back delivered", accept::delivered(&rig))
+        .await;
     steps.run("accept: lists filter and page", accept::lists(&rig)).await;
     steps.run("accept: a watch goes on from its cursor", accept::watch(&rig)).await;
     steps.run("accept: cancels in time and too late", accept::cancels(&rig)).await;

@@ -52,10 +52,15 @@ pub async fn pages(rig: &Rig) {
     for (process, page) in &pages {
         assert_eq!(complaints(page), [] as [String; 0], "{process}");
         assert!(page.contains("carillon_build_info"), "{process}");
-        assert!(!page.lines().any(|l| l.starts_with("carillon_panics_total") && !l.ends_with(" 0")), "{process}");
+        assert!(
+            !page.lines().any(|l| l.starts_with("carillon_panics_total") && !l.ends_with(" 0")),
+            "{process}"
+        );
         histograms.extend(types(page).into_iter().filter(|t| t.1 == "histogram").map(|t| t.0.to_owned()));
     }
-    for expected in ["carillon_log_sync_seconds", "carillon_smpp_answer_seconds", "carillon_router_request_seconds"] {
+    for expected in
+        ["carillon_log_sync_seconds", "carillon_smpp_answer_seconds", "carillon_router_request_seconds"]
+    {
         assert!(histograms.contains(expected), "{histograms:?}");
     }
     let mut addresses: Vec<String> =

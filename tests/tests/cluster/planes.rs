@@ -175,6 +175,9 @@ fn a_node_refuses_a_key_file_outside_lab_mode() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains("keys.provider") && error.contains("lab = true"), "{error}");
-        assert!(!lab.data_dir(1).join("raft").exists() && fs_err::read_dir(lab.data_dir(1)).unwrap().next().is_none());
+        assert!(
+            !lab.data_dir(1).join("raft").exists()
+                && fs_err::read_dir(lab.data_dir(1)).unwrap().next().is_none()
+        );
     }
 }

@@ -64,7 +64,8 @@ fn complaints(edges: &[(String, Vec<String>)]) -> Vec<String> {
     let mut list = Vec::new();
     for (name, dependencies) in edges {
         let allowed = ALLOWED.iter().find(|(n, _)| n == name).map(|(_, allowed)| *allowed);
-        let forbidden = FORBIDDEN.iter().find(|(n, _)| n == name).map_or(&[][..], |(_, forbidden)| *forbidden);
+        let forbidden =
+            FORBIDDEN.iter().find(|(n, _)| n == name).map_or(&[][..], |(_, forbidden)| *forbidden);
         for dependency in dependencies {
             let ours = dependency.starts_with("carillon-");
             if ours && allowed.is_some_and(|allowed| !allowed.contains(&dependency.as_str())) {

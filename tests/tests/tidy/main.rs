@@ -31,8 +31,12 @@ pub fn files(extensions: &[&str]) -> Vec<File> {
                     open.push(path);
                 }
             } else if extensions.iter().any(|e| name.ends_with(e)) {
-                let relative = path.strip_prefix(&root).expect("under the root").to_string_lossy().replace('\\', "/");
-                found.push(File { path: relative, text: fs_err::read_to_string(&path).expect("readable text") });
+                let relative =
+                    path.strip_prefix(&root).expect("under the root").to_string_lossy().replace('\\', "/");
+                found.push(File {
+                    path: relative,
+                    text: fs_err::read_to_string(&path).expect("readable text"),
+                });
             }
         }
     }

@@ -8,7 +8,11 @@ const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 110;
 
 fn is_test(path: &str) -> bool {
-    path.contains("/tests/") || path.contains("/examples/") || path.ends_with("tests.rs") || path.ends_with("build.rs")
+    path.contains("/tests/")
+        || path.contains("/examples/")
+        || path.contains("/benches/")
+        || path.ends_with("tests.rs")
+        || path.ends_with("build.rs")
 }
 
 /// Production code of a file: what comes before its test module.
@@ -137,7 +141,8 @@ fn banned_calls_are_absent() {
     report("banned", &production.iter().flat_map(banned).collect::<Vec<_>>());
     let planted = File { path: "node/core/src/x.rs".into(), text: "let a = HashMap::new();\n".into() };
     assert_eq!(banned(&planted).len(), 1);
-    let planted = File { path: "router/src/x.rs".into(), text: "a.unwrap();\n#[cfg(test)]\nb.unwrap();\n".into() };
+    let planted =
+        File { path: "router/src/x.rs".into(), text: "a.unwrap();\n#[cfg(test)]\nb.unwrap();\n".into() };
     assert_eq!(banned(&planted).len(), 1);
 }
 
@@ -147,15 +152,21 @@ fn the_metric_catalogue_is_complete_and_used() {
     assert_eq!(known.len(), CATALOGUE.len(), "a name is listed twice");
     let mut used = BTreeSet::new();
     for file in sources() {
-        let skip = is_test(&file.path) || file.path.starts_with("tests/") || file.path.ends_with("metric_names.rs");
-        let emits = file.path.starts_with("node/") || file.path.starts_with("router/") || file.path.starts_with("proto/") || file.path.starts_with("loadtest/src/smsc");
+        let skip =
+            is_test(&file.path) || file.path.starts_with("tests/") || file.path.ends_with("metric_names.rs");
+        let emits = file.path.starts_with("node/")
+            || file.path.starts_with("router/")
+            || file.path.starts_with("proto/")
+            || file.path.starts_with("loadtest/src/smsc");
         if !skip && emits {
             used.extend(metric_names(production(&file.text)));
         }
     }
-    let missing: Vec<String> = used.difference(&known).map(|n| format!("{n} is not in the catalogue")).collect();
+    let missing: Vec<String> =
+        used.difference(&known).map(|n| format!("{n} is not in the catalogue")).collect();
     report("metrics", &missing);
-    let unused: Vec<String> = known.difference(&used).map(|n| format!("{n} is in the catalogue only")).collect();
+    let unused: Vec<String> =
+        known.difference(&used).map(|n| format!("{n} is in the catalogue only")).collect();
     report("metrics", &unused);
     assert_eq!(metric_names("counter!(\n  \"carillon_x_total\")").len(), 1);
 }

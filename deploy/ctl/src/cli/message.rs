@@ -7,8 +7,8 @@ use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::submit_result::Result as Submitted;
 use carillon_proto::public::{
-    CancelMessagesRequest, GetMessageRequest, Message, MessageClass, MessageSpec, MessageState, MessageView, Outcome,
-    SubmitMessagesRequest,
+    CancelMessagesRequest, GetMessageRequest, Message, MessageClass, MessageSpec, MessageState, MessageView,
+    Outcome, SubmitMessagesRequest,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
@@ -142,12 +142,17 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         Command::Cancel { api, id } => {
             let call = CancelMessagesRequest { message_ids: vec![id], ..Default::default() };
             let answer = api.connect()?.cancel_messages(request(call)).await?.into_inner();
-            let Some(result) = answer.results.into_iter().next() else { anyhow::bail!("the router gave no answer") };
+            let Some(result) = answer.results.into_iter().next() else {
+                anyhow::bail!("the router gave no answer")
+            };
             if let Some(error) = &result.error {
                 return Err(errors::from_rpc(error).into());
             }
             let state = MessageState::try_from(result.state).unwrap_or(MessageState::Unspecified);
-            show(format, &json!({ "canceled": result.canceled, "state": word(state.as_str_name(), "MESSAGE_STATE_") }))?;
+            show(
+                format,
+                &json!({ "canceled": result.canceled, "state": word(state.as_str_name(), "MESSAGE_STATE_") }),
+            )?;
             Ok(Verdict::Done)
         }
     }

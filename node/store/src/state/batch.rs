@@ -7,8 +7,8 @@ use super::replica::{get_row, range, storage};
 use super::{Db, Shared, StateError};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError, Tables};
-use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
 use hashbrown::HashMap;
+use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
 use std::sync::Arc;
 
 /// What a commit wrote.

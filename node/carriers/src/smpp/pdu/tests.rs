@@ -1,3 +1,4 @@
+//! Tests of the PDUs we build.
 use super::*;
 use crate::smpp::config::Source;
 

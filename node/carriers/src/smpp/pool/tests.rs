@@ -1,3 +1,4 @@
+//! Tests of the pool of binds.
 use super::super::config::{SmppConfig, SmppTuning};
 use super::*;
 use crate::clear::Clear;
