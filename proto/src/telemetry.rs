@@ -118,9 +118,19 @@ impl Telemetry {
     }
 }
 
-/// Binds a loopback or other address, naming it in the error.
+/// How long to wait for an address that a process which is just ending still holds.
+const BIND_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Binds an address, naming it in the error.
 pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|e| anyhow::anyhow!("cannot listen on {address} for {what}: {e}"))
+    let deadline = tokio::time::Instant::now() + BIND_LIMIT;
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            Err(e) => anyhow::bail!("cannot listen on {address} for {what}: {e}"),
+        }
+    }
 }

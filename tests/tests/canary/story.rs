@@ -128,8 +128,16 @@ impl<'a> Story<'a> {
         self.keep("page-token", page.next_page_token.as_bytes());
         let request = WatchEventsRequest { practice: String::new(), cursor: "start".to_owned() };
         let mut watch = self.rig.client.messages().watch_events(timed(request)).await.unwrap().into_inner();
-        let answer = watch.message().await.unwrap().unwrap();
-        assert!(!answer.events.is_empty());
+        // The first answers may only say where the stream stands.
+        let events = async {
+            loop {
+                let answer = watch.message().await.unwrap().expect("the stream lives");
+                if !answer.events.is_empty() {
+                    return answer;
+                }
+            }
+        };
+        let answer = tokio::time::timeout(LIMIT, events).await.expect("there are events");
         self.keep("events", format!("{answer:?}").as_bytes());
         self.keep_metrics().await;
     }

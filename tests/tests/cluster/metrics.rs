@@ -34,7 +34,7 @@ fn complaints(page: &str) -> Vec<String> {
     for line in page.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
-        if !types.contains_key(name) && !family.is_some_and(|f| types.get(f) == Some(&"histogram")) {
+        if !types.contains_key(name) && family.is_none_or(|f| types.get(f) != Some(&"histogram")) {
             list.push(format!("a sample without a type: {line}"));
         }
         if line.contains("quantile=") {
