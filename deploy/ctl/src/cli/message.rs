@@ -57,7 +57,7 @@ pub enum Command {
         class: String,
         /// Makes it safe to repeat.
         #[arg(long, default_value = "")]
-        key: String,
+        idempotency_key: String,
         /// Your own handle, such as the appointment.
         #[arg(long, default_value = "")]
         reference: String,
@@ -106,7 +106,7 @@ fn request<T>(body: T) -> tonic::Request<T> {
 
 pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
     match command {
-        Command::Send { api, practice, to, body, class, key, reference, validate_only } => {
+        Command::Send { api, practice, to, body, class, idempotency_key, reference, validate_only } => {
             let name = format!("MESSAGE_CLASS_{}", class.to_ascii_uppercase());
             let class = MessageClass::from_str_name(&name)
                 .ok_or_else(|| anyhow::anyhow!("unknown class; see MessageClass in messages.proto"))?;
@@ -115,12 +115,13 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
                 recipient: Some(Recipient::PhoneNumber(to)),
                 body,
                 class: class as i32,
-                idempotency_key: key,
+                idempotency_key,
                 external_reference: reference,
                 ..Default::default()
             };
             let call = SubmitMessagesRequest { messages: vec![spec], validate_only };
-            let answer = api.connect()?.submit_messages(request(call)).await?.into_inner();
+            let answer =
+                api.connect()?.submit_messages(request(call)).await.map_err(|e| explain(&e))?.into_inner();
             match answer.results.into_iter().next().and_then(|r| r.result) {
                 Some(Submitted::Accepted(a)) => {
                     let value = json!({ "message_id": a.message_id, "duplicate": a.duplicate,
@@ -128,25 +129,27 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
                     show(format, &value)?;
                     Ok(Verdict::Done)
                 }
-                Some(Submitted::Error(error)) => Err(errors::from_rpc(&error).into()),
+                Some(Submitted::Error(error)) => Err(explain(&errors::from_rpc(&error))),
                 None => anyhow::bail!("the router gave no answer"),
             }
         }
         Command::Get { api, id, full } => {
             let view = if full { MessageView::Full } else { MessageView::Basic };
             let call = GetMessageRequest { message_id: id, view: view as i32 };
-            let message = api.connect()?.get_message(request(call)).await?.into_inner();
+            let message =
+                api.connect()?.get_message(request(call)).await.map_err(|e| explain(&e))?.into_inner();
             show(format, &describe(&message))?;
             Ok(Verdict::Done)
         }
         Command::Cancel { api, id } => {
             let call = CancelMessagesRequest { message_ids: vec![id], ..Default::default() };
-            let answer = api.connect()?.cancel_messages(request(call)).await?.into_inner();
+            let answer =
+                api.connect()?.cancel_messages(request(call)).await.map_err(|e| explain(&e))?.into_inner();
             let Some(result) = answer.results.into_iter().next() else {
                 anyhow::bail!("the router gave no answer")
             };
             if let Some(error) = &result.error {
-                return Err(errors::from_rpc(error).into());
+                return Err(explain(&errors::from_rpc(error)));
             }
             let state = MessageState::try_from(result.state).unwrap_or(MessageState::Unspecified);
             show(
@@ -156,6 +159,12 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             Ok(Verdict::Done)
         }
     }
+}
+
+/// The stable reason first, then what to do.
+fn explain(status: &tonic::Status) -> anyhow::Error {
+    let reason = errors::reason_of(status).map_or("no reason given", errors::word);
+    anyhow::anyhow!("{reason}: {}", status.message())
 }
 
 fn word(name: &str, prefix: &str) -> String {

@@ -105,5 +105,9 @@ mod tests {
         assert_eq!(parse("carillonctl status --admin a:1 --cert c --key k"), Err(2));
         assert_eq!(parse("carillonctl status"), Err(2));
         assert_eq!(parse("carillonctl lab up --dir d --lane-limit 0"), Err(2));
+        let send = "carillonctl message send --practice p --to +13125550142 --body b --idempotency-key k";
+        assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
+        assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));
+        assert_eq!(parse(send), Err(2));
     }
 }
