@@ -19,6 +19,7 @@ use carillon_proto::{MessageId, Slot};
 use futures::future::join_all;
 use prost::Message as _;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
@@ -78,8 +79,8 @@ impl Ingest {
         let mut practices = HashMap::new();
         for (at, message) in part.messages.into_iter().enumerate() {
             let practice_no = message.practice_no;
-            if !practices.contains_key(&practice_no) {
-                practices.insert(practice_no, self.practice(tenant, partition, practice_no).await);
+            if let Entry::Vacant(vacant) = practices.entry(practice_no) {
+                vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
                 Ok(practice) => self.seal_one(practice, message).map_err(|e| seal_status(&e)),
