@@ -120,7 +120,7 @@ impl StateOptions {
         options.set_level_compaction_dynamic_level_bytes(true);
         options.set_max_bytes_for_level_base(8 * self.write_buffer_bytes as u64);
         options.set_target_file_size_base(4 * self.write_buffer_bytes as u64);
-        // Payloads are sealed and do not compress; packing the rest cost more CPU in compactions than it saved.
+        // Payloads are sealed and do not compress.
         options.set_compression_type(DBCompressionType::None);
         // Due times and in-flight marks are queues: their tombstones would slow every scan of the head.
         options.add_compact_on_deletion_collector_factory(4096, 1024, 0.5);
