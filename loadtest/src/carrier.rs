@@ -32,6 +32,8 @@ pub enum CarrierError {
 pub struct Received {
     /// Whole messages accepted.
     pub accepted: u32,
+    /// How often it arrived whole, accepted or not.
+    pub arrivals: u32,
     /// The last time that it arrived, accepted or not, in ms since the epoch.
     pub last_arrival_ms: i64,
     /// A receipt reported this last.
@@ -89,6 +91,7 @@ impl Truth {
         // A long message is what its worst part is.
         let worst = part_of.filter(|_| entry.completes).and_then(|part_of| self.worst_parts.remove(&part_of));
         let received = self.received.entry(key).or_default();
+        received.arrivals += 1;
         received.last_arrival_ms = received.last_arrival_ms.max((entry.at_us / 1000) as i64);
         if entry.completes {
             received.accepted += 1;
@@ -212,7 +215,7 @@ mod tests {
             truth.add(&entry(1, 2, states[0]));
             assert!(truth.received.is_empty());
             truth.add(&entry(2, 2, states[1]));
-            let received = Received { accepted: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()) };
+            let received = Received { accepted: 1, arrivals: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()) };
             assert_eq!(truth.received, HashMap::from([(7, received)]), "{states:?}");
             assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
             assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));
@@ -225,7 +228,7 @@ mod tests {
         let refused =
             TruthEntry { accepted: false, completes: false, fault: "storm".to_owned(), ..entry(1, 1, "") };
         truth.add(&TruthEntry { state: None, message: Some(7), ..refused });
-        assert_eq!(truth.received[&7], Received { accepted: 0, last_arrival_ms: 5, state: None });
+        assert_eq!(truth.received[&7], Received { accepted: 0, arrivals: 1, last_arrival_ms: 5, state: None });
         assert_eq!((truth.messages, truth.parts.len(), truth.faults["storm"]), (0, 0, 1));
     }
 }

@@ -3,11 +3,12 @@
 //! Invariants: the record of a process (`run/<name>.json`) holds its pid, its start time in clock ticks since boot and
 //! its program; a signal goes to a pid only while `/proc` says the same, so that a pid that was given to somebody else
 //! is never signalled. A record is written before [`Processes::start`] returns.
-use super::LabError;
+use super::{LabError, Placement};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// A killed process disappears at once, unless the kernel is busy writing its pages.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// A prefix such as `nsenter` takes milliseconds.
+const EXEC_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,6 +81,7 @@ impl Processes {
         name: &str,
         program: &'static str,
         arguments: &[String],
+        placement: &Placement,
     ) -> Result<(), LabError> {
         if self.state(name) == ProcessState::Running {
             return Ok(());
@@ -86,8 +90,12 @@ impl Processes {
         let mut options = fs_err::OpenOptions::new();
         let log = options.create(true).append(true).open(self.log_path(name))?;
         let log = log.into_parts().0;
-        let child = Command::new(&program)
+        let mut line = placement.command_prefix.iter().map(OsStr::new).collect::<Vec<_>>();
+        line.push(program.as_os_str());
+        let child = Command::new(line[0])
+            .args(&line[1..])
             .args(arguments)
+            .envs(&placement.env)
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -95,14 +103,43 @@ impl Processes {
             // Ctrl-C at the terminal is for us, not for the cluster.
             .process_group(0)
             .spawn()
-            .map_err(|e| LabError::File { path: program.display().to_string(), reason: e.to_string() })?;
+            .map_err(|e| LabError::File { path: line[0].display().to_string(), reason: e.to_string() })?;
         let pid = child.id();
         let start_ticks = proc_stat(pid).map_or(0, |stat| stat.start_ticks);
         self.children.lock().insert(name.to_owned(), child);
         let record = Record { pid, start_ticks, program };
         let text = serde_json::to_vec(&record).map_err(|e| LabError::Wrong(e.to_string()))?;
         fs_err::write(self.record_path(name), text)?;
+        if placement.command_prefix.is_empty() { Ok(()) } else { self.until_executed(name) }
+    }
+
+    /// Waits until the prefix has become the program: before that the record names another program.
+    fn until_executed(&self, name: &str) -> Result<(), LabError> {
+        let until = Instant::now() + EXEC_LIMIT;
+        while self.state(name) != ProcessState::Running {
+            let child_ended = !self.children.lock().contains_key(name);
+            if child_ended || Instant::now() >= until {
+                return Err(LabError::Wrong(format!("{name} did not start; see its log")));
+            }
+            std::thread::sleep(POLL);
+        }
         Ok(())
+    }
+
+    /// SIGSTOP; an error if it does not run.
+    pub(super) fn pause(&self, name: &str) -> Result<(), LabError> {
+        self.signal_running(name, Signal::STOP)
+    }
+
+    /// SIGCONT; an error if it does not run.
+    pub(super) fn resume(&self, name: &str) -> Result<(), LabError> {
+        self.signal_running(name, Signal::CONT)
+    }
+
+    fn signal_running(&self, name: &str, what: Signal) -> Result<(), LabError> {
+        self.reap(name);
+        let record = self.record(name).filter(is_alive);
+        signal(&record.ok_or_else(|| LabError::Wrong(format!("{name} is not running")))?, what)
     }
 
     /// SIGKILL. False if it was not running.
@@ -129,6 +166,8 @@ impl Processes {
             self.reap(name);
             if let Some(record) = self.record(name).filter(is_alive) {
                 signal(&record, Signal::TERM)?;
+                // A paused process would never see it.
+                signal(&record, Signal::CONT)?;
                 stopping.push((name, record));
             }
         }
