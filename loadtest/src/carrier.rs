@@ -38,6 +38,8 @@ pub struct Received {
     pub last_arrival_ms: i64,
     /// A receipt reported this last.
     pub state: Option<String>,
+    /// A final receipt of a message in one part was acknowledged.
+    pub acknowledged: bool,
 }
 
 /// Where a run begins in the ground truth.
@@ -97,6 +99,9 @@ impl Truth {
             received.accepted += 1;
             self.messages += 1;
         }
+        received.acknowledged |= entry.total == 1
+            && entry.receipts_acked > 0
+            && entry.state.as_deref().is_some_and(|state| state != "ENROUTE");
         if worst.is_some() {
             received.state = worst;
         } else if entry.state.is_some() {
@@ -135,6 +140,12 @@ impl Carrier {
     pub async fn set_profile(&self, toml: &str) -> Result<(), CarrierError> {
         let body = Bytes::copy_from_slice(toml.as_bytes());
         self.http.call(Method::POST, &self.address, "/profile", body).await?;
+        Ok(())
+    }
+
+    /// Drops every connection at once.
+    pub async fn disconnect(&self) -> Result<(), CarrierError> {
+        self.http.call(Method::POST, &self.address, "/disconnect", Bytes::new()).await?;
         Ok(())
     }
 
@@ -215,7 +226,7 @@ mod tests {
             truth.add(&entry(1, 2, states[0]));
             assert!(truth.received.is_empty());
             truth.add(&entry(2, 2, states[1]));
-            let received = Received { accepted: 1, arrivals: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()) };
+            let received = Received { accepted: 1, arrivals: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()), acknowledged: false };
             assert_eq!(truth.received, HashMap::from([(7, received)]), "{states:?}");
             assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
             assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));
@@ -228,7 +239,7 @@ mod tests {
         let refused =
             TruthEntry { accepted: false, completes: false, fault: "storm".to_owned(), ..entry(1, 1, "") };
         truth.add(&TruthEntry { state: None, message: Some(7), ..refused });
-        assert_eq!(truth.received[&7], Received { accepted: 0, arrivals: 1, last_arrival_ms: 5, state: None });
+        assert_eq!(truth.received[&7], Received { arrivals: 1, last_arrival_ms: 5, ..Received::default() });
         assert_eq!((truth.messages, truth.parts.len(), truth.faults["storm"]), (0, 0, 1));
     }
 }

@@ -9,7 +9,9 @@ use crate::rig::{Rig, SETTLED};
 use carillon_loadtest::carrier::Mark;
 use carillon_loadtest::ledger::Listed;
 use carillon_loadtest::sample_day::{class_name, timestamp};
-use carillon_proto::public::{Event, ListMessagesRequest, Message, MessageView, WatchEventsRequest};
+use carillon_proto::public::{
+    Event, ListMessagesRequest, Message, MessageState, MessageView, WatchEventsRequest,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use tonic::Request;
 
 /// Messages on their way, receipts included, are at rest by then.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
-const FEED_LIMIT: Duration = Duration::from_secs(60);
+const FEED_LIMIT: Duration = Duration::from_secs(180);
 const DIGEST_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(300);
 /// Receipts that come after everything is settled must find it so.
@@ -96,9 +98,15 @@ fn present(message: Message) -> Present {
 async fn settled(rig: &Rig, since_ms: i64) -> Result<Vec<Present>, String> {
     let until = Instant::now() + SETTLE_LIMIT;
     loop {
+        // A carrier that has given up a receipt leaves its message handed over for good. Asked before the list is read.
+        let silent = rig.carrier.stats().await.is_ok_and(|stats| stats.receipts.pending == 0);
         let listed = list(rig, since_ms).await;
+        let at_rest = |p: &&Present| match p.listed.state {
+            MessageState::Submitted => silent,
+            state => SETTLED.contains(&state),
+        };
         let open = match &listed {
-            Ok(all) => all.iter().find(|p| !SETTLED.contains(&p.listed.state)),
+            Ok(all) => all.iter().find(|p| !at_rest(p)),
             Err(_) => None,
         };
         match (&listed, open) {
@@ -142,7 +150,7 @@ fn feed_of(event: &Event) -> Feed {
     }
 }
 
-type States = BTreeMap<String, carillon_proto::public::MessageState>;
+type States = BTreeMap<String, MessageState>;
 
 /// The feed from its start until it has told every state of the list.
 async fn events(rig: &Rig, states: &States) -> Result<Vec<Feed>, String> {

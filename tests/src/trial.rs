@@ -36,7 +36,10 @@ pub struct Trial {
     began: Instant,
 }
 
-/// A carrier that answers at once, so that what is uncertain is the cluster's doing.
+/// A carrier that answers at once, so that what is uncertain is the cluster's doing, and that is patient with receipts.
+pub const PROFILE: &str = "base = \"perfect\"\n[receipts]\nattempts_max = 20\n";
+
+/// What every trial starts with.
 pub fn options() -> LabOptions {
     LabOptions {
         profile: "perfect".to_owned(),
@@ -48,6 +51,7 @@ pub fn options() -> LabOptions {
 impl Trial {
     pub async fn start(name: &'static str, needs: Needs, load: LoadOptions) -> Self {
         let rig = Rig::start_in(options(), needs).await;
+        rig.carrier.set_profile(PROFILE).await.expect("the profile is good");
         let run = Run::start(&rig, name, load).await.expect("callers start");
         let trial = Self { rig, run, name, began: Instant::now() };
         trial.works().await;

@@ -6,12 +6,12 @@
 //! 4. events: each message took legal steps only; attempts are numbered without gaps, each was begun once
 //!    (one term), and a further one only after a proof that the last one was not handed over.
 //! 5. carrier: no attempt was sent twice, no message was accepted twice, and the states are what the carrier's ground truth
-//!    says (the ledger's findings).
+//!    says (the ledger's findings). A receipt that was acknowledged to the carrier has moved its message.
 //! 6. replicas: the same index has the same digest.
 
 use super::line::{Answer, Call, End, Op};
 use super::reads::{self, Observation};
-use carillon_core::message::legal;
+use carillon_core::message::{is_final, legal};
 use carillon_loadtest::carrier::Truth;
 use carillon_loadtest::ledger::{Acknowledged, Acks, Finding, Listed, compare, state_name};
 use carillon_proto::public::{MessageState, Outcome};
@@ -325,6 +325,11 @@ fn check_carrier(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answ
                 expires_at_ms: None,
             });
             let received = evidence.truth.received.get(&truth_key(said.truth));
+            let told = received.is_some_and(|r| r.acknowledged);
+            if told && present.is_some_and(|p| !is_final(p.listed.state)) {
+                let what = format!("{id}: the carrier's receipt was acknowledged, and it is not final");
+                report.add("an acknowledged receipt is kept", what);
+            }
             let arrivals = received.map_or(0, |r| r.arrivals) as usize;
             // The oldest attempts are dropped from a record when there are many, so the numbers count.
             let begun = present.and_then(|p| p.attempts.last()).map_or(0, |(number, _)| *number as usize);

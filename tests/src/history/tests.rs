@@ -65,7 +65,7 @@ fn feed(id: &str, steps: &[(S, u32)]) -> Vec<Feed> {
 }
 
 fn received(key: &str, accepted: u32, arrivals: u32) -> (u128, Received) {
-    (truth_of(key), Received { accepted, arrivals, last_arrival_ms: 1, state: None })
+    (truth_of(key), Received { accepted, arrivals, last_arrival_ms: 1, ..Received::default() })
 }
 
 fn replica(node: u64, index: u64, digest: u8) -> ReplicaDigest {
@@ -267,6 +267,15 @@ fn sends_beyond_the_attempts_and_copies_are_found() {
     assert_eq!(broken(unsent), ["an attempt is sent once"]);
     assert_eq!(broken(|e| e.truth.violations = 1), ["the limit is a wall"]);
     assert_eq!(broken(|e| e.truth.unrecorded = 1), ["the ground truth is complete"]);
+}
+
+#[test]
+fn a_receipt_that_was_acknowledged_and_forgotten_is_found() {
+    let forgotten = |e: &mut Evidence| {
+        let received = Received { acknowledged: true, ..received("kc", 1, 1).1 };
+        e.truth.received.insert(truth_of("kc"), received);
+    };
+    assert_eq!(broken(forgotten), ["an acknowledged receipt is kept"]);
 }
 
 #[test]
