@@ -82,7 +82,7 @@ pub struct Tuning {
     pub proposals_in_flight_max: usize,
     /// Block cache of the state store. Default 32 MiB.
     pub block_cache_bytes: usize,
-    /// All memtables together. Default 96 MiB.
+    /// All memtables together. Default 64 MiB.
     pub write_buffers_bytes: usize,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
@@ -94,7 +94,7 @@ impl Default for Tuning {
             tick_ms: 100,
             proposals_in_flight_max: 2,
             block_cache_bytes: 32 << 20,
-            write_buffers_bytes: 96 << 20,
+            write_buffers_bytes: 64 << 20,
             worker_threads: 2,
         }
     }
