@@ -5,6 +5,7 @@
 //! partition, then the senders wait.
 use crate::engine::transport::PeerChannels;
 use crate::engine::{NodeHandle, ProposeError};
+use crate::failpoints;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{Command, ForwardFactsRequest};
 use prost::Message as _;
@@ -71,10 +72,12 @@ impl Batcher {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         while facts.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let commands: Vec<Command> = batch.iter().map(|fact| fact.command.clone()).collect();
+            failpoints::hit("fact::before_commit");
             while !self.try_commit(&commands).await {
                 metrics::counter!("carillon_fact_retries_total").increment(1);
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
+            failpoints::hit("fact::after_commit");
             for done in batch.drain(..).filter_map(|fact| fact.done) {
                 done(true);
             }

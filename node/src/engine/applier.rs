@@ -4,12 +4,13 @@
 //! delivery driver only while this node leads with an applied `LeaderStart` of the current term.
 use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
 use super::shard::Completion;
+use crate::failpoints;
 use arc_swap::ArcSwap;
 use carillon_consensus::{CommittedEntry, EntryKind};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
 use carillon_proto::internal::{Command, command::Kind};
-use carillon_store::{Replica, StateDb};
+use carillon_store::{ApplyBatch, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -133,10 +134,7 @@ impl Applier {
                 answers.push((waiter, results.by_ref().take(count).collect()));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(group, %error, "state write failed; stopping");
-            std::process::abort();
-        }
+        commit(group, batch);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
         metrics::histogram!("carillon_apply_seconds").record(start.elapsed().as_secs_f64());
@@ -147,6 +145,7 @@ impl Applier {
                 other => other.fail(ProposeError::Uncertain),
             }
         }
+        failpoints::hit("apply::after_answers");
         self.applied[group as usize].send_replace(last);
         drop(self.completions.send(Completion::Applied { group, index: last }));
         Ok(())
@@ -192,10 +191,7 @@ impl Applier {
                 answers.push((waiter, entry.index, texts));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(%error, "state write failed; stopping");
-            std::process::abort();
-        }
+        commit(0, batch);
         self.unflushed[0].fetch_add(1, Ordering::Relaxed);
         if changed {
             let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;
@@ -212,6 +208,21 @@ impl Applier {
         drop(self.completions.send(Completion::Applied { group: 0, index: last }));
         Ok(())
     }
+}
+
+/// Writes rows and applied index. A failed write may be in memory and not on disk, or the other way round: the process stops and
+/// replays.
+fn commit(group: u32, batch: ApplyBatch<'_>) {
+    failpoints::hit("apply::before_batch");
+    let written = match failpoints::fails("apply::write_error") {
+        true => Err(StateError::Database("fail point apply::write_error".to_owned())),
+        false => batch.commit(),
+    };
+    if let Err(error) = written {
+        tracing::error!(group, %error, "state write failed; stopping");
+        std::process::abort();
+    }
+    failpoints::hit("apply::after_batch");
 }
 
 fn fail_all(waiters: Vec<(usize, Waiter)>) {

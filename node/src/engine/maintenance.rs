@@ -1,6 +1,7 @@
 //! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
 //! and on every replica, then lets the log free files. Nothing waits for it.
 use super::shard::{Completion, clock_ms};
+use crate::failpoints;
 use carillon_consensus::LogStore;
 use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -52,14 +53,20 @@ impl Maintenance {
             for (group, index) in &safe {
                 self.truncate(*group, *index, cut.entry(*group).or_default());
             }
-            if round.is_multiple_of(PURGE_ROUNDS)
-                && let Err(error) = self.log.purge()
-            {
-                tracing::error!(%error, "raft log purge failed; stopping");
-                std::process::abort();
+            if round.is_multiple_of(PURGE_ROUNDS) {
+                self.purge();
             }
             self.report();
         }
+    }
+
+    fn purge(&self) {
+        failpoints::hit("log::before_purge");
+        if let Err(error) = self.log.purge() {
+            tracing::error!(%error, "raft log purge failed; stopping");
+            std::process::abort();
+        }
+        failpoints::hit("log::after_purge");
     }
 
     fn flush(&self, pacer: &mut FlushPacer) {
@@ -71,10 +78,12 @@ impl Maintenance {
             }
         }
         while let Some(group) = pacer.next(now_ms) {
+            failpoints::hit("state::before_flush");
             if let Err(error) = self.state.flush(group) {
                 tracing::error!(group, %error, "state flush failed; stopping");
                 std::process::abort();
             }
+            failpoints::hit("state::after_flush");
             metrics::counter!("carillon_state_flushes_total").increment(1);
             pacer.flushed(group);
         }
@@ -99,10 +108,12 @@ impl Maintenance {
                 return;
             }
         };
+        failpoints::hit("log::before_truncate");
         if let Err(error) = self.log.truncate(group, index, term) {
             tracing::error!(group, %error, "raft log truncation failed; stopping");
             std::process::abort();
         }
+        failpoints::hit("log::after_truncate");
         *cut = index;
         drop(self.completions.send(Completion::Truncated { group, index, term }));
     }

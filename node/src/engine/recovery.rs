@@ -1,5 +1,6 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
+use crate::failpoints;
 use carillon_consensus::{LogStore, bootstrap_write};
 use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, meta};
 use carillon_store::{EngineLog, StateDb};
@@ -32,6 +33,9 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
     let mut applied = core.last().index;
     let first = applied;
     let (mut effects, mut meta_effects) = (Effects::default(), meta::MetaEffects::default());
+    if applied < commit {
+        failpoints::hit("recovery::before_replay");
+    }
     while applied < commit {
         let entries = log.entries(group, applied + 1, commit + 1, PAGE_BYTES)?;
         let mut batch = replica.batch()?;
@@ -50,6 +54,7 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
             }
         }
         batch.commit()?;
+        failpoints::hit("recovery::after_batch");
     }
     if applied > first {
         tracing::info!(group, from = first, to = applied, "replayed the log");
