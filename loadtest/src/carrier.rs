@@ -226,7 +226,13 @@ mod tests {
             truth.add(&entry(1, 2, states[0]));
             assert!(truth.received.is_empty());
             truth.add(&entry(2, 2, states[1]));
-            let received = Received { accepted: 1, arrivals: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()), acknowledged: false };
+            let received = Received {
+                accepted: 1,
+                arrivals: 1,
+                last_arrival_ms: 10,
+                state: Some(wanted.to_owned()),
+                acknowledged: false,
+            };
             assert_eq!(truth.received, HashMap::from([(7, received)]), "{states:?}");
             assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
             assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));

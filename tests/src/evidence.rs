@@ -58,14 +58,19 @@ impl Run {
 
     /// Ends the run and compares. An error is a run that could not be brought to an end, which is a violation too.
     pub async fn judge(self, rig: &Rig) -> Result<Report, String> {
+        self.judge_after(rig, SETTLE_LIMIT).await
+    }
+
+    /// The same, waiting so long for messages to settle.
+    pub async fn judge_after(self, rig: &Rig, settle: Duration) -> Result<Report, String> {
         let Self { load, mark, since_ms, path } = self;
         load.finish().await?;
-        let listed = settled(rig, since_ms).await?;
+        let listed = settled(rig, since_ms, settle).await?;
         tokio::time::sleep(STRAGGLERS).await;
         let listed = match listed.is_empty() {
             true => listed,
             // Receipts of the stragglers may have moved them.
-            false => settled(rig, since_ms).await?,
+            false => settled(rig, since_ms, settle).await?,
         };
         let states = listed.iter().map(|p| (p.listed.id.clone(), p.listed.state)).collect();
         let evidence = Evidence {
@@ -95,8 +100,8 @@ fn present(message: Message) -> Present {
 }
 
 /// All messages since then, as soon as none of them moves any more.
-async fn settled(rig: &Rig, since_ms: i64) -> Result<Vec<Present>, String> {
-    let until = Instant::now() + SETTLE_LIMIT;
+async fn settled(rig: &Rig, since_ms: i64, limit: Duration) -> Result<Vec<Present>, String> {
+    let until = Instant::now() + limit;
     loop {
         // A carrier that has given up a receipt leaves its message handed over for good. Asked before the list is read.
         let silent = rig.carrier.stats().await.is_ok_and(|stats| stats.receipts.pending == 0);
@@ -113,7 +118,9 @@ async fn settled(rig: &Rig, since_ms: i64) -> Result<Vec<Present>, String> {
             (Ok(_), None) => return listed,
             // The checker says what did not settle, if nothing else is wrong.
             (Ok(_), Some(_)) if Instant::now() >= until => return listed,
-            (Err(why), _) if Instant::now() >= until => return Err(format!("the list cannot be read: {why}")),
+            (Err(why), _) if Instant::now() >= until => {
+                return Err(format!("the list cannot be read: {why}"));
+            }
             _ => tokio::time::sleep(POLL).await,
         }
     }
@@ -166,7 +173,9 @@ async fn events(rig: &Rig, states: &States) -> Result<Vec<Feed>, String> {
         };
         let mut stream = stream.into_inner();
         while !open.is_empty() {
-            let Ok(Ok(Some(response))) = tokio::time::timeout_at(until.into(), stream.message()).await else { break };
+            let Ok(Ok(Some(response))) = tokio::time::timeout_at(until.into(), stream.message()).await else {
+                break;
+            };
             for event in &response.events {
                 // Runs share a cluster: messages of others are none of ours.
                 let Some((id, last)) = states.get_key_value(&event.message_id) else { continue };

@@ -5,7 +5,7 @@
 
 use crate::evidence::Run;
 use crate::faults::{Needs, missing};
-use crate::history::Report;
+use crate::history::{COMES_TO_REST, Report};
 use crate::load::LoadOptions;
 use crate::rig::{Rig, until};
 use crate::steps::say;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// So many acknowledged submits between two faults show that the cluster works.
 const BETWEEN: u64 = 60;
+/// What is not at rest by then is left as it is by [`Trial::finish_safe`].
+const SAFE_SETTLE: Duration = Duration::from_secs(8);
 
 /// Says why a suite cannot run here; `false` if it can.
 pub fn skipped(suite: &str, needs: Needs) -> bool {
@@ -95,8 +97,24 @@ impl Trial {
 
     /// Stops the callers, compares, and panics if a promise was not kept.
     pub async fn finish(self) -> Report {
+        self.end(None).await
+    }
+
+    /// The same, but messages may still wait: whatever was done must be safe, not quick.
+    pub async fn finish_safe(self) -> Report {
+        self.end(Some(SAFE_SETTLE)).await
+    }
+
+    async fn end(self, only_safe: Option<Duration>) -> Report {
         let Self { rig, run, name, began } = self;
-        let report = run.judge(&rig).await.unwrap_or_else(|why| panic!("{name}: {why}"));
+        let judged = match only_safe {
+            Some(settle) => run.judge_after(&rig, settle).await,
+            None => run.judge(&rig).await,
+        };
+        let mut report = judged.unwrap_or_else(|why| panic!("{name}: {why}"));
+        if only_safe.is_some() {
+            report.violations.retain(|violation| violation.rule != COMES_TO_REST);
+        }
         say(&format!("{name}: {:.1} s\n{report}", began.elapsed().as_secs_f64()));
         assert!(report.is_clean(), "{name}: promises were not kept:\n{report}");
         assert!(report.acknowledged > 0 && report.at_carrier > 0, "{name}: nothing was tried:\n{report}");

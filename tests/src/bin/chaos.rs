@@ -46,7 +46,10 @@ async fn main() -> ExitCode {
         return ExitCode::from(3);
     }
     let seed = cli.seed.unwrap_or_else(new_seed);
-    println!("chaos: seed {seed}, {} min; again with: make chaos MINUTES={} SEED={seed}", cli.minutes, cli.minutes);
+    println!(
+        "chaos: seed {seed}, {} min; again with: make chaos MINUTES={} SEED={seed}",
+        cli.minutes, cli.minutes
+    );
     let options = LabOptions { profile: cli.carrier.clone(), ..trial::options() };
     let mut rig = Rig::start_in(options, Needs::ALL).await;
     let verdict = tokio::select! {

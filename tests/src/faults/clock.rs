@@ -35,7 +35,8 @@ pub fn probe() -> Result<(), String> {
     let clock = Clock::new(dir.path(), 1)?;
     let read = |offset_s: i64| -> Result<i64, String> {
         clock.set(1, offset_s)?;
-        let env: Vec<String> = clock.env(1).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let env: Vec<String> =
+            clock.env(1).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let line = ["env"].into_iter().chain(env.iter().map(String::as_str)).chain(["date", "+%s"]);
         let said = run(&line.collect::<Vec<_>>())?;
         said.trim().parse().map_err(|_| format!("date said {said}"))

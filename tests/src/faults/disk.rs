@@ -47,7 +47,16 @@ impl Disk {
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(bytes.unwrap_or(IMAGE_BYTES)).map_err(|e| e.to_string())?;
         std::fs::create_dir(&mount_point).map_err(|e| e.to_string())?;
-        run(&["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", text(&image)])?;
+        run(&[
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1",
+            text(&image),
+        ])?;
         let mut disk = Self { image, mount_point, mounted: false };
         disk.mount()?;
         Ok(disk)

@@ -150,7 +150,10 @@ mod tests {
         assert!(!rules(&pairs, 1, address).contains("drop"));
         assert_eq!(rules(&pairs, 2, address).matches("ip saddr 10.0.0.2 drop").count(), 1);
         let third = rules(&pairs, 3, address);
-        assert!(third.contains("ip daddr 10.0.0.1 drop") && third.contains("ip saddr 10.0.0.1 drop"), "{third}");
+        assert!(
+            third.contains("ip daddr 10.0.0.1 drop") && third.contains("ip saddr 10.0.0.1 drop"),
+            "{third}"
+        );
         assert_eq!(Net::between(&[1], &[2, 3]), [(1, 2), (2, 1), (1, 3), (3, 1)]);
     }
 }

@@ -47,7 +47,10 @@ mod tests {
     fn an_error_names_the_tool_and_what_it_said() {
         assert_eq!(feed(&["cat"], "a b"), Ok("a b".to_owned()));
         let error = run(&["ls", "/no/such/place"]).unwrap_err();
-        assert!(error.starts_with("ls /no/such/place: exit status") && error.contains("No such file"), "{error}");
+        assert!(
+            error.starts_with("ls /no/such/place: exit status") && error.contains("No such file"),
+            "{error}"
+        );
         assert!(run(&["no-such-tool"]).is_err());
     }
 

@@ -7,7 +7,8 @@
 //!    (one term), and a further one only after a proof that the last one was not handed over.
 //! 5. carrier: no attempt was sent twice, no message was accepted twice, and the states are what the carrier's ground truth
 //!    says (the ledger's findings). A receipt that was acknowledged to the carrier has moved its message.
-//! 6. replicas: the same index has the same digest.
+//! 6. rest: every message is final, held, or handed over to a carrier that will say no more.
+//! 7. replicas: the same index has the same digest.
 
 use super::line::{Answer, Call, End, Op};
 use super::reads::{self, Observation};
@@ -22,6 +23,9 @@ use std::fmt;
 const SHOWN_MAX: usize = 8;
 /// Errors that say for certain that nothing was accepted, and that a busy or electing cluster may give.
 const EXPECTED_FAILURES: [&str; 4] = ["OVERLOADED", "PARTITION_UNAVAILABLE", "STORAGE_FULL", "TRANSPORT"];
+
+/// The only rule about liveness: nothing is on its way any more.
+pub const COMES_TO_REST: &str = "everything comes to rest";
 
 /// A message in ListMessages after the run.
 #[derive(Clone, Debug)]
@@ -150,10 +154,14 @@ fn check_keys(keys: &Keys, report: &mut Report) {
         for (op, variant, end_us) in &said.refused {
             let other = |(asked, begin): &(u32, u64)| asked != variant && begin < end_us;
             if !said.asked.iter().any(other) {
-                report.add("refused for a reason", format!("{name}: operation {op}, no other text was submitted"));
+                report.add(
+                    "refused for a reason",
+                    format!("{name}: operation {op}, no other text was submitted"),
+                );
             }
             if said.accepted_variants.contains(variant) {
-                report.add("refused for a reason", format!("{name}: operation {op} repeats the accepted text"));
+                report
+                    .add("refused for a reason", format!("{name}: operation {op} repeats the accepted text"));
             }
         }
     }
@@ -191,7 +199,9 @@ fn answers_of<'a>(ops: &'a [Op], report: &mut Report) -> BTreeMap<&'a str, Answe
             answers.known_us.push(*at_us);
         };
         match (&op.call, answer) {
-            (Call::Submit { .. }, Answer::Accepted { id, .. }) => all.entry(id).or_default().known_us.push(*at_us),
+            (Call::Submit { .. }, Answer::Accepted { id, .. }) => {
+                all.entry(id).or_default().known_us.push(*at_us)
+            }
             (Call::Submit { .. }, Answer::KeyReused) => {}
             (Call::Get { id }, Answer::Seen { state }) => observe(id, *state),
             (Call::Get { id } | Call::Cancel { id }, Answer::Missing) => {
@@ -202,7 +212,8 @@ fn answers_of<'a>(ops: &'a [Op], report: &mut Report) -> BTreeMap<&'a str, Answe
                 all.entry(id).or_default().canceled |= canceled;
                 let waits = matches!(state, MessageState::Accepted | MessageState::Waiting);
                 if *canceled != (*state == MessageState::Canceled) || waits {
-                    let what = format!("operation {}: canceled {canceled}, state {}", op.op, state_name(*state));
+                    let what =
+                        format!("operation {}: canceled {canceled}, state {}", op.op, state_name(*state));
                     report.add("a cancel says what it did", what);
                 }
             }
@@ -220,7 +231,8 @@ fn check_reads(answers: &BTreeMap<&str, Answers>, report: &mut Report) {
         }
         for (op, begin_us) in &said.missing {
             if said.known_us.iter().any(|known| known < begin_us) {
-                report.add("reads are linearizable", format!("{id}: operation {op} did not find it any more"));
+                report
+                    .add("reads are linearizable", format!("{id}: operation {op} did not find it any more"));
             }
         }
     }
@@ -234,7 +246,12 @@ fn check_list(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answers
         *report.states.entry(state_name(present.listed.state)).or_default() += 1;
         let mut seen = answers.get(id).map(|a| a.observations.clone()).unwrap_or_default();
         // The list was read after everything else.
-        let last = Observation { op: u64::MAX, begin_us: u64::MAX - 1, end_us: u64::MAX, state: present.listed.state };
+        let last = Observation {
+            op: u64::MAX,
+            begin_us: u64::MAX - 1,
+            end_us: u64::MAX,
+            state: present.listed.state,
+        };
         seen.retain(|o| o.end_us < last.begin_us);
         for before in seen {
             for what in reads::check(id, &[before, last]) {
@@ -247,7 +264,8 @@ fn check_list(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answers
             report.add("one id per key", format!("key {key} of {practice} is listed as {ids:?}"));
         }
         if !keys.contains_key(&(*practice, *key)) {
-            report.add("nothing from nowhere", format!("{ids:?}: key {key} of {practice} was never submitted"));
+            report
+                .add("nothing from nowhere", format!("{ids:?}: key {key} of {practice} was never submitted"));
         }
     }
 }
@@ -336,7 +354,8 @@ fn check_carrier(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answ
             let unsent = |p: &Present| p.attempts.iter().filter(|a| a.1 == Outcome::NotSent).count();
             let sent = begun - present.map_or(0, unsent).min(begun);
             if arrivals > sent {
-                let what = format!("{id}: {sent} attempts may have sent it, the carrier saw it {arrivals} times");
+                let what =
+                    format!("{id}: {sent} attempts may have sent it, the carrier saw it {arrivals} times");
                 report.add("an attempt is sent once", what);
             }
         }
@@ -351,6 +370,7 @@ fn check_carrier(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answ
         let rule = match finding {
             Finding::LostMissing | Finding::LostNotReceived => "nothing acknowledged is lost",
             Finding::Duplicate => "nothing is sent twice",
+            Finding::Unsettled => COMES_TO_REST,
             _ => "states are what the carrier saw",
         };
         let what = format!("{} ({}): {:?}", finding.text(), found.count, found.ids);
@@ -360,7 +380,8 @@ fn check_carrier(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answ
         report.add("the limit is a wall", format!("{} windows over {:?}", ledger.over_limit, ledger.limit));
     }
     if ledger.unrecorded > 0 {
-        report.add("the ground truth is complete", format!("{} submits were not recorded", ledger.unrecorded));
+        report
+            .add("the ground truth is complete", format!("{} submits were not recorded", ledger.unrecorded));
     }
 }
 

@@ -95,7 +95,8 @@ mod state_text {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MessageState, D::Error> {
         let text = String::deserialize(deserializer)?;
-        MessageState::from_str_name(&format!("MESSAGE_STATE_{text}")).ok_or_else(|| Error::custom("no such state"))
+        MessageState::from_str_name(&format!("MESSAGE_STATE_{text}"))
+            .ok_or_else(|| Error::custom("no such state"))
     }
 }
 

@@ -14,5 +14,5 @@ mod reads;
 #[cfg(test)]
 mod tests;
 
-pub use check::{Evidence, Feed, Present, ReplicaDigest, Report, Violation, check};
+pub use check::{COMES_TO_REST, Evidence, Feed, Present, ReplicaDigest, Report, Violation, check};
 pub use line::{Answer, Call, End, HistoryError, Line, Op, What, Writer, ops, read};

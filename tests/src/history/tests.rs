@@ -44,7 +44,8 @@ fn cancel(op: u64, at: u64, id: &str, canceled: bool, state: S) -> Op {
 }
 
 fn present(id: &str, key: &str, state: S, attempts: &[(u32, Outcome)]) -> Present {
-    let listed = Listed { id: id.to_owned(), state, reason: "-".to_owned(), expires_at_ms: None, lost_answers: 0 };
+    let listed =
+        Listed { id: id.to_owned(), state, reason: "-".to_owned(), expires_at_ms: None, lost_answers: 0 };
     Present {
         listed,
         practice: PRACTICE.to_owned(),
@@ -184,7 +185,10 @@ fn reads_that_go_back_are_found_and_overlapping_ones_are_not() {
     let rule = ["reads are linearizable"];
     assert_eq!(broken(|e| e.ops.push(seen(14, 56, "a", S::Waiting))), rule);
     assert_eq!(broken(|e| e.ops.push(seen(14, 54, "a", S::Waiting))), [] as [&str; 0]);
-    assert_eq!(broken(|e| e.ops.push(seen(14, 80, "b", S::Delivered))), ["reads are linearizable", "the list agrees with the reads"]);
+    assert_eq!(
+        broken(|e| e.ops.push(seen(14, 80, "b", S::Delivered))),
+        ["reads are linearizable", "the list agrees with the reads"]
+    );
     assert_eq!(broken(|e| e.ops.push(get(14, 26, "b", Answer::Missing))), rule);
     // It overlaps the submit, so either order is possible.
     assert_eq!(broken(|e| e.ops.push(get(14, 25, "b", Answer::Missing))), [] as [&str; 0]);
@@ -226,7 +230,14 @@ fn an_attempt_that_two_terms_began_is_found() {
     let twice = |e: &mut Evidence| {
         let mut events = feed(
             "c",
-            &[(S::Accepted, 0), (S::InFlight, 1), (S::Unknown, 1), (S::Waiting, 1), (S::InFlight, 1), (S::Unknown, 1)],
+            &[
+                (S::Accepted, 0),
+                (S::InFlight, 1),
+                (S::Unknown, 1),
+                (S::Waiting, 1),
+                (S::InFlight, 1),
+                (S::Unknown, 1),
+            ],
         );
         e.events.retain(|event| event.id != "c");
         e.events.append(&mut events);
@@ -284,7 +295,7 @@ fn unsettled_messages_and_unequal_replicas_are_found() {
         e.listed[2].listed.state = S::InFlight;
         e.events.retain(|event| event.state != S::Unknown);
     };
-    assert_eq!(broken(moving), ["states are what the carrier saw"]);
+    assert_eq!(broken(moving), [COMES_TO_REST]);
     assert_eq!(broken(|e| e.replicas[1].digest = vec![9]), ["replicas are equal"]);
     assert_eq!(broken(|e| e.replicas[2].digest = vec![9]), [] as [&str; 0], "at another index");
 }
@@ -304,7 +315,9 @@ fn lines_become_operations_and_a_broken_file_is_refused() {
     let ops = ops(&lines).unwrap();
     assert_eq!(ops.len(), 3);
     assert_eq!((ops[0].op, &ops[0].end), (first, &End::Info), "no end is no answer");
-    assert!(matches!(&ops[1].end, End::Ok { at_us, answer: Answer::Seen { state: S::OptedOut } } if *at_us >= ops[1].begin_us));
+    assert!(
+        matches!(&ops[1].end, End::Ok { at_us, answer: Answer::Seen { state: S::OptedOut } } if *at_us >= ops[1].begin_us)
+    );
     assert_eq!(ops[2].end, End::Fail { why: "OVERLOADED".to_owned() });
 
     let twice = [lines.as_slice(), &lines[2..3]].concat();

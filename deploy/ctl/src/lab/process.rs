@@ -86,7 +86,16 @@ impl Processes {
         if self.state(name) == ProcessState::Running {
             return Ok(());
         }
-        let program = find_program(program)?;
+        self.start_program(name, find_program(program)?, arguments, placement)
+    }
+
+    fn start_program(
+        &self,
+        name: &str,
+        program: PathBuf,
+        arguments: &[String],
+        placement: &Placement,
+    ) -> Result<(), LabError> {
         let mut options = fs_err::OpenOptions::new();
         let log = options.create(true).append(true).open(self.log_path(name))?;
         let log = log.into_parts().0;
@@ -301,6 +310,47 @@ mod tests {
         signal(&record, Signal::KILL).unwrap();
         child.wait().unwrap();
         assert!(!is_alive(&record));
+    }
+
+    #[test]
+    fn a_prefix_becomes_the_program_with_its_environment_and_it_can_be_paused() {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["logs", "run"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        let processes = Processes::new(dir.path());
+        let placement = Placement {
+            command_prefix: vec!["nice".to_owned(), "-n".to_owned(), "1".to_owned()],
+            env: BTreeMap::from([("PLACED".to_owned(), "here".to_owned())]),
+            ..Placement::default()
+        };
+        let program = PathBuf::from(which_sleep());
+        processes.start_program("a", program, &["600".to_owned()], &placement).unwrap();
+        assert_eq!(processes.state("a"), ProcessState::Running);
+        let pid = processes.pid("a").unwrap();
+        let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        assert!(env.split(|b| *b == 0).any(|pair| pair == b"PLACED=here"));
+        let state = |wanted: &[char]| {
+            let until = Instant::now() + KILL_LIMIT;
+            while !proc_stat(pid).is_some_and(|s| wanted.contains(&s.state)) {
+                assert!(Instant::now() < until, "it is never in {wanted:?}");
+                std::thread::yield_now();
+            }
+        };
+        processes.pause("a").unwrap();
+        state(&['T']);
+        assert_eq!(processes.state("a"), ProcessState::Running);
+        processes.resume("a").unwrap();
+        state(&['S', 'R']);
+        processes.pause("a").unwrap();
+        assert!(processes.stop("a", KILL_LIMIT).unwrap(), "a paused process is stopped too");
+        assert!(processes.pause("a").is_err());
+        let missing = Placement { command_prefix: vec!["false".to_owned()], ..Placement::default() };
+        assert!(processes.start_program("b", which_sleep().into(), &[], &missing).is_err());
+    }
+
+    fn which_sleep() -> &'static str {
+        ["/usr/bin/sleep", "/bin/sleep"].into_iter().find(|path| Path::new(path).is_file()).unwrap()
     }
 
     #[test]
