@@ -5,7 +5,7 @@ use carillon_proto::tls::TlsFiles;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Everything a router must be told.
 #[derive(Debug, Clone, Deserialize)]
