@@ -77,7 +77,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("block_in_place", &[""], "starves the runtime"),
     ("unbounded_channel", &[""], "every queue has a bound; say which"),
     ("channel::unbounded", &[""], "every queue has a bound; say which"),
-    ("mpsc::unbounded", &[""], "every queue has a bound; say which"),
+    ("mpsc::unbounded(", &[""], "every queue has a bound; say which"),
     ("sync::mpsc::channel()", &[""], "every queue has a bound; say which"),
     ("#[ignore", &[""], "a test that never runs"),
 ];
