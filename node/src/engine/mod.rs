@@ -10,6 +10,7 @@ pub mod handle;
 mod log_writer;
 pub mod maintenance;
 mod recovery;
+mod references;
 pub mod shard;
 pub mod transport;
 
@@ -25,6 +26,7 @@ pub use handle::{DriverEvent, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
+pub use references::References;
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +88,8 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let unflushed = Arc::new((0..groups.len()).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     let peers = transport::start(config.node_id, &config.cluster_id, channels, inbox.clone());
 
+    let references = Arc::new(References::default());
+
     let shard = Shard {
         node_id: config.node_id,
         members,
@@ -119,6 +123,7 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         meta: Arc::clone(&meta),
         meta_changed: meta_changed_sender,
         applied: applied_senders,
+        references: Arc::clone(&references),
         unflushed: Arc::clone(&unflushed),
     };
     let keeper = Maintenance {
@@ -149,6 +154,7 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         meta,
         meta_changed,
         applied: applied_receivers,
+        references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
