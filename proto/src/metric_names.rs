@@ -36,6 +36,7 @@ pub const CATALOGUE: &[Metric] = &[
     histogram("carillon_log_write_bytes", "Entry bytes in one synced raft log write."),
     gauge("carillon_log_disk_bytes", "Raft log on disk."),
     histogram("carillon_raft_entry_commands_size", "Commands in one raft entry."),
+    gauge("carillon_engine_kept", "What the shard keeps because a thread has no room for it, by thread."),
     gauge("carillon_raft_groups_led", "Groups led by this node, meta group included."),
     counter("carillon_raft_leader_changes_total", "Times this node became leader of a group."),
     counter("carillon_raft_messages_dropped_total", "Raft messages dropped, by reason; raft repeats them."),
@@ -69,6 +70,10 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_lane_faults_total", "Carriers that could not be set up on this node."),
     counter("carillon_receipts_total", "Delivery reports taken from carriers."),
     counter("carillon_receipts_refused_total", "Delivery reports refused, by reason; carriers repeat them."),
+    counter(
+        "carillon_receipts_unmatched_total",
+        "Delivery reports that belong to no message of ours, by reason; acknowledged, so that they stop coming.",
+    ),
     counter("carillon_late_answers_total", "Carrier answers that came after their attempt was UNKNOWN."),
     histogram("carillon_smpp_answer_seconds", "Time from submit_sm to its answer."),
     counter("carillon_smpp_bad_pdus_total", "PDUs of carriers that could not be read."),
