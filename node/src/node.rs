@@ -12,6 +12,7 @@ use crate::edge::peer::PeerApi;
 use crate::edge::query::Queries;
 use crate::engine::{self, Engine, NodeHandle, transport};
 use crate::meta::{MetaClient, run_steward};
+use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::internal::node_server::NodeServer;
@@ -76,6 +77,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
             std::process::exit(2);
         }
     });
+
+    tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
 
     let stopping = Arc::new(AtomicBool::new(false));
     let (close, closed) = watch::channel(false);

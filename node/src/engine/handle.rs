@@ -1,5 +1,7 @@
 //! What the rest of the node holds of the engine: propose, read, follow. Never a database and never a group.
+use super::scrub::{ScrubMessage, ScrubReport};
 use super::shard::ShardMessage;
+use crate::space::Space;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use carillon_core::meta::MetaView;
@@ -111,6 +113,8 @@ pub(crate) struct Shared {
     /// Applied index of each group, index = group.
     pub applied: Vec<watch::Receiver<u64>>,
     pub admission: Arc<Semaphore>,
+    pub space: Arc<Space>,
+    pub scrub: crossbeam_channel::Sender<ScrubMessage>,
 }
 
 /// Cheap to clone.
@@ -122,6 +126,18 @@ pub struct NodeHandle {
 impl NodeHandle {
     pub fn node_id(&self) -> u64 {
         self.shared.node_id
+    }
+
+    /// Room on this node's disk and on its peers'.
+    pub fn space(&self) -> &Space {
+        &self.shared.space
+    }
+
+    /// Reads everything that is stored here, with checksums. `None`: a pass is running already, or the node stops.
+    pub async fn scrub(&self) -> Option<ScrubReport> {
+        let (reply, report) = oneshot::channel();
+        self.shared.scrub.try_send(ScrubMessage::Run { reply }).ok()?;
+        report.await.ok()
     }
 
     /// Partitions are numbered 1..=partitions; group 0 is the meta group.

@@ -82,6 +82,8 @@ pub(super) struct Shard {
     pub node_id: u64,
     pub members: Vec<u64>,
     pub cells: BTreeMap<u32, Cell>,
+    /// Groups that could not be opened, and why; they have no cell.
+    pub fenced: BTreeMap<u32, String>,
     pub inbox: Receiver<ShardMessage>,
     pub completions: Receiver<Completion>,
     pub log_writer: Sender<Vec<PersistTask>>,
@@ -151,7 +153,10 @@ impl Shard {
                     cell.pending.push_back(Pending { commands, bytes, waiter });
                 }
                 Some(cell) => waiter.fail(ProposeError::NotLeader { leader_hint: cell.group.leader_id() }),
-                None => waiter.fail(ProposeError::NotLeader { leader_hint: 0 }),
+                None => waiter.fail(match self.fenced.get(&group) {
+                    Some(reason) => ProposeError::Blocked(reason.clone()),
+                    None => ProposeError::NotLeader { leader_hint: 0 },
+                }),
             },
             ShardMessage::Read { group, reply } => self.read(group, reply),
             ShardMessage::Transfer { group, to, reply } => {
@@ -388,6 +393,11 @@ impl Shard {
     }
 
     fn status(&self) -> Vec<GroupStatus> {
+        let fenced = self.fenced.iter().map(|(group, reason)| GroupStatus {
+            group: *group,
+            blocked: reason.clone(),
+            ..GroupStatus::default()
+        });
         self.cells
             .iter()
             .map(|(group, cell)| GroupStatus {
@@ -399,6 +409,7 @@ impl Shard {
                 last_index: cell.group.last_index(),
                 blocked: cell.blocked.clone().unwrap_or_default(),
             })
+            .chain(fenced)
             .collect()
     }
 }

@@ -13,7 +13,7 @@ use super::Db;
 
 /// A family of the state database. Reads see committed batches only.
 pub struct Replica {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     family: Family,
     name: String,
 }
