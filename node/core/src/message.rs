@@ -250,17 +250,21 @@ impl Message {
     /// Rows of D and F follow from the states.
     fn move_rows(&self, turn: &mut Turn, from: Stored, to: Stored) {
         let priority = self.priority();
-        if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
-            turn.tables.delete(keys::due(priority, from.due_ms, &self.id));
+        let same_row = waits(from.state) && waits(to.state) && from.due_ms == to.due_ms;
+        if waits(from.state) && !same_row {
+            turn.tables.delete_once(keys::due(priority, from.due_ms, &self.id));
             turn.schedule.push(ScheduleChange::Gone { message_id: self.id, priority, due_ms: from.due_ms });
         }
         if waits(to.state) {
             let entry = self.due_entry(priority);
-            turn.tables.put(keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            // Nothing in it changes while the message waits, and a row of D is put once.
+            if !same_row {
+                turn.tables.put(keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            }
             turn.schedule.push(ScheduleChange::Due(entry));
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
-            turn.tables.delete(keys::in_flight(&self.id));
+            turn.tables.delete_once(keys::in_flight(&self.id));
         }
         if to.state == MessageState::InFlight {
             let attempt = self.status.attempts.last().expect("a message in flight has an attempt");

@@ -32,6 +32,13 @@ pub trait ReadTables {
 pub trait Tables: ReadTables {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>);
     fn delete(&mut self, key: Vec<u8>);
+
+    /// Deletes a row that is there and was put exactly once since the key was last deleted (tables D and F, whose rows come
+    /// and go with each attempt). Such a key is never given to `delete`. A log-structured store then keeps no trace of a row
+    /// that came and went before it was written to disk.
+    fn delete_once(&mut self, key: Vec<u8>) {
+        self.delete(key);
+    }
 }
 
 /// Tables in memory.

@@ -18,6 +18,8 @@ use carillon_proto::{MessageId, Slot};
 use carillon_store::{EngineLog, EngineLogOptions, FlushPacer, PacerLimits, Replica, StateDb, StateOptions};
 use clap::{Parser, Subcommand};
 use prost::Message as _;
+use rand::rngs::SmallRng;
+use rand::{RngCore as _, SeedableRng as _};
 use raft::eraftpb::{Entry, EntryType, HardState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,7 +99,7 @@ struct Filler {
     log_bytes: u64,
     cut: Vec<u64>,
     began: Instant,
-    noise: Vec<u8>,
+    random: SmallRng,
 }
 
 impl Filler {
@@ -124,7 +126,7 @@ impl Filler {
             log_bytes: 0,
             cut: vec![0; GROUPS as usize],
             began: Instant::now(),
-            noise: (0..1 << 20).map(|_| rand::random()).collect(),
+            random: SmallRng::seed_from_u64(7),
         }
     }
 
@@ -250,21 +252,13 @@ impl Filler {
             |offset: usize, length: usize| Bytes::copy_from_slice(&self.noise[at + offset..][..length]);
         let spec = MessageSpec {
             practice: "lakeside-west".to_owned(),
-            body: "x".repeat(self.body_bytes),
+            body: "x".repeat(body_bytes),
             class: MessageClass::Reminder as i32,
             idempotency_key: "0123456789abcdef01234567".to_owned(),
             ..MessageSpec::default()
         };
         // The recipient, as E.164 in its field.
         self.payload_bytes += spec.encoded_len() as u64 + 14;
-        // A hash of its own for each message.
-        let unique = |salt: u8| {
-            let mut bytes = id.to_bytes().to_vec();
-            bytes.reverse();
-            bytes[15] ^= salt;
-            bytes[..8].copy_from_slice(&self.noise[at + usize::from(salt)..][..8]);
-            Bytes::from(bytes)
-        };
         Kind::Accept(Accept {
             message_id: id.to_bytes(),
             practice_no: group * 3 + 1,
@@ -272,14 +266,14 @@ impl Filler {
             priority: Priority::Normal as i32,
             expires_at_ms: now_ms + 86_400_000,
             time_zone: "America/Chicago".to_owned(),
-            sealed_recipient: noise(0, 12 + 1 + 28),
-            recipient_index: noise(100, 16),
-            sealed_body: noise(200, self.body_bytes + 28),
+            sealed_recipient: noise(12 + 1 + 28),
+            recipient_index: noise(16),
+            sealed_body: noise(body_bytes + 28),
             key_epoch: 1,
             encoding: 1,
             segments: 1,
-            idempotency_index: unique(1),
-            content_mac: unique(2),
+            idempotency_index: noise(16),
+            content_mac: noise(16),
             carrier_no: 1,
             retry: Some(RetryPolicy {
                 attempts_max: 5,

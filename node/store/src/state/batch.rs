@@ -19,12 +19,21 @@ pub struct CommitStats {
     pub bytes: usize,
 }
 
+/// The last word of the batch on one key.
+#[derive(Default)]
+struct Row {
+    /// `None` = deleted.
+    value: Option<Bytes>,
+    /// It was deleted by `delete_once` in this batch: RocksDB forgets the pair of a put and a single delete, so a key that
+    /// comes back must be deleted before it is put again.
+    once: bool,
+}
+
 /// Uncommitted writes over a replica. Dropping it forgets them.
 pub struct ApplyBatch<'a> {
     shared: &'a Shared,
     handle: Arc<BoundColumnFamily<'a>>,
-    /// `None` = deleted.
-    rows: HashMap<Vec<u8>, Option<Bytes>>,
+    rows: HashMap<Vec<u8>, Row>,
     bytes: usize,
 }
 
@@ -49,10 +58,16 @@ impl<'a> ApplyBatch<'a> {
         let mut rows: Vec<_> = self.rows.iter().collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes + 16 * rows.len());
-        for (key, value) in rows {
-            match value {
-                Some(value) => batch.put_cf(&self.handle, key, value),
-                None => batch.delete_cf(&self.handle, key),
+        for (key, row) in rows {
+            match &row.value {
+                None if !row.once => batch.delete_cf(&self.handle, key),
+                None => batch.single_delete_cf(&self.handle, key),
+                Some(value) => {
+                    if row.once {
+                        batch.single_delete_cf(&self.handle, key);
+                    }
+                    batch.put_cf(&self.handle, key, value);
+                }
             }
         }
         let stats = CommitStats { rows: self.rows.len(), bytes: batch.size_in_bytes() };
@@ -71,7 +86,7 @@ impl<'a> ApplyBatch<'a> {
 impl ReadTables for ApplyBatch<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         match self.rows.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(row) => Ok(row.value.clone()),
             None => get_row(self.db(), &self.handle, key),
         }
     }
@@ -86,7 +101,7 @@ impl ReadTables for ApplyBatch<'_> {
         let mut touched: Vec<(&[u8], &Option<Bytes>)> = self
             .rows
             .iter()
-            .map(|(key, value)| (key.as_slice(), value))
+            .map(|(key, row)| (key.as_slice(), &row.value))
             .filter(|(key, _)| start <= *key && *key < end)
             .collect();
         touched.sort_unstable_by_key(|(key, _)| *key);
@@ -124,11 +139,18 @@ impl ReadTables for ApplyBatch<'_> {
 impl Tables for ApplyBatch<'_> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
-        self.rows.insert(key, Some(Bytes::from(value)));
+        self.rows.entry(key).or_default().value = Some(Bytes::from(value));
     }
 
     fn delete(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
-        self.rows.insert(key, None);
+        self.rows.entry(key).or_default().value = None;
+    }
+
+    fn delete_once(&mut self, key: Vec<u8>) {
+        self.bytes += key.len();
+        let row = self.rows.entry(key).or_default();
+        row.value = None;
+        row.once = true;
     }
 }
