@@ -250,21 +250,21 @@ impl Message {
     /// Rows of D and F follow from the states.
     fn move_rows(&self, turn: &mut Turn, from: Stored, to: Stored) {
         let priority = self.priority();
-        let same_row = waits(from.state) && waits(to.state) && from.due_ms == to.due_ms;
-        if waits(from.state) && !same_row {
-            turn.tables.delete_once(keys::due(priority, from.due_ms, &self.id));
+        if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
+            turn.tables.delete(keys::due(priority, from.due_ms, &self.id));
             turn.schedule.push(ScheduleChange::Gone { message_id: self.id, priority, due_ms: from.due_ms });
         }
         if waits(to.state) {
             let entry = self.due_entry(priority);
-            // Nothing in it changes while the message waits, and a row of D is put once.
-            if !same_row {
-                turn.tables.put(keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            let (key, row) = (keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            match waits(from.state) && from.due_ms == to.due_ms {
+                true => turn.tables.put(key, row),
+                false => turn.tables.put_new(key, row),
             }
             turn.schedule.push(ScheduleChange::Due(entry));
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
-            turn.tables.delete_once(keys::in_flight(&self.id));
+            turn.tables.delete(keys::in_flight(&self.id));
         }
         if to.state == MessageState::InFlight {
             let attempt = self.status.attempts.last().expect("a message in flight has an attempt");
@@ -273,7 +273,7 @@ impl Message {
                 term: attempt.term,
                 send_by_ms: attempt.send_by_ms,
             };
-            turn.tables.put(keys::in_flight(&self.id), encode(&row));
+            turn.tables.put_new(keys::in_flight(&self.id), encode(&row));
         }
     }
 

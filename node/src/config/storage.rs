@@ -1,5 +1,5 @@
 //! Knobs of what is stored: how long, how full the disk may be, and how it is checked.
-use super::ConfigError;
+use carillon_proto::config::{self, ConfigError};
 use serde::Deserialize;
 
 const DAY_S: u64 = 86_400;
@@ -62,37 +62,56 @@ impl Default for Scrub {
     }
 }
 
-type Refusal = Result<(), ConfigError>;
-
-fn within(key: &'static str, value: u64, (least, most): (u64, u64)) -> Refusal {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::Invalid { key, reason: format!("must be {least} to {most}") })
-}
-
 impl Retention {
-    pub(super) fn validate(&self, lab: bool) -> Refusal {
+    pub(super) fn validate(&self, lab: bool) -> Result<(), ConfigError> {
         let (finals, keys) = if lab { (1, 1) } else { (3_600, KEYS_MIN_S) };
-        within("retention.final_messages_s", self.final_messages_s, (finals, LONGEST_S))?;
-        within("retention.idempotency_keys_s", self.idempotency_keys_s, (keys, LONGEST_S))?;
-        within("retention.messages_per_second_max", u64::from(self.messages_per_second_max), (10, 100_000))
+        config::first_broken(&[
+            (
+                (finals..=LONGEST_S).contains(&self.final_messages_s),
+                "retention.final_messages_s",
+                "must be an hour to 10 years",
+            ),
+            (
+                (keys..=LONGEST_S).contains(&self.idempotency_keys_s),
+                "retention.idempotency_keys_s",
+                "must be 7 days to 10 years",
+            ),
+            (
+                (10..=100_000).contains(&self.messages_per_second_max),
+                "retention.messages_per_second_max",
+                "must be 10 to 100000",
+            ),
+        ])
     }
 }
 
 impl Disk {
-    pub(super) fn validate(&self) -> Refusal {
-        within("disk.free_percent_min", u64::from(self.free_percent_min), (1, 50))?;
-        within("disk.free_bytes_min", self.free_bytes_min, (16 << 20, 1 << 40))?;
-        within("disk.ballast_bytes", self.ballast_bytes, (0, 16 << 30))
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        config::first_broken(&[
+            ((1..=50).contains(&self.free_percent_min), "disk.free_percent_min", "must be 1 to 50"),
+            (
+                (16 << 20..=1 << 40).contains(&self.free_bytes_min),
+                "disk.free_bytes_min",
+                "must be 16 MiB to 1 TiB",
+            ),
+            (self.ballast_bytes <= 16 << 30, "disk.ballast_bytes", "must be at most 16 GiB"),
+        ])
     }
 }
 
 impl Scrub {
-    pub(super) fn validate(&self) -> Refusal {
-        if self.every_s != 0 {
-            within("scrub.every_s", self.every_s, (60, 366 * DAY_S))?;
-        }
-        within("scrub.bytes_per_second", self.bytes_per_second, (64 << 10, 1 << 30))
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        config::first_broken(&[
+            (
+                self.every_s == 0 || (60..=366 * DAY_S).contains(&self.every_s),
+                "scrub.every_s",
+                "must be 0 or 60 to 31622400",
+            ),
+            (
+                (64 << 10..=1 << 30).contains(&self.bytes_per_second),
+                "scrub.bytes_per_second",
+                "must be 64 KiB to 1 GiB",
+            ),
+        ])
     }
 }

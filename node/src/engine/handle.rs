@@ -7,6 +7,7 @@ use bytes::Bytes;
 use carillon_core::meta::MetaView;
 use carillon_core::{CommandResult, ScheduleChange};
 use carillon_store::{Replica, StateDb};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -70,6 +71,9 @@ pub struct Leadership {
     pub term: u64,
 }
 
+/// Replicas of this node that are out of service, and why.
+pub type Fenced = Arc<Mutex<BTreeMap<u32, String>>>;
+
 /// Leaders by group.
 pub type Leaders = BTreeMap<u32, Leadership>;
 
@@ -114,6 +118,7 @@ pub(crate) struct Shared {
     pub applied: Vec<watch::Receiver<u64>>,
     pub admission: Arc<Semaphore>,
     pub space: Arc<Space>,
+    pub fenced: Fenced,
     pub scrub: crossbeam_channel::Sender<ScrubMessage>,
 }
 
@@ -131,6 +136,11 @@ impl NodeHandle {
     /// Room on this node's disk and on its peers'.
     pub fn space(&self) -> &Space {
         &self.shared.space
+    }
+
+    /// Whether this node's replica of a group is out of service.
+    pub fn is_fenced(&self, group: u32) -> bool {
+        self.shared.fenced.lock().contains_key(&group)
     }
 
     /// Reads everything that is stored here, with checksums. `None`: a pass is running already, or the node stops.

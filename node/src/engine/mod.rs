@@ -1,9 +1,11 @@
 //! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams.
 //!
-//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
-//! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
+//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads, and who waits for whom:
+//! the shard for nobody (what the log writer or the applier has no room for stays with it, `hand_over.rs`); log writer,
+//! applier and maintenance for room among the completions, which the shard takes in every turn; the applier for the driver.
 mod applier;
 mod cell;
+mod hand_over;
 pub mod handle;
 mod log_writer;
 pub mod maintenance;
@@ -20,12 +22,14 @@ use carillon_consensus::{GroupConfig, LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
-pub use handle::{DriverEvent, NodeHandle, ProposeError};
-use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use hand_over::{HAND_OVERS_MAX, HandOver};
+pub use handle::{DriverEvent, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
+use handle::{Fenced, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
+use parking_lot::Mutex;
 use scrub::{LastPass, ScrubMessage, Scrubber};
-use shard::{INBOX_MAX, Shard, ShardMessage};
+use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -89,6 +93,8 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         applied_senders.push(sender);
         applied_receivers.push(receiver);
     }
+    metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
+    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
     let running: Vec<u32> = cells.keys().copied().collect();
     // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
     let view = match MetaView::load(&*state.replica(0)?) {
@@ -98,9 +104,9 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let meta = Arc::new(ArcSwap::from_pointee(view));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
-    let (completions, completions_receiver) = crossbeam_channel::unbounded();
-    let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
-    let (apply, apply_receiver) = crossbeam_channel::unbounded();
+    let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
+    let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (scrub, scrub_receiver) = crossbeam_channel::bounded(4);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
@@ -114,11 +120,11 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         node_id: config.node_id,
         members,
         cells,
-        fenced: fenced.clone(),
+        fenced: Arc::clone(&shared_fenced),
         inbox: inbox_receiver,
         completions: completions_receiver,
-        log_writer: log_tasks,
-        applier: apply,
+        log_writer: HandOver::new("log_writer", log_tasks),
+        applier: HandOver::new("applier", apply),
         peers: peers.clone(),
         maintenance: maintenance.clone(),
         leaders: leaders_sender,
@@ -193,6 +199,7 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         applied: applied_receivers,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
         space,
+        fenced: shared_fenced,
         scrub: scrub.clone(),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };

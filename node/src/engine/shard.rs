@@ -1,12 +1,14 @@
 //! The shard thread: owns the raft groups of this node and runs them in turns.
 //!
 //! A turn: inbound messages and completions first, then ticks, then proposals, then `poll` for each group that has
-//! something to do, one hand-off to the log writer, one frame for each peer. It never touches a disk and never waits for the
-//! applier, so a stall of RocksDB does not stop heartbeats. Queues: the inbox is bounded and refuses; completions
-//! are bounded by what was handed out; what the applier has is bounded by the groups (`unapplied_bytes_max`).
+//! something to do, one hand-off to the log writer, one frame for each peer. It never touches a disk and never waits for
+//! anybody, so a stall of RocksDB does not stop heartbeats. Queues: the inbox is bounded and refuses; completions are
+//! bounded and their senders wait; what log writer and applier have no room for is bounded by the groups: at most about
+//! [`UNWRITTEN_MAX`] writes, and `unapplied_bytes_max` of entries, each.
 use super::applier::{ApplyEntry, ApplyMessage};
 use super::cell::{Cell, Pending, convert};
-use super::handle::{GroupStatus, Leaders, Leadership, ProposeError, Waiter};
+use super::hand_over::HandOver;
+use super::handle::{Fenced, GroupStatus, Leaders, Leadership, ProposeError, Waiter};
 use super::maintenance::MaintenanceMessage;
 use super::transport::PeerSender;
 use bytes::Bytes;
@@ -21,6 +23,11 @@ use tokio::sync::{oneshot, watch};
 
 /// Messages in the inbox; more are refused (proposals) or dropped (raft repeats them).
 pub const INBOX_MAX: usize = 8192;
+/// Completions that were not taken yet; their senders wait, the shard never does.
+pub const COMPLETIONS_MAX: usize = 4096;
+/// Writes of one group that the log writer has not reported. Beyond it raft messages, which would cause more, are dropped:
+/// the disk stands still, and raft repeats them.
+const UNWRITTEN_MAX: usize = 512;
 /// Inbox messages handled in one turn before the groups are polled.
 const TURN_MESSAGES_MAX: usize = 1024;
 /// Ticks between hints on how far logs may be cut.
@@ -82,12 +89,12 @@ pub(super) struct Shard {
     pub node_id: u64,
     pub members: Vec<u64>,
     pub cells: BTreeMap<u32, Cell>,
-    /// Groups that could not be opened, and why; they have no cell.
-    pub fenced: BTreeMap<u32, String>,
+    /// Replicas out of service, and why. Those that could not be opened have no cell.
+    pub fenced: Fenced,
     pub inbox: Receiver<ShardMessage>,
     pub completions: Receiver<Completion>,
-    pub log_writer: Sender<Vec<PersistTask>>,
-    pub applier: Sender<ApplyMessage>,
+    pub log_writer: HandOver<Vec<PersistTask>>,
+    pub applier: HandOver<ApplyMessage>,
     pub peers: PeerSender,
 
     pub leaders: watch::Sender<Arc<Leaders>>,
@@ -153,7 +160,7 @@ impl Shard {
                     cell.pending.push_back(Pending { commands, bytes, waiter });
                 }
                 Some(cell) => waiter.fail(ProposeError::NotLeader { leader_hint: cell.group.leader_id() }),
-                None => waiter.fail(match self.fenced.get(&group) {
+                None => waiter.fail(match self.fenced.lock().get(&group) {
                     Some(reason) => ProposeError::Blocked(reason.clone()),
                     None => ProposeError::NotLeader { leader_hint: 0 },
                 }),
@@ -186,11 +193,14 @@ impl Shard {
         if cell.blocked.is_some() {
             return;
         }
+        if cell.group.outstanding_writes() >= UNWRITTEN_MAX {
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "log_behind").increment(1);
+            return;
+        }
         match cell.group.step(raft) {
             Ok(()) => {}
             Err(error @ carillon_consensus::StepError::LogLost { .. }) => {
-                tracing::error!(group = message.group, %error, "replica fenced");
-                cell.block(error.to_string());
+                self.fence(message.group, error.to_string());
             }
             Err(error) => {
                 metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "refused").increment(1);
@@ -234,14 +244,26 @@ impl Shard {
                     cell.group.log_truncated(index, term);
                 }
             }
-            Completion::Blocked { group, reason } => {
-                if let Some(cell) = self.cells.get_mut(&group) {
-                    tracing::error!(group, reason, "replica fenced");
-                    cell.block(reason);
-                }
-                self.publish(group, Leadership::default());
-            }
+            Completion::Blocked { group, reason } => self.fence(group, reason),
         }
+    }
+
+    /// Takes one replica out of service; the others go on, and another replica of the group leads.
+    fn fence(&mut self, group: u32, reason: String) {
+        tracing::error!(group, reason, "replica fenced");
+        if let Some(cell) = self.cells.get_mut(&group) {
+            cell.block(reason.clone());
+        }
+        let count = {
+            let mut fenced = self.fenced.lock();
+            fenced.insert(group, reason);
+            fenced.len()
+        };
+        metrics::gauge!("carillon_replicas_fenced").set(count as f64);
+        if group != 0 && self.leaders.borrow().get(&group).is_some_and(|l| l.leader == self.node_id) {
+            self.applier.push(ApplyMessage::StepDown { group });
+        }
+        self.publish(group, Leadership::default());
     }
 
     fn tick_all(&mut self) {
@@ -263,6 +285,8 @@ impl Shard {
             prefer(cell, *number, &members, self.node_id);
         }
         self.ticks += 1;
+        self.log_writer.report();
+        self.applier.report();
         if self.ticks.is_multiple_of(HINT_TICKS) {
             let hints: Vec<TruncateHint> = self
                 .cells
@@ -290,6 +314,8 @@ impl Shard {
 
     /// Appends proposals, then polls every group until it has nothing more to say.
     fn turn(&mut self) {
+        self.log_writer.flush();
+        self.applier.flush();
         let now_ms = clock_ms();
         let mut persist = Vec::new();
         let mut out: BTreeMap<u64, Vec<GroupMessage>> = BTreeMap::new();
@@ -318,8 +344,8 @@ impl Shard {
                 }
             }
         }
-        if !persist.is_empty() && self.log_writer.send(persist).is_err() {
-            tracing::error!("the log writer is gone");
+        if !persist.is_empty() {
+            self.log_writer.push(persist);
         }
         for (node, messages) in out {
             self.peers.send(node, messages);
@@ -354,9 +380,7 @@ impl Shard {
                 .drain(..)
                 .map(|entry| ApplyEntry { waiters: cell.take_waiters(entry.index, entry.term), entry })
                 .collect();
-            if self.applier.send(ApplyMessage::Entries { group, entries }).is_err() {
-                tracing::error!("the applier is gone");
-            }
+            self.applier.push(ApplyMessage::Entries { group, entries });
         }
     }
 
@@ -377,7 +401,7 @@ impl Shard {
             }
         }
         if was_leader && (!role.is_leader || is_new_term) && group != 0 {
-            drop(self.applier.send(ApplyMessage::StepDown { group }));
+            self.applier.push(ApplyMessage::StepDown { group });
         }
         self.publish(group, Leadership { leader: role.leader, term: role.term });
     }
@@ -393,7 +417,9 @@ impl Shard {
     }
 
     fn status(&self) -> Vec<GroupStatus> {
-        let fenced = self.fenced.iter().map(|(group, reason)| GroupStatus {
+        let fenced = self.fenced.lock();
+        let closed = fenced.iter().filter(|(group, _)| !self.cells.contains_key(group));
+        let closed = closed.map(|(group, reason)| GroupStatus {
             group: *group,
             blocked: reason.clone(),
             ..GroupStatus::default()
@@ -409,7 +435,7 @@ impl Shard {
                 last_index: cell.group.last_index(),
                 blocked: cell.blocked.clone().unwrap_or_default(),
             })
-            .chain(fenced)
+            .chain(closed)
             .collect()
     }
 }

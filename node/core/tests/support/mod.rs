@@ -159,7 +159,7 @@ impl World {
     }
 }
 
-/// Tables that insist on the rule of `delete_once`.
+/// Tables that insist on the rule of `put_new`.
 struct Strict<'a>(&'a mut MemTables);
 
 impl ReadTables for Strict<'_> {
@@ -179,18 +179,15 @@ impl ReadTables for Strict<'_> {
 
 impl Tables for Strict<'_> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        let once = b"DF".contains(&key[0]);
-        assert!(!once || !self.0.rows().contains_key(&key), "a row of D or F is put twice");
         self.0.put(key, value);
     }
 
-    fn delete(&mut self, key: Vec<u8>) {
-        assert!(!b"DF".contains(&key[0]), "delete of a row of D or F");
-        self.0.delete(key);
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        assert!(!self.0.rows().contains_key(&key), "put_new of a row that is there");
+        self.0.put_new(key, value);
     }
 
-    fn delete_once(&mut self, key: Vec<u8>) {
-        assert!(b"DF".contains(&key[0]) && self.0.rows().contains_key(&key), "delete_once of no row");
+    fn delete(&mut self, key: Vec<u8>) {
         self.0.delete(key);
     }
 }
