@@ -94,6 +94,11 @@ impl Applier {
                     };
                     if let Err(reason) = result {
                         state.blocked = true;
+                        // What apply cannot read, it cannot read after a restart either.
+                        let damage = StateError::Damaged(reason.clone());
+                        if let Err(error) = self.state.note_damage(Some(group), &damage) {
+                            tracing::error!(group, %error, "the fence will not outlast a restart");
+                        }
                         drop(self.completions.send(Completion::Blocked { group, reason }));
                     }
                 }
@@ -137,7 +142,7 @@ impl Applier {
                 answers.push((waiter, results.by_ref().take(count).collect()));
             }
         }
-        commit(group, batch);
+        self.commit(group, batch);
         self.references.learn(&references);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
@@ -153,6 +158,25 @@ impl Applier {
         self.applied[group as usize].send_replace(last);
         drop(self.completions.send(Completion::Applied { group, index: last }));
         Ok(())
+    }
+
+    /// Writes rows and applied index. A failed write may be in memory and not on disk, or the other way round: the process stops and
+    /// replays.
+    fn commit(&self, group: u32, batch: ApplyBatch<'_>) {
+        failpoints::hit("apply::before_batch");
+        let written = match failpoints::fails("apply::write_error") {
+            true => Err(StateError::Database("fail point apply::write_error".to_owned())),
+            false => batch.commit(),
+        };
+        if let Err(error) = written {
+            // A compaction may have met damaged tables of another replica: after the restart that one is fenced and the rest runs.
+            if let Err(error) = self.state.note_damage(None, &error) {
+                tracing::error!(%error, "the damaged replica cannot be remembered");
+            }
+            tracing::error!(group, %error, "state write failed; stopping");
+            std::process::abort();
+        }
+        failpoints::hit("apply::after_batch");
     }
 
     fn tell_driver(
@@ -195,7 +219,7 @@ impl Applier {
                 answers.push((waiter, entry.index, texts));
             }
         }
-        commit(0, batch);
+        self.commit(0, batch);
         self.unflushed[0].fetch_add(1, Ordering::Relaxed);
         if changed {
             let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;
@@ -212,21 +236,6 @@ impl Applier {
         drop(self.completions.send(Completion::Applied { group: 0, index: last }));
         Ok(())
     }
-}
-
-/// Writes rows and applied index. A failed write may be in memory and not on disk, or the other way round: the process stops and
-/// replays.
-fn commit(group: u32, batch: ApplyBatch<'_>) {
-    failpoints::hit("apply::before_batch");
-    let written = match failpoints::fails("apply::write_error") {
-        true => Err(StateError::Database("fail point apply::write_error".to_owned())),
-        false => batch.commit(),
-    };
-    if let Err(error) = written {
-        tracing::error!(group, %error, "state write failed; stopping");
-        std::process::abort();
-    }
-    failpoints::hit("apply::after_batch");
 }
 
 fn fail_all(waiters: Vec<(usize, Waiter)>) {
