@@ -86,6 +86,17 @@ pub struct Tuning {
     pub write_buffers_bytes: usize,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
+    /// Bytes per second for making, sending and fetching snapshots, each. 0 = no limit, default 32 MiB.
+    pub snapshot_bytes_per_s_max: u64,
+    /// A follower that fetches nothing of its snapshot in this time is given up, and offered one again. 1000 to 600000,
+    /// default 30000.
+    pub snapshot_idle_ms_max: u64,
+    /// Log kept in each partition for a follower that is behind; beyond it the follower needs a snapshot. Default 64 MiB.
+    pub log_slack_bytes: u64,
+    /// The same in entries. 64 to 10000000, default 100000.
+    pub log_slack_entries: u64,
+    /// A state that was not written to disk for so long is; bounds what a restart replays. 1000 to 3600000, default 300000.
+    pub flush_age_ms_max: u64,
 }
 
 impl Default for Tuning {
@@ -96,6 +107,11 @@ impl Default for Tuning {
             block_cache_bytes: 32 << 20,
             write_buffers_bytes: 96 << 20,
             worker_threads: 2,
+            snapshot_bytes_per_s_max: 32 << 20,
+            snapshot_idle_ms_max: 30_000,
+            log_slack_bytes: 64 << 20,
+            log_slack_entries: 100_000,
+            flush_age_ms_max: 300_000,
         }
     }
 }
@@ -158,6 +174,15 @@ impl Config {
         if self.tuning.worker_threads == 0 || self.tuning.worker_threads > 64 {
             return refuse("tuning.worker_threads", "must be 1 to 64");
         }
+        if !(1_000..=600_000).contains(&self.tuning.snapshot_idle_ms_max) {
+            return refuse("tuning.snapshot_idle_ms_max", "must be 1000 to 600000");
+        }
+        if !(64..=10_000_000).contains(&self.tuning.log_slack_entries) {
+            return refuse("tuning.log_slack_entries", "must be 64 to 10000000");
+        }
+        if !(1_000..=3_600_000).contains(&self.tuning.flush_age_ms_max) {
+            return refuse("tuning.flush_age_ms_max", "must be 1000 to 3600000");
+        }
         match &self.keys {
             KeyConfig::File { .. } if !self.lab => refuse(
                 "keys.provider",
@@ -209,6 +234,13 @@ mod tests {
             ("lab = true", "lab = true\npartitions = 0", "partitions"),
             ("lab = true", "lab = true\nlabb = true", "labb"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
+            ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
+            ("lab = true", "lab = true\ntuning = { flush_age_ms_max = 5 }", "tuning.flush_age_ms_max"),
+            (
+                "lab = true",
+                "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",
+                "tuning.snapshot_idle_ms_max",
+            ),
         ] {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");

@@ -163,6 +163,11 @@ impl Group {
         })
     }
 
+    /// A change of the membership is not applied yet, or leadership is being handed over.
+    pub fn is_changing(&self) -> bool {
+        self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some()
+    }
+
     /// The membership in force.
     pub fn conf_state(&self) -> ConfState {
         self.raw.raft.prs().conf().to_conf_state()

@@ -26,6 +26,7 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct PeerSender {
     node_id: u64,
+    store_id: u64,
     cluster_id: Arc<str>,
     lanes: Arc<BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>>,
 }
@@ -62,8 +63,13 @@ impl PeerSender {
             return;
         }
         let Some(lanes) = self.lanes.get(&node) else { return };
-        let frame =
-            RaftFrame { from_node: self.node_id, cluster_id: self.cluster_id.to_string(), messages, hints };
+        let frame = RaftFrame {
+            from_node: self.node_id,
+            cluster_id: self.cluster_id.to_string(),
+            messages,
+            hints,
+            from_store: self.store_id,
+        };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
                 .increment(1);
@@ -98,6 +104,7 @@ pub fn channels(
 /// Starts the stream tasks on the current runtime.
 pub fn start(
     node_id: u64,
+    store_id: u64,
     cluster_id: &str,
     channels: &PeerChannels,
     inbox: crossbeam_channel::Sender<ShardMessage>,
@@ -111,7 +118,7 @@ pub fn start(
         };
         lanes.insert(*id, [make(), make()]);
     }
-    PeerSender { node_id, cluster_id: Arc::from(cluster_id), lanes: Arc::new(lanes) }
+    PeerSender { node_id, store_id, cluster_id: Arc::from(cluster_id), lanes: Arc::new(lanes) }
 }
 
 /// Keeps one stream to a peer up for as long as the sender lives.

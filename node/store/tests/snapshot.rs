@@ -55,7 +55,7 @@ fn exported(dir: &TempDir) -> (StateDb, SnapshotManifest) {
         commit(&state, index, 1000);
     }
     let replica = state.replica(GROUP).unwrap();
-    let manifest = export(&replica, &dir.path().join("out"), &small()).unwrap();
+    let manifest = export(&replica, &dir.path().join("out"), &small(), &|| false).unwrap();
     (state, manifest)
 }
 
@@ -105,13 +105,15 @@ fn an_export_appears_whole_or_not_at_all() {
     let state = open(&dir.path().join("source"));
     let out = dir.path().join("out");
     let replica = state.replica(GROUP).unwrap();
-    assert!(matches!(export(&replica, &out, &small()), Err(SnapshotError::Empty(GROUP))));
+    assert!(matches!(export(&replica, &out, &small(), &|| false), Err(SnapshotError::Empty(GROUP))));
     assert!(!out.exists() && !out.with_extension("making").exists());
-    commit(&state, 1, 300);
+    commit(&state, 1, 3000);
+    assert!(matches!(export(&replica, &out, &small(), &|| true), Err(SnapshotError::Stopped)));
+    assert!(!out.exists() && !out.with_extension("making").exists());
     // Leftovers of one that was interrupted.
     std::fs::create_dir_all(out.with_extension("making")).unwrap();
     std::fs::write(file_path(&out.with_extension("making"), 0), b"half").unwrap();
-    let manifest = export(&replica, &out, &small()).unwrap();
+    let manifest = export(&replica, &out, &small(), &|| false).unwrap();
     let count = std::fs::read_dir(&out).unwrap().count();
     assert_eq!(count, manifest.files.len());
     for (number, file) in (0..).zip(&manifest.files) {

@@ -27,11 +27,12 @@ impl ExportOptions {
 }
 
 /// Exports what `replica` has applied at this moment into the new directory `dir`, which appears complete or not at all.
-/// Blocking, for a background thread; a limit of bytes per second makes it sleep.
+/// Blocking, for a background thread; a limit of bytes per second makes it sleep. It ends early when `stop` says so.
 pub fn export(
     replica: &Replica,
     dir: &Path,
     options: &ExportOptions,
+    stop: &dyn Fn() -> bool,
 ) -> Result<SnapshotManifest, SnapshotError> {
     let making = dir.with_extension("making");
     for old in [&making, dir] {
@@ -40,7 +41,7 @@ pub fn export(
         }
     }
     std::fs::create_dir_all(&making)?;
-    let manifest = write_files(replica, &making, options);
+    let manifest = write_files(replica, &making, options, stop);
     let manifest = manifest.inspect_err(|_| drop(std::fs::remove_dir_all(&making)))?;
     File::open(&making)?.sync_all()?;
     std::fs::rename(&making, dir)?;
@@ -54,6 +55,7 @@ fn write_files(
     replica: &Replica,
     dir: &Path,
     options: &ExportOptions,
+    stop: &dyn Fn() -> bool,
 ) -> Result<SnapshotManifest, SnapshotError> {
     let group = replica.group();
     let view = replica.snapshot()?;
@@ -69,22 +71,27 @@ fn write_files(
         feature_level: options.feature_level,
         ..Default::default()
     };
+    let (mut total, mut spent) = (0, 0);
     let mut rows = view.cursor();
     rows.seek_to_first();
     while rows.valid() {
         let path = file_path(dir, manifest.files.len() as u32);
         let mut writer = SstWriter::create(replica, &path)?;
-        let (mut bytes, mut spent) = (0, 0);
+        let mut bytes = 0;
         while let Some((key, value)) = rows.item() {
             if bytes >= options.file_bytes {
                 break;
             }
             writer.put(key, value)?;
             manifest.rows += 1;
-            bytes += (key.len() + value.len()) as u64;
-            if bytes - spent > 256 << 10 {
-                std::thread::sleep(pace.spend(bytes - spent, start.elapsed()));
-                spent = bytes;
+            let row = (key.len() + value.len()) as u64;
+            (bytes, total) = (bytes + row, total + row);
+            if total - spent > 256 << 10 {
+                if stop() {
+                    return Err(SnapshotError::Stopped);
+                }
+                std::thread::sleep(pace.spend(total - spent, start.elapsed()));
+                spent = total;
             }
             rows.next();
         }

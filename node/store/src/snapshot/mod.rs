@@ -31,6 +31,8 @@ pub enum SnapshotError {
     /// There is nothing to export: no entry was applied.
     #[error("group {0} has applied nothing")]
     Empty(u32),
+    #[error("stopped")]
+    Stopped,
     #[error("snapshot file {file} is not what the manifest says: {reason}")]
     Damaged { file: u32, reason: String },
     /// The files are intact, but their content is not what the manifest says.
