@@ -134,15 +134,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     let peers =
         transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
-    let snapshots = Arc::new(Hub::new(HubParts {
-        node_id: config.node_id,
-        dir: config.data_dir.join("snapshots"),
-        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
-        state: Arc::clone(state),
-        inbox: inbox.clone(),
-        work,
-        channels: Arc::clone(channels),
-    })?);
+    let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
 
     let shard = Shard {
         node_id: config.node_id,
@@ -201,18 +193,8 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     };
 
     let worker = Arc::clone(&snapshots);
-    let threads = vec![
-        spawn("log-writer", move || writer.run())?,
-        spawn("applier", move || {
-            if let Err(error) = applier.run(&groups) {
-                tracing::error!(%error, "applier cannot start; stopping");
-                std::process::abort();
-            }
-        })?,
-        spawn("maintenance", move || keeper.run())?,
-        spawn("snapshots", move || snapshot::run_worker(&worker, &work_receiver))?,
-        spawn("shard-0", move || shard.run())?,
-    ];
+    let work = move || snapshot::run_worker(&worker, &work_receiver);
+    let threads = spawn_all(shard, writer, (applier, groups), keeper, work)?;
     let shared = Shared {
         node_id: config.node_id,
         partitions: config.partitions,
@@ -228,6 +210,46 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
     Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, snapshots, threads })
+}
+
+fn open_hub(
+    config: &Config,
+    state: &Arc<StateDb>,
+    inbox: &crossbeam_channel::Sender<ShardMessage>,
+    work: crossbeam_channel::Sender<snapshot::Work>,
+    channels: &Arc<PeerChannels>,
+) -> anyhow::Result<Hub> {
+    Hub::new(HubParts {
+        node_id: config.node_id,
+        dir: config.data_dir.join("snapshots"),
+        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
+        state: Arc::clone(state),
+        inbox: inbox.clone(),
+        work,
+        channels: Arc::clone(channels),
+    })
+}
+
+fn spawn_all(
+    shard: Shard,
+    writer: LogWriter,
+    (applier, groups): (Applier, Vec<u32>),
+    keeper: Maintenance,
+    snapshot_work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let apply = move || {
+        if let Err(error) = applier.run(&groups) {
+            tracing::error!(%error, "applier cannot start; stopping");
+            std::process::abort();
+        }
+    };
+    Ok(vec![
+        spawn("log-writer", move || writer.run())?,
+        spawn("applier", apply)?,
+        spawn("maintenance", move || keeper.run())?,
+        spawn("snapshots", snapshot_work)?,
+        spawn("shard-0", move || shard.run())?,
+    ])
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
