@@ -72,7 +72,7 @@ async fn status(handle: &NodeHandle, group: u32) -> Option<GroupStatus> {
 }
 
 async fn until_leading(handle: &NodeHandle) {
-    until("it leads", async || handle.read(GROUP).await.is_ok()).await;
+    until("it leads", async || handle.read(0).await.is_ok() && handle.read(GROUP).await.is_ok()).await;
 }
 
 fn command() -> Bytes {

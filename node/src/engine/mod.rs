@@ -1,16 +1,19 @@
 //! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams, snapshots.
 //!
-//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
-//! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
+//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads, and who waits for whom:
+//! the shard for nobody (what the log writer or the applier has no room for stays with it, `hand_over.rs`); log writer,
+//! applier and maintenance for room among the completions, which the shard takes in every turn; the applier for the driver.
 mod applier;
 mod catchup;
 mod cell;
+mod hand_over;
 pub mod handle;
 pub mod identity;
 mod log_writer;
 pub mod maintenance;
 pub mod members;
 mod recovery;
+mod references;
 pub mod shard;
 pub mod snapshot;
 pub mod transport;
@@ -23,15 +26,17 @@ use carillon_consensus::{Group, LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
-pub use handle::{DriverEvent, MemberError, NodeHandle, ProposeError};
+use hand_over::{HAND_OVERS_MAX, HandOver};
+pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use handle::{Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use identity::Identity;
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
-use shard::{INBOX_MAX, Shard, ShardMessage};
-use snapshot::{Hub, HubParts};
+pub use references::References;
+use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
+use snapshot::{Hub, HubParts, WORK_MAX};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -122,10 +127,10 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
-    let (completions, completions_receiver) = crossbeam_channel::unbounded();
-    let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
-    let (apply, apply_receiver) = crossbeam_channel::unbounded();
-    let (work, work_receiver) = crossbeam_channel::unbounded();
+    let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
+    let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (work, work_receiver) = crossbeam_channel::bounded(WORK_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
@@ -136,16 +141,18 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
     let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
 
+    let references = Arc::new(References::default());
+
     let shard = Shard {
         node_id: config.node_id,
         settings,
         cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
         inbox: inbox_receiver,
         completions: completions_receiver,
-        log_writer: log_tasks,
+        log_writer: HandOver::new("log_writer", log_tasks),
         log: Arc::clone(log) as Arc<dyn LogStore>,
         snapshots: Arc::clone(&snapshots),
-        applier: apply,
+        applier: HandOver::new("applier", apply),
         peers: peers.clone(),
         maintenance: maintenance.clone(),
         leaders: leaders_sender,
@@ -177,6 +184,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         meta: Arc::clone(&meta),
         meta_changed: meta_changed_sender,
         applied: applied_senders,
+        references: Arc::clone(&references),
         unflushed: Arc::clone(&unflushed),
         snapshots: Arc::clone(&snapshots),
     };
@@ -206,6 +214,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         meta,
         meta_changed,
         applied: applied_receivers,
+        references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
