@@ -109,16 +109,19 @@ impl Identity {
     /// Before a new directory takes part: fails when another node remembers another one. Nodes that do not answer say
     /// nothing; they check for themselves what this node sends.
     pub async fn ask_before_creating(&self, channels: &PeerChannels) -> anyhow::Result<()> {
-        for (node, channel) in channels {
+        // All at once: nodes of a new cluster start together and do not answer before they have asked themselves.
+        let asked = channels.iter().map(|(node, channel)| async {
             let mut request =
                 tonic::Request::new(HelloRequest { node_id: self.node_id, store_id: self.store_id });
             request.set_timeout(ASK_FOR);
-            let Ok(answer) = PeerClient::new(channel.clone()).hello(request).await else { continue };
-            let answer = answer.into_inner();
-            if ![0, self.store_id].contains(&answer.known_store_id) {
+            let answer = PeerClient::new(channel.clone()).hello(request).await.ok()?;
+            Some((*node, answer.into_inner().known_store_id))
+        });
+        for (node, known) in futures::future::join_all(asked).await.into_iter().flatten() {
+            if ![0, self.store_id].contains(&known) {
                 bail!(
-                    "the data directory is new, but node {node} knows another one: what node {} had is lost. \
-                     It must not come back under its old identity; remove it and join as a node with a new id",
+                    "the data directory is new, but node {node} knows another one: what node {} had is lost. It must not \
+                     come back under its old identity; remove it and join as a node with a new id",
                     self.node_id
                 );
             }
