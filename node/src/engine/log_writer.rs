@@ -50,7 +50,7 @@ impl LogWriter {
                 after.entry(message.message.as_ref().map_or(0, |m| m.to)).or_default().push(message);
             }
             let write = task.write;
-            if !write.entries.is_empty() || write.hard_state.is_some() || write.conf.is_some() {
+            if !write.is_empty() {
                 writes.push(write);
             }
         }

@@ -1,4 +1,5 @@
 //! Where the replicas of a new cluster are, and how replica ids are made. Every founding node computes the same.
+use carillon_proto::ReplicaId;
 use carillon_proto::internal::{PartitionRecord, ReplicaRecord, ReplicaRole};
 
 /// Voters of a partition, once there are as many nodes.
@@ -40,9 +41,9 @@ pub fn founding(partition: u32, nodes: &[u64]) -> PartitionRecord {
     PartitionRecord { partition, epoch: 1, replicas, generation: 0 }
 }
 
-/// See `carillon_proto::replica`: the node in the low half, so that whoever sees an id knows where to send.
+/// Of a replica that is given out now; `node_id` is at most [`NODE_ID_MAX`] and not 0, as checked on admission.
 pub(super) fn replica_id(node_id: u64, generation: u32) -> u64 {
-    u64::from(generation) << 32 | node_id
+    ReplicaId::new(node_id, generation).expect("node ids are checked on admission").raw()
 }
 
 #[cfg(test)]

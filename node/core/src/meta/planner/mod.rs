@@ -19,6 +19,7 @@ mod lifecycle;
 mod placement;
 
 use super::{MetaView, is_present};
+use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,9 +252,4 @@ fn find(record: &PartitionRecord, replica_id: u64) -> Option<&ReplicaRecord> {
 
 fn role(record: &PartitionRecord, replica_id: u64) -> Option<ReplicaRole> {
     find(record, replica_id).map(|r| r.role())
-}
-
-/// The node of a replica; ids of founding replicas are their node's, and so is the low half of all others.
-fn node_of(replica_id: u64) -> u64 {
-    replica_id & u64::from(u32::MAX)
 }
