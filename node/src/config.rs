@@ -33,8 +33,18 @@ pub struct Config {
     pub log_filter: String,
     /// Directory with one file for each secret (carrier passwords).
     pub secrets_dir: PathBuf,
-    /// All nodes of the cluster, this one included.
+    /// The nodes that the cluster is created with, this one included; looked at only while the data directory is new.
+    #[serde(default)]
     pub members: Vec<Member>,
+    /// How to come into a cluster that exists, instead of `members`; looked at only while the data directory is new.
+    #[serde(default)]
+    pub join: Option<Join>,
+    /// host:port under which others reach `peer_listen`. Default: `peer_listen` itself.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// Pretends to be an older program that understands this feature level only. Needs `lab = true`.
+    #[serde(default)]
+    pub feature_level_max: Option<u32>,
     pub peer_tls: TlsPaths,
     pub admin_tls: TlsPaths,
     pub keys: KeyConfig,
@@ -48,6 +58,46 @@ pub struct Member {
     pub node_id: u64,
     /// host:port of its peer plane.
     pub peer_address: String,
+}
+
+/// What a new node needs to join.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// host:port of the peer planes of some members.
+    pub peers: Vec<String>,
+    /// As printed by `carillonctl node token`; better kept in `token_file`.
+    #[serde(default)]
+    pub token: Option<String>,
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Without the token.
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join").field("peers", &self.peers).finish_non_exhaustive()
+    }
+}
+
+impl Join {
+    /// The secret of the token, which names the node that it admits: `carillon-<node id>-<hex>`.
+    pub fn secret(&self, node_id: u64) -> anyhow::Result<bytes::Bytes> {
+        let text = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => fs_err::read_to_string(path)?,
+            (None, None) => anyhow::bail!("join: give token or token_file; `carillonctl node token` makes a token"),
+        };
+        let parts: Vec<&str> = text.trim().split('-').collect();
+        let ["carillon", id, secret] = parts.as_slice() else {
+            anyhow::bail!("join.token is not a token of `carillonctl node token`");
+        };
+        anyhow::ensure!(
+            id.parse() == Ok(node_id),
+            "the token admits node {id} and node_id is {node_id}: they must be the same, and so must the certificate's"
+        );
+        Ok(hex::decode(secret)?.into())
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -120,13 +170,14 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    /// Reads and checks a file. `join` takes the place of what the file says about it.
+    pub fn load(path: &Path, join: Option<Join>) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = fs_err::read_to_string(path)
             .map_err(|e| ConfigError::Read { path: name.clone(), reason: e.to_string() })?;
-        let config: Self =
+        let mut config: Self =
             toml::from_str(&text).map_err(|e| ConfigError::Parse { path: name, reason: e.to_string() })?;
+        config.join = join.or(config.join);
         config.validate()?;
         Ok(config)
     }
@@ -143,11 +194,9 @@ impl Config {
         if ids.len() != self.members.len() || ids.contains(&0) {
             return refuse("members", "node ids must be unique and not 0");
         }
-        if self.members.len() > 7 || self.members.len() % 2 == 0 {
-            return refuse("members", "list 1, 3, 5 or 7 nodes");
-        }
-        if !ids.contains(&self.node_id) {
-            return refuse("node_id", "must be one of members");
+        self.check_start(&ids)?;
+        if self.feature_level_max.is_some_and(|level| !self.lab || level == 0) {
+            return refuse("feature_level_max", "is for tests: it needs lab = true and is at least 1");
         }
         if !(20..=1000).contains(&self.tuning.tick_ms) {
             return refuse("tuning.tick_ms", "must be 20 to 1000");
@@ -165,6 +214,43 @@ impl Config {
             ),
             KeyConfig::File { .. } => Ok(()),
         }
+    }
+
+    /// Either a founding member or one that joins.
+    fn check_start(&self, ids: &BTreeSet<u64>) -> Result<(), ConfigError> {
+        let refuse = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
+        if let Some(join) = &self.join {
+            if !ids.is_empty() {
+                return refuse("join", "a new node either joins or is one of members; leave one of them out");
+            }
+            if join.peers.is_empty() {
+                return refuse("join.peers", "name at least one member");
+            }
+            return Ok(());
+        }
+        if self.members.len() > 7 || self.members.len() % 2 == 0 {
+            return refuse("members", "list 1, 3, 5 or 7 nodes, or give join");
+        }
+        if !ids.contains(&self.node_id) {
+            return refuse("node_id", "must be one of members");
+        }
+        Ok(())
+    }
+
+    /// Where others reach this node.
+    pub fn advertised(&self) -> String {
+        let founding = self.members.iter().find(|m| m.node_id == self.node_id);
+        match (&self.advertise, founding) {
+            (Some(address), _) => address.clone(),
+            (None, Some(member)) => member.peer_address.clone(),
+            (None, None) => self.peer_listen.to_string(),
+        }
+    }
+
+    /// What this program says that it understands.
+    pub fn feature_level(&self) -> u32 {
+        let own = carillon_core::meta::level::LEVEL;
+        self.feature_level_max.map_or(own, |most| most.min(own))
     }
 
     /// Node ids in rising order.
@@ -208,10 +294,24 @@ mod tests {
             ("lab = true", "lab = false", "keys.provider"),
             ("lab = true", "lab = true\npartitions = 0", "partitions"),
             ("lab = true", "lab = true\nlabb = true", "labb"),
+            ("members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]", "", "members"),
+            ("lab = true", "lab = true\njoin = { peers = [\"a:1\"] }", "join"),
+            ("members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]", "join = { peers = [] }", "join.peers"),
+            ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
         ] {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_token_names_its_node_and_is_not_printed() {
+        let join = |token: &str| Join { peers: vec![], token: Some(token.to_owned()), token_file: None };
+        assert_eq!(&join("carillon-4-00ff\n").secret(4).unwrap()[..], [0, 0xff]);
+        for (token, expected) in [("carillon-5-00ff", "admits node 5"), ("00ff", "not a token"), ("carillon-4-x", "")] {
+            assert!(join(token).secret(4).unwrap_err().to_string().contains(expected), "{token}");
+        }
+        assert!(!format!("{:?}", join("carillon-4-00ff")).contains("00ff"));
     }
 }

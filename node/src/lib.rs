@@ -6,6 +6,7 @@ pub mod config;
 pub mod delivery;
 pub mod edge;
 pub mod engine;
+pub mod leave;
 pub mod meta;
 pub mod node;
 pub mod seal;

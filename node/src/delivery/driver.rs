@@ -3,12 +3,14 @@
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::facts::Facts;
-use super::lanes::{LaneBuilder, LaneTable, MonoClock};
+use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink, References};
 use super::sending::Sender;
+use super::shares::ShareKeeper;
 use crate::config::Config;
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
+use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
@@ -22,6 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
 /// the time that the lane's share needs for it.
@@ -51,6 +54,9 @@ pub struct Delivery {
     pub lanes: LaneTable,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
+    pub shares: ShareKeeper,
+    /// Attempts from their proposal to their outcome.
+    attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
 
@@ -60,6 +66,8 @@ struct Driver {
     sender: Sender,
     lanes: LaneTable,
     builder: LaneBuilder,
+    shares: ShareKeeper,
+    attempts: TaskTracker,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -78,6 +86,7 @@ pub fn start(
     handle: NodeHandle,
     keyring: Arc<Keyring>,
     channels: Arc<PeerChannels>,
+    meta: MetaClient,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
@@ -96,12 +105,15 @@ pub fn start(
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
+    let (shares, attempts) = (ShareKeeper::default(), TaskTracker::new());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
         sender: Sender { handle, keyring, facts: facts.clone(), references, local },
         lanes: lanes.clone(),
         builder,
+        shares: shares.clone(),
+        attempts: attempts.clone(),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -109,20 +121,23 @@ pub fn start(
         decided: Instant::now(),
     };
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(driver.run(events, stopped));
-    Ok(Delivery { lanes, receipts, facts, stop })
+    // Not part of what `drain` waits for: it ends when it is told to.
+    tokio::spawn(driver.run(events, meta, stopped));
+    Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
 }
 
 impl Delivery {
-    /// Stops beginning attempts, waits for the answers that are out and for their facts. Bounded by the connectors' own
-    /// limits and by `limit`.
+    /// Stops beginning attempts, lets those that are begun go out, waits for their answers and until the facts of
+    /// them are committed. Bounded by the permissions to send, by the connectors' own limits and by `limit`.
     pub async fn drain(&self, limit: Duration) {
         self.stop.send_replace(true);
         let work = async {
+            // The driver holds its end of this until it has ended, so nothing is begun after it.
+            self.stop.closed().await;
+            self.attempts.close();
+            self.attempts.wait().await;
             futures::future::join_all(self.lanes.all().iter().map(|lane| lane.connector.drain())).await;
-            while self.facts.waiting() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            self.facts.flushed().await;
         };
         if tokio::time::timeout(limit, work).await.is_err() {
             tracing::warn!("drain ran out of time; attempts without an answer become UNKNOWN");
@@ -131,10 +146,18 @@ impl Delivery {
 }
 
 impl Driver {
-    async fn run(mut self, mut events: mpsc::Receiver<DriverEvent>, mut stopped: watch::Receiver<bool>) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<DriverEvent>,
+        client: MetaClient,
+        mut stopped: watch::Receiver<bool>,
+    ) {
         let mut meta = self.handle.meta_changes();
         let mut next_wake = Instant::now();
-        self.sync_lanes();
+        // What is on disk here may be older than what this node has told the others to keep to.
+        let fresh = client.caught_up();
+        tokio::pin!(fresh);
+        let mut is_fresh = false;
         loop {
             let sleep = next_wake.saturating_duration_since(Instant::now());
             tokio::select! {
@@ -146,7 +169,13 @@ impl Driver {
                     self.take_events(&mut events);
                     self.on_local(local);
                 }
-                changed = meta.changed() => if changed.is_err() { return } else { self.sync_lanes() },
+                () = &mut fresh, if !is_fresh => {
+                    is_fresh = true;
+                    self.sync_lanes();
+                }
+                changed = meta.changed(), if is_fresh => {
+                    if changed.is_err() { return } else { self.sync_lanes() }
+                }
                 _ = stopped.changed() => return,
                 () = tokio::time::sleep(sleep) => {}
             }
@@ -173,9 +202,13 @@ impl Driver {
 
     fn sync_lanes(&mut self) {
         let view = self.handle.meta();
-        for lane in self.lanes.sync(&view, &self.builder) {
-            self.scheduler.set_lane(lane);
+        for change in self.lanes.sync(&view, &self.builder) {
+            match change {
+                LaneChange::Set(lane) => self.scheduler.set_lane(lane),
+                LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
+            }
         }
+        self.shares.set(view.shares.epoch, Instant::now());
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -281,7 +314,7 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let share = self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.share.max(1)));
+            let share = self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
             now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
         };
         let commands = list
@@ -299,7 +332,8 @@ impl Driver {
             })
             .collect();
         let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
-        tokio::spawn(async move {
+        let attempts = self.attempts.clone();
+        self.attempts.spawn(async move {
             let answers = handle.propose(partition, commands).await.unwrap_or_default();
             let mut answers = answers.into_iter();
             let mut results = Vec::with_capacity(list.len());
@@ -319,7 +353,7 @@ impl Driver {
             let now_ms = clock_ms();
             for permit in permits {
                 let lane = lanes.get(permit.carrier_no);
-                tokio::spawn(sender.clone().run(partition, term, permit, lane, now_ms));
+                attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
         });
     }

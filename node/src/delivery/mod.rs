@@ -12,7 +12,9 @@ mod facts;
 mod lanes;
 mod receipts;
 mod sending;
+mod shares;
 
 pub use driver::{Delivery, start};
 pub use lanes::{LaneStatus, LaneTable};
 pub use receipts::ReceiptRouter;
+pub use shares::ShareKeeper;

@@ -5,7 +5,7 @@
 //! committed yet waits a little. What nobody knows is refused, so that the carrier sends it again later.
 use super::facts::{Fact, Facts};
 use crate::engine::NodeHandle;
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use bytes::Bytes;
 use carillon_carriers::connector::{LateAnswer, ReceiptReport};
 use carillon_carriers::{InboundSink, ReceiptAck};
@@ -232,7 +232,7 @@ impl ReceiptRouter {
 
     async fn record_anywhere(&self, receipts: Vec<RecordReceipt>) -> Vec<bool> {
         let mut found = self.record_here(receipts.clone()).await;
-        for channel in self.channels.values() {
+        for channel in self.channels.all() {
             let open: Vec<usize> = (0..found.len()).filter(|i| !found[*i]).collect();
             if open.is_empty() {
                 break;
@@ -240,7 +240,7 @@ impl ReceiptRouter {
             let asked = open.iter().map(|i| receipts[*i].clone()).collect();
             let mut request = tonic::Request::new(ForwardReceiptsRequest { receipts: asked });
             request.set_timeout(Duration::from_secs(3));
-            if let Ok(response) = PeerClient::new(channel.clone()).forward_receipts(request).await {
+            if let Ok(response) = PeerClient::new(channel).forward_receipts(request).await {
                 for (i, yes) in open.into_iter().zip(response.into_inner().found) {
                     found[i] |= yes;
                 }

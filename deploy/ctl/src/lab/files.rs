@@ -81,9 +81,7 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         Ok(ca.issue(&Leaf::new(&identity, usage))?.write(&pki, stem)?)
     };
     for node in &plan.nodes {
-        let id = node.id;
-        issue(&peers, Role::Node(id), Usage::Both, &format!("node-{id}"))?;
-        issue(&operators, Role::Node(id), Usage::Server, &format!("node-{id}-admin"))?;
+        issue_node(dir, &peers, &operators, node.id)?;
     }
     let router = || Role::Router(ROUTER.to_owned());
     issue(&peers, router(), Usage::Client, &format!("router-{ROUTER}"))?;
@@ -92,6 +90,39 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         issue(&clients, Role::Tenant(tenant.to_owned()), Usage::Client, &format!("tenant-{tenant}"))?;
     }
     issue(&operators, Role::Operator(OPERATOR.to_owned()), Usage::Client, &format!("operator-{OPERATOR}"))
+}
+
+/// The two certificates of a node.
+fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, id: u64) -> Result<(), LabError> {
+    let identity = Identity { cluster: CLUSTER.to_owned(), role: Role::Node(id) };
+    let pki = pki_dir(dir);
+    peers.issue(&Leaf::new(&identity, Usage::Both))?.write(&pki, &format!("node-{id}"))?;
+    operators.issue(&Leaf::new(&identity, Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
+    Ok(())
+}
+
+/// Certificates, token and configuration of a node that joins a lab that exists.
+pub(super) fn write_joining(
+    dir: &Path,
+    plan: &Plan,
+    id: u64,
+    log_filter: &str,
+    peers: Vec<String>,
+    token: &str,
+) -> Result<(), LabError> {
+    let pki = pki_dir(dir);
+    let ca = |plane: Plane| Ca::load(&plane.name(), &pki, plane.stem());
+    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, id)?;
+    let home = dir.join(format!("node-{id}"));
+    make_dir(&home)?;
+    make_dir(&home.join("data"))?;
+    let token_file = home.join("join-token");
+    write_private(&token_file, format!("{token}\n").as_bytes())?;
+    let options = LabOptions { log_filter: log_filter.to_owned(), ..LabOptions::default() };
+    let mut config = NodeConfig::new(dir, plan, id, &options)?;
+    config.members.clear();
+    config.join = Some(JoinConfig { peers, token_file });
+    write_toml(&home.join("config.toml"), &config)
 }
 
 fn write_toml(path: &Path, config: &impl Serialize) -> Result<(), LabError> {
@@ -139,9 +170,17 @@ struct NodeConfig {
     log_filter: String,
     secrets_dir: PathBuf,
     members: Vec<MemberConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<JoinConfig>,
     peer_tls: TlsPaths,
     admin_tls: TlsPaths,
     keys: KeysConfig,
+}
+
+#[derive(Serialize)]
+struct JoinConfig {
+    peers: Vec<String>,
+    token_file: PathBuf,
 }
 
 impl NodeConfig {
@@ -161,6 +200,7 @@ impl NodeConfig {
             log_filter: options.log_filter.clone(),
             secrets_dir: dir.join("secrets"),
             members: plan.nodes.iter().map(member).collect(),
+            join: None,
             peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers).into(),
             admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators).into(),
             keys: KeysConfig { provider: "file", file: dir.join("keys/lab.key") },

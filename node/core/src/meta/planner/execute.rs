@@ -1,5 +1,6 @@
 //! Makes one group what its row of the map says: learner, caught up, joint change, leave, remove, destroy, forget.
-use super::{ConfStep, GroupSeen, Round, Step, find, node_of, role};
+use super::{ConfStep, GroupSeen, Round, Step, find, role};
+use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{ChangeReplicas, PartitionRecord, ReplicaRole};
 use std::collections::BTreeSet;

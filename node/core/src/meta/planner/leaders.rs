@@ -1,6 +1,7 @@
 //! Moves leaders: off nodes that must not lead, and otherwise to where they weigh less.
 use super::balance::{LEADERS, mean_load};
-use super::{GroupSeen, Round, Step, node_of};
+use super::{GroupSeen, Round, Step};
+use carillon_proto::replica::node_of;
 use carillon_proto::internal::PartitionRecord;
 use std::collections::{BTreeMap, BTreeSet};
 

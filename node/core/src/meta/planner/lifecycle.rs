@@ -1,6 +1,7 @@
 //! Nodes become active and are removed, shares follow, and the feature level rises: all by themselves.
 use super::{Round, Step};
 use crate::meta::level;
+use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{NodeStatus, RaiseLevel, SetNodeStatus, SetShares, SettleShares};
 use std::collections::BTreeSet;
@@ -80,7 +81,7 @@ fn keeps_to(round: &Round<'_>, node_id: u64, epoch: u64) -> bool {
     let has_replica = |group: &u32| {
         let Some(seen) = round.seen.groups.get(group) else { return true };
         let conf = [&seen.conf.voters, &seen.conf.outgoing];
-        conf.iter().any(|set| set.iter().any(|id| super::node_of(*id) == node_id))
+        conf.iter().any(|set| set.iter().any(|id| node_of(*id) == node_id))
     };
     round.status(node_id) == NodeStatus::Dead
         && !node.alive

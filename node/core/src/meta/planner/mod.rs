@@ -19,7 +19,6 @@ mod lifecycle;
 mod placement;
 
 use super::{MetaView, is_present};
-use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,9 @@
 //! Changes rows of the map: replaces replicas of nodes that go, keeps the number of voters, balances replicas, and gives every
 //! node a replica of the meta group.
 use super::balance::{REPLICAS, lightest_first, mean_load};
-use super::{Round, Step, node_of};
+use super::{Round, Step};
 use crate::meta::place::{VOTERS, meta_voters_wanted, voters_wanted};
+use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{ChangeReplicas, NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
 use std::collections::{BTreeMap, BTreeSet};
