@@ -86,7 +86,9 @@ impl Join {
         let text = match (&self.token, &self.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(path)) => fs_err::read_to_string(path)?,
-            (None, None) => anyhow::bail!("join: give token or token_file; `carillonctl node token` makes a token"),
+            (None, None) => {
+                anyhow::bail!("join: give token or token_file; `carillonctl node token` makes a token")
+            }
         };
         let parts: Vec<&str> = text.trim().split('-').collect();
         let ["carillon", id, secret] = parts.as_slice() else {
@@ -136,6 +138,17 @@ pub struct Tuning {
     pub write_buffers_bytes: usize,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
+    /// Bytes per second for making, sending and fetching snapshots, each. 0 = no limit, default 32 MiB.
+    pub snapshot_bytes_per_s_max: u64,
+    /// A follower that fetches nothing of its snapshot in this time is given up, and offered one again. 1000 to 600000,
+    /// default 30000.
+    pub snapshot_idle_ms_max: u64,
+    /// Log kept in each partition for a follower that is behind; beyond it the follower needs a snapshot. Default 64 MiB.
+    pub log_slack_bytes: u64,
+    /// The same in entries. 64 to 10000000, default 100000.
+    pub log_slack_entries: u64,
+    /// A state that was not written to disk for so long is; bounds what a restart replays. 1000 to 3600000, default 300000.
+    pub flush_age_ms_max: u64,
 }
 
 impl Default for Tuning {
@@ -146,6 +159,11 @@ impl Default for Tuning {
             block_cache_bytes: 32 << 20,
             write_buffers_bytes: 96 << 20,
             worker_threads: 2,
+            snapshot_bytes_per_s_max: 32 << 20,
+            snapshot_idle_ms_max: 30_000,
+            log_slack_bytes: 64 << 20,
+            log_slack_entries: 100_000,
+            flush_age_ms_max: 300_000,
         }
     }
 }
@@ -206,6 +224,15 @@ impl Config {
         }
         if self.tuning.worker_threads == 0 || self.tuning.worker_threads > 64 {
             return refuse("tuning.worker_threads", "must be 1 to 64");
+        }
+        if !(1_000..=600_000).contains(&self.tuning.snapshot_idle_ms_max) {
+            return refuse("tuning.snapshot_idle_ms_max", "must be 1000 to 600000");
+        }
+        if !(64..=10_000_000).contains(&self.tuning.log_slack_entries) {
+            return refuse("tuning.log_slack_entries", "must be 64 to 10000000");
+        }
+        if !(1_000..=3_600_000).contains(&self.tuning.flush_age_ms_max) {
+            return refuse("tuning.flush_age_ms_max", "must be 1000 to 3600000");
         }
         match &self.keys {
             KeyConfig::File { .. } if !self.lab => refuse(
@@ -296,9 +323,20 @@ mod tests {
             ("lab = true", "lab = true\nlabb = true", "labb"),
             ("members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]", "", "members"),
             ("lab = true", "lab = true\njoin = { peers = [\"a:1\"] }", "join"),
-            ("members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]", "join = { peers = [] }", "join.peers"),
+            (
+                "members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]",
+                "join = { peers = [] }",
+                "join.peers",
+            ),
             ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
+            ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
+            ("lab = true", "lab = true\ntuning = { flush_age_ms_max = 5 }", "tuning.flush_age_ms_max"),
+            (
+                "lab = true",
+                "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",
+                "tuning.snapshot_idle_ms_max",
+            ),
         ] {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");
@@ -309,7 +347,9 @@ mod tests {
     fn a_token_names_its_node_and_is_not_printed() {
         let join = |token: &str| Join { peers: vec![], token: Some(token.to_owned()), token_file: None };
         assert_eq!(&join("carillon-4-00ff\n").secret(4).unwrap()[..], [0, 0xff]);
-        for (token, expected) in [("carillon-5-00ff", "admits node 5"), ("00ff", "not a token"), ("carillon-4-x", "")] {
+        for (token, expected) in
+            [("carillon-5-00ff", "admits node 5"), ("00ff", "not a token"), ("carillon-4-x", "")]
+        {
             assert!(join(token).secret(4).unwrap_err().to_string().contains(expected), "{token}");
         }
         assert!(!format!("{:?}", join("carillon-4-00ff")).contains("00ff"));

@@ -59,9 +59,8 @@ mod tests {
 
     #[test]
     fn the_heir_is_a_voter_that_is_there_and_up_to_date() {
-        let follower = |id: u64, matched, recent_active| {
-            (id, Follower { matched, recent_active, in_snapshot: false })
-        };
+        let follower =
+            |id: u64, matched, recent_active| (id, Follower { matched, recent_active, in_snapshot: false });
         let group = GroupStatus {
             last_index: 1_000,
             members: ConfState { voters: vec![1, 2, 3, 4, 6], learners: vec![5], ..Default::default() },

@@ -56,7 +56,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
-    let (identity, _) = Identity::open(&config.data_dir, config.node_id)?;
+    let identity = Identity::open(&config.data_dir, config.node_id, engine::has_log(&config))?;
     let membership = enter(&config, &identity, &client).await?;
     let channels = Arc::new(PeerChannels::new(config.node_id, &membership.members(), client)?);
     let identity = Arc::new(identity);
@@ -66,7 +66,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let runtime = tokio::runtime::Handle::current();
     let mut engine = tokio::task::spawn_blocking(move || {
         let _inside = runtime.enter();
-        engine::start(&start_config, &start_membership, start_identity, &start_channels)
+        engine::start(&start_config, &start_membership, &start_channels, &start_identity)
     })
     .await??;
     let handle = engine.handle.clone();
@@ -117,6 +117,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta: meta.clone(),
         receipts: delivery.receipts.clone(),
+        identity: Arc::clone(&identity),
     };
     let steward_api = StewardApi {
         cluster_id: config.cluster_id.clone(),
@@ -193,10 +194,12 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         }
         let leaders = handle.leaders();
         let leaders = leaders.borrow();
-        if !leaders.contains_key(&0) {
+        let hosted = handle.hosted();
+        let hosted = hosted.borrow();
+        if !hosted.contains_key(&0) {
             return Err("this node has not learned the meta group yet".to_owned());
         }
-        let without = leaders.values().filter(|l| l.leader == 0).count();
+        let without = hosted.keys().filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
         if without > 0 {
             return Err(format!("{without} groups have no known leader"));
         }

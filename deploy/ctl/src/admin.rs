@@ -129,7 +129,12 @@ impl Admin {
         answer.map(drop).map_err(|s| AdminError::of("change of the node", s))
     }
 
-    pub async fn move_partition(&self, partition: u32, from_node: u64, to_node: u64) -> Result<(), AdminError> {
+    pub async fn move_partition(
+        &self,
+        partition: u32,
+        from_node: u64,
+        to_node: u64,
+    ) -> Result<(), AdminError> {
         let mut client = self.client.clone();
         let request = MovePartitionRequest { partition, from_node, to_node };
         let answer = client.move_partition(Self::request(request)).await;

@@ -418,6 +418,12 @@ impl Group {
         })
     }
 
+    /// On a leader: all members but itself.
+    pub fn followers(&self) -> Vec<(u64, Follower)> {
+        let members = self.raw.raft.prs().iter().map(|(id, _)| *id).filter(|id| *id != self.config.node_id);
+        members.filter_map(|id| Some((id, self.follower(id)?))).collect()
+    }
+
     /// Data proposed here and not committed.
     pub fn uncommitted_bytes(&self) -> u64 {
         self.raw.raft.uncommitted_size() as u64

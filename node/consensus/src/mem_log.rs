@@ -169,7 +169,7 @@ impl MemGroup {
     }
 
     fn truncate(&mut self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
-        if index <= self.state.truncated_index {
+        if index <= self.state.truncated_index || self.removed {
             return Ok(());
         }
         if self.term(index) != Some(term) {

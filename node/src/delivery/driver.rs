@@ -314,7 +314,8 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let share = self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
+            let share =
+                self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
             now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
         };
         let commands = list

@@ -2,6 +2,7 @@
 use super::admin::change;
 use crate::engine::NodeHandle;
 use crate::meta::{Desk, MetaClient};
+use aws_lc_rs::digest::{SHA256, digest};
 use carillon_core::meta::status_word;
 use carillon_proto::admin::{
     CreateTokenRequest, CreateTokenResponse, MovePartitionRequest, NodeAction, SetNodeRequest,
@@ -10,7 +11,6 @@ use carillon_proto::internal::{
     ChangeReplicas, CreateToken, NodeStatus, ReplicaRecord, ReplicaRole, SetNodeStatus, meta_command::Kind,
 };
 use rand::Rng as _;
-use aws_lc_rs::digest::{SHA256, digest};
 use tonic::Status;
 
 const TOKEN_LIFE_S: u32 = 3_600;
@@ -101,12 +101,18 @@ impl Members<'_> {
         let refuse = |text: String| Err(Status::failed_precondition(text));
         let partition = request.partition;
         let Some(record) = view.map.get(&partition).filter(|_| partition > 0) else {
-            return refuse(format!("partition {partition} does not exist; `carillonctl partition list` shows all"));
+            return refuse(format!(
+                "partition {partition} does not exist; `carillonctl partition list` shows all"
+            ));
         };
         let voters = || record.replicas.iter().filter(|r| r.role() == ReplicaRole::Voter);
         let Some(leaves) = voters().find(|r| r.node_id == request.from_node) else {
             let hosts: Vec<String> = voters().map(|r| r.node_id.to_string()).collect();
-            return refuse(format!("partition {partition} is on nodes {}, not on {}", hosts.join(", "), request.from_node));
+            return refuse(format!(
+                "partition {partition} is on nodes {}, not on {}",
+                hosts.join(", "),
+                request.from_node
+            ));
         };
         if record.replicas.iter().any(|r| r.role() == ReplicaRole::Leaving) {
             return refuse(format!("partition {partition} is being moved already; wait until that is done"));

@@ -30,7 +30,8 @@ impl Steward for StewardApi {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let role = super::authorize(&request, &self.cluster_id, |role| matches!(role, Role::Node(_)))?;
         let request = request.into_inner();
-        let refuse = |text: &str| Ok(Response::new(JoinResponse { refusal: text.to_owned(), ..Default::default() }));
+        let refuse =
+            |text: &str| Ok(Response::new(JoinResponse { refusal: text.to_owned(), ..Default::default() }));
         if role != Role::Node(request.node_id) {
             return refuse("the certificate is not that of the node that the token admits");
         }
@@ -42,11 +43,8 @@ impl Steward for StewardApi {
             feature_level: request.feature_level,
         };
         let command = MetaCommand { kind: Some(Kind::JoinNode(command)) };
-        let texts = self
-            .meta
-            .propose(vec![command])
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let texts =
+            self.meta.propose(vec![command]).await.map_err(|error| Status::unavailable(error.to_string()))?;
         if let Some(refusal) = texts.first().filter(|text| !text.is_empty()) {
             return refuse(refusal);
         }

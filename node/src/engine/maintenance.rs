@@ -1,8 +1,8 @@
 //! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
-//! and on every replica, then lets the log free files. Nothing waits for it.
+//! and what the leader says that nobody needs, then lets the log free files. Nothing waits for it.
 use super::shard::{Completion, clock_ms};
 use carillon_consensus::LogStore;
-use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb};
+use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb, StateError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const SLACK_ENTRIES: u64 = 64;
 const PURGE_ROUNDS: u64 = 10;
 
 pub enum MaintenanceMessage {
-    /// Every replica of the group has all entries up to here on disk.
+    /// Nobody needs the log up to here, as the leader says: every replica has it on disk, or will get a snapshot.
     Safe {
         group: u32,
         index: u64,
@@ -29,11 +29,12 @@ pub(super) struct Maintenance {
     pub messages: Receiver<MaintenanceMessage>,
     pub completions: Sender<Completion>,
     pub unflushed: Arc<Vec<AtomicU64>>,
+    pub limits: PacerLimits,
 }
 
 impl Maintenance {
     pub fn run(self) {
-        let mut pacer = FlushPacer::new(PacerLimits::default());
+        let mut pacer = FlushPacer::new(self.limits);
         let mut safe: BTreeMap<u32, u64> = BTreeMap::new();
         let mut cut: BTreeMap<u32, u64> = BTreeMap::new();
         let mut round = 0_u64;
@@ -72,6 +73,11 @@ impl Maintenance {
         }
         while let Some(group) = pacer.next(now_ms) {
             if let Err(error) = self.state.flush(group) {
+                if matches!(error, StateError::NoReplica(_)) {
+                    // The group left this node meanwhile.
+                    pacer.forget(group);
+                    continue;
+                }
                 tracing::error!(group, %error, "state flush failed; stopping");
                 std::process::abort();
             }
@@ -83,6 +89,7 @@ impl Maintenance {
     fn truncate(&self, group: u32, safe: u64, cut: &mut u64) {
         let durable = match self.state.durable_applied(group) {
             Ok(record) => record.map_or(0, |r| r.index),
+            Err(StateError::NoReplica(_)) => return,
             Err(error) => {
                 tracing::error!(group, %error, "cannot read the durable applied index");
                 return;

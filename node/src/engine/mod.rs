@@ -1,35 +1,47 @@
-//! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams.
+//! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams, snapshots.
 //!
 //! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
 //! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
 mod applier;
+mod catchup;
 mod cell;
 pub mod handle;
+pub mod identity;
 mod log_writer;
 pub mod maintenance;
+pub mod members;
+pub mod peers;
 mod recovery;
 pub mod shard;
+pub mod snapshot;
 pub mod transport;
+pub mod upkeep;
 
 use crate::config::Config;
+use crate::meta::Membership;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
-use carillon_consensus::{Group, GroupConfig, LogStore, Outputs};
+use carillon_consensus::{Group, LogStore, Outputs};
 use carillon_core::meta::MetaView;
-use carillon_store::{EngineLog, EngineLogOptions, StateDb, StateOptions};
+use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
-pub use handle::{DriverEvent, NodeHandle, ProposeError};
-use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+pub use handle::{DriverEvent, MemberError, NodeHandle, ProposeError};
+use handle::{Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use identity::Identity;
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
+use members::GroupSettings;
+pub use members::MemberMessage;
+use peers::PeerChannels;
 use shard::{INBOX_MAX, Shard, ShardMessage};
+use snapshot::{Hub, HubParts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use transport::PeerChannels;
+use upkeep::LogSlack;
 
 /// Running threads, and what to tell them to stop.
 pub struct Engine {
@@ -37,14 +49,21 @@ pub struct Engine {
     driver_events: Option<mpsc::Receiver<DriverEvent>>,
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
+    snapshots: Arc<Hub>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
-pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine> {
-    let members = config.member_ids();
-    let groups: Vec<u32> = (0..=config.partitions).collect();
-    fs_err::create_dir_all(&config.data_dir)?;
+/// Whether there is a raft log.
+pub fn has_log(config: &Config) -> bool {
+    config.data_dir.join("log").exists()
+}
+
+struct Stores {
+    log: Arc<EngineLog>,
+    state: Arc<StateDb>,
+}
+
+fn open_stores(config: &Config, membership: &Membership, identity: &Identity) -> anyhow::Result<Stores> {
     let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &EngineLogOptions::default())?);
     let options = StateOptions {
         block_cache_bytes: config.tuning.block_cache_bytes,
@@ -52,44 +71,98 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         ..StateOptions::default()
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
-    recovery::create_groups(&log, &groups, &members)?;
-
-    let mut cells = BTreeMap::new();
-    let mut applied_senders = Vec::new();
-    let mut applied_receivers = Vec::new();
-    for group in &groups {
-        let applied = recovery::replay(&log, &state, *group)?;
-        let mut group_config =
-            GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
-        // 17 groups share a node: keep each one's share of memory small.
-        group_config.cache_bytes_max = 1 << 20;
-        group_config.priority = i64::from(shard::preferred_leader(*group, &members) == config.node_id);
-        let log: Arc<dyn LogStore> = Arc::clone(&log) as Arc<dyn LogStore>;
-        cells.insert(*group, Cell::new(Group::open(group_config, log, applied)?));
-        let (sender, receiver) = watch::channel(applied);
-        applied_senders.push(sender);
-        applied_receivers.push(receiver);
+    if identity.is_new() {
+        // One write, so there are all of them or none. A node that joins is given its replicas later.
+        if log.groups().is_empty() && !membership.founders.is_empty() {
+            recovery::create_groups(&log, membership)?;
+        }
+        identity.ready()?;
     }
-    let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
+    Ok(Stores { log, state })
+}
+
+/// The groups that live here, opened and replayed, and the applied index of each.
+fn open_groups(
+    membership: &Membership,
+    settings: &GroupSettings,
+    stores: &Stores,
+) -> anyhow::Result<BTreeMap<u32, (Cell, u64)>> {
+    let mut cells = BTreeMap::new();
+    for recovery::Hosted { group, replica_id } in
+        recovery::settle(&stores.log, &stores.state, membership.node_id)?
+    {
+        anyhow::ensure!(
+            group <= membership.partitions,
+            "the log has group {group} of {} partitions",
+            membership.partitions
+        );
+        let applied = recovery::replay(&stores.log, &stores.state, group)?;
+        let log: Arc<dyn LogStore> = Arc::clone(&stores.log) as Arc<dyn LogStore>;
+        let opened = Group::open(settings.config(group, replica_id), log, applied)?;
+        cells.insert(group, (Cell::new(opened), applied));
+    }
+    Ok(cells)
+}
+
+/// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
+pub fn start(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Identity,
+) -> anyhow::Result<Engine> {
+    let stores = open_stores(config, membership, identity)?;
+    let Stores { log, state } = &stores;
+    let settings = GroupSettings {
+        node_id: config.node_id,
+        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
+    };
+    let opened = open_groups(membership, &settings, &stores)?;
+    let groups: Vec<u32> = opened.keys().copied().collect();
+    let groups_max = membership.partitions as usize + 1;
+    let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
+    let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
+    let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
+        (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
+    let view = match hosted.contains_key(&0) {
+        true => MetaView::load(&*state.replica(0)?)?,
+        // It comes with the first snapshot of the meta group.
+        false => MetaView::default(),
+    };
+    let meta = Arc::new(ArcSwap::from_pointee(view));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (completions, completions_receiver) = crossbeam_channel::unbounded();
     let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
     let (apply, apply_receiver) = crossbeam_channel::unbounded();
+    let (work, work_receiver) = crossbeam_channel::unbounded();
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
+    let (hosted_sender, hosted) = watch::channel(Arc::new(hosted));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
-    let unflushed = Arc::new((0..groups.len()).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers = transport::start(config.node_id, &config.cluster_id, channels, inbox.clone());
+    let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+    let peers =
+        transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
+    let snapshots = Arc::new(Hub::new(HubParts {
+        node_id: config.node_id,
+        dir: config.data_dir.join("snapshots"),
+        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
+        state: Arc::clone(state),
+        inbox: inbox.clone(),
+        work,
+        channels: Arc::clone(channels),
+    })?);
 
     let shard = Shard {
         node_id: config.node_id,
-        members,
-        cells,
+        settings,
+        cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
         inbox: inbox_receiver,
         completions: completions_receiver,
         log_writer: log_tasks,
+        log: Arc::clone(log) as Arc<dyn LogStore>,
+        snapshots: Arc::clone(&snapshots),
         applier: apply,
         peers: peers.clone(),
         maintenance: maintenance.clone(),
@@ -99,16 +172,22 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         next_ctx: 0,
         ticks: 0,
         outputs: Outputs::default(),
+        slack: LogSlack { bytes: config.tuning.log_slack_bytes, entries: config.tuning.log_slack_entries },
+        groups_max,
+        hosted: hosted_sender,
+        own_tasks: Vec::new(),
+        creating: BTreeMap::new(),
+        leaving: BTreeMap::new(),
     };
     let writer = LogWriter {
-        log: Arc::clone(&log) as Arc<dyn LogStore>,
+        log: Arc::clone(log) as Arc<dyn LogStore>,
         tasks: log_tasks_receiver,
         completions: completions.clone(),
         peers,
     };
     let applier = Applier {
         node_id: config.node_id,
-        state: Arc::clone(&state),
+        state: Arc::clone(state),
         messages: apply_receiver,
         completions: completions.clone(),
         driver,
@@ -117,15 +196,21 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         meta_changed: meta_changed_sender,
         applied: applied_senders,
         unflushed: Arc::clone(&unflushed),
+        snapshots: Arc::clone(&snapshots),
     };
     let keeper = Maintenance {
-        log,
-        state: Arc::clone(&state),
+        log: Arc::clone(log),
+        state: Arc::clone(state),
         messages: maintenance_receiver,
         completions,
         unflushed,
+        limits: PacerLimits {
+            unflushed_age_max_ms: config.tuning.flush_age_ms_max,
+            ..PacerLimits::default()
+        },
     };
 
+    let worker = Arc::clone(&snapshots);
     let threads = vec![
         spawn("log-writer", move || writer.run())?,
         spawn("applier", move || {
@@ -135,21 +220,24 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
             }
         })?,
         spawn("maintenance", move || keeper.run())?,
+        spawn("snapshots", move || snapshot::run_worker(&worker, &work_receiver))?,
         spawn("shard-0", move || shard.run())?,
     ];
     let shared = Shared {
         node_id: config.node_id,
-        partitions: config.partitions,
+        partitions: membership.partitions,
         inbox: inbox.clone(),
-        state,
+        state: Arc::clone(state),
         leaders,
+        hosted,
+        snapshots: Arc::clone(&snapshots),
         meta,
         meta_changed,
         applied: applied_receivers,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
-    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, threads })
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, snapshots, threads })
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
@@ -169,6 +257,7 @@ impl Engine {
 
     /// Stops the threads: what is acknowledged is on disk already, the rest is replayed at the next start. Blocks.
     pub fn stop(self) {
+        self.snapshots.stop();
         drop(self.inbox.send(ShardMessage::Stop));
         drop(self.maintenance.send(MaintenanceMessage::Stop));
         for thread in self.threads {

@@ -54,7 +54,9 @@ impl PeerChannels {
         for node in view.present() {
             match self.put(node.node_id, &node.peer_address) {
                 Ok(put) => changed |= put,
-                Err(error) => tracing::error!(node = node.node_id, %error, "the address of a node is unusable"),
+                Err(error) => {
+                    tracing::error!(node = node.node_id, %error, "the address of a node is unusable")
+                }
             }
         }
         self.peers.write().retain(|id, _| {

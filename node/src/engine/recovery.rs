@@ -1,25 +1,70 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
-use carillon_consensus::{LogStore, bootstrap_write};
+use crate::meta::Membership;
+use bytes::Bytes;
+use carillon_consensus::{GroupWrite, LogStore, bootstrap_write};
 use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, meta};
-use carillon_store::{EngineLog, StateDb};
+use carillon_proto::internal::ReplicaRole;
+use carillon_proto::replica::node_of;
+use carillon_store::{EngineLog, FIRST_GENERATION, StateDb};
 use raft::eraftpb::EntryType;
+use std::collections::BTreeMap;
 
 /// Bytes of entries read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
 
-/// Creates missing groups with all members as voters. One synced write.
-pub(super) fn create_groups(log: &EngineLog, groups: &[u32], members: &[u64]) -> anyhow::Result<()> {
+/// Creates this node's replicas of the groups of a new cluster; every founding node works out the same places. One
+/// synced write.
+pub(super) fn create_groups(log: &EngineLog, membership: &Membership) -> anyhow::Result<()> {
     let mut writes = Vec::new();
-    for group in groups {
-        if log.load(*group)?.is_none() {
-            writes.push(bootstrap_write(*group, members));
+    for group in 0..=membership.partitions {
+        let record = meta::place::founding(group, &membership.founders);
+        let of = |role| record.replicas.iter().filter(move |r| r.role() == role).map(|r| r.replica_id);
+        let own = record.replicas.iter().find(|r| r.node_id == membership.node_id);
+        let Some(own) = own else { continue };
+        let mut write = bootstrap_write(group, &of(ReplicaRole::Voter).collect::<Vec<_>>());
+        if let Some((conf, _)) = &mut write.conf {
+            conf.learners = of(ReplicaRole::Learner).collect();
         }
+        writes.push(GroupWrite { replica_id: Some(own.replica_id), ..write });
     }
-    if !writes.is_empty() {
-        log.write(&writes, true)?;
-    }
+    log.write(&writes, true)?;
     Ok(())
+}
+
+/// A replica that lives on this node.
+pub(super) struct Hosted {
+    pub group: u32,
+    pub replica_id: u64,
+}
+
+/// The replicas of this node, after what an interrupted install or removal left was cleared away: a replica that is not in
+/// its membership any more ends, and only the state that the log names stays.
+pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Vec<Hosted>> {
+    let (mut hosted, mut live) = (Vec::new(), BTreeMap::new());
+    for group in log.groups() {
+        let Some(stored) = log.load(group)? else { continue };
+        let replica_id = if stored.replica_id == 0 { node_id } else { stored.replica_id };
+        anyhow::ensure!(
+            node_of(replica_id) == node_id,
+            "replica {replica_id} of group {group} is of another node"
+        );
+        let conf = &stored.conf_state;
+        let members: Vec<&u64> =
+            conf.voters.iter().chain(&conf.learners).chain(&conf.voters_outgoing).collect();
+        let joins = members.is_empty() && stored.last_index == 0;
+        if !joins && !members.contains(&&replica_id) {
+            tracing::info!(group, replica_id, "this replica was removed from its group; its data goes");
+            log.write(&[GroupWrite::remove(group)], true)?;
+            continue;
+        }
+        live.insert(group, stored.generation.max(FIRST_GENERATION));
+        hosted.push(Hosted { group, replica_id });
+    }
+    for family in state.keep_only(&live)? {
+        tracing::info!(%family, "dropped a state that the log does not name");
+    }
+    Ok(hosted)
 }
 
 /// Applies everything that is known to be committed. Returns the applied index.
@@ -36,15 +81,19 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
         let entries = log.entries(group, applied + 1, commit + 1, PAGE_BYTES)?;
         let mut batch = replica.batch()?;
         for entry in entries {
-            // Configuration changes are left to raft, which must see them itself.
-            if entry.entry_type != EntryType::EntryNormal {
+            let normal = entry.entry_type == EntryType::EntryNormal;
+            // Changes of the membership that are not in force yet are left to raft, which must see them itself.
+            if !normal && entry.index > stored.conf_index {
                 batch.commit()?;
                 return Ok(applied);
             }
             let meta = EntryMeta { index: entry.index, term: entry.term };
             applied = entry.index;
             if group == 0 {
-                meta::apply(&mut batch, meta, &entry.data, &mut meta_effects)?;
+                let data = if normal { entry.data } else { Bytes::new() };
+                meta::apply(&mut batch, meta, &data, &mut meta_effects)?;
+            } else if !normal {
+                core.pass(&mut batch, meta);
             } else {
                 core.apply(&mut batch, meta, &entry.data, &mut effects)?;
             }

@@ -2,8 +2,8 @@
 //!
 //! Two streams for each peer, so that heartbeats and votes never wait behind entries. Queues are bounded; a full one drops,
 //! because raft repeats. Order holds within a stream.
-use super::shard::ShardMessage;
 use super::peers::PeerChannels;
+use super::shard::ShardMessage;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
 use parking_lot::RwLock;
@@ -25,6 +25,7 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct PeerSender {
     node_id: u64,
+    store_id: u64,
     cluster_id: Arc<str>,
     lanes: Arc<RwLock<Lanes>>,
 }
@@ -65,8 +66,13 @@ impl PeerSender {
         }
         let lanes = self.lanes.read();
         let Some(lanes) = lanes.get(&node) else { return };
-        let frame =
-            RaftFrame { from_node: self.node_id, cluster_id: self.cluster_id.to_string(), messages, hints };
+        let frame = RaftFrame {
+            from_node: self.node_id,
+            cluster_id: self.cluster_id.to_string(),
+            messages,
+            hints,
+            from_store: self.store_id,
+        };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
                 .increment(1);
@@ -85,11 +91,12 @@ fn entry_bytes(message: &GroupMessage) -> usize {
 /// Starts the streams to all peers on the current runtime, and those to peers that come later.
 pub fn start(
     node_id: u64,
+    store_id: u64,
     cluster_id: &str,
     channels: &Arc<PeerChannels>,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
-    let sender = PeerSender { node_id, cluster_id: Arc::from(cluster_id), lanes: Arc::default() };
+    let sender = PeerSender { node_id, store_id, cluster_id: Arc::from(cluster_id), lanes: Arc::default() };
     let (lanes, channels) = (Arc::downgrade(&sender.lanes), Arc::clone(channels));
     let mut changes = channels.changes();
     let follow = move || {
@@ -98,9 +105,7 @@ pub fn start(
         true
     };
     follow();
-    tokio::spawn(async move {
-        while changes.changed().await.is_ok() && follow() {}
-    });
+    tokio::spawn(async move { while changes.changed().await.is_ok() && follow() {} });
     sender
 }
 

@@ -5,21 +5,17 @@
 use super::Membership;
 use crate::config::Config;
 use crate::engine::identity::Identity;
+use crate::engine::peers::PeerChannels;
 use anyhow::Context as _;
 use carillon_core::meta::level;
-use carillon_proto::identity::Role;
-use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::steward_client::StewardClient;
-use carillon_proto::internal::{HelloRequest, HelloResponse, JoinRequest, JoinResponse};
+use carillon_proto::internal::{JoinRequest, JoinResponse};
 use carillon_proto::tls;
 use rustls::ClientConfig;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-/// A founding member waits at most this long for the others' word; in a new cluster nobody answers yet.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -40,42 +36,21 @@ pub async fn enter(config: &Config, own: &Identity, tls: &Arc<ClientConfig>) -> 
     let membership = match &config.join {
         Some(_) => join(config, own.store_id(), tls).await?,
         None => {
-            refuse_if_known(config, own.store_id(), tls).await?;
+            let members: Vec<(u64, String)> =
+                config.members.iter().map(|m| (m.node_id, m.peer_address.clone())).collect();
+            let others = PeerChannels::new(config.node_id, &members, Arc::clone(tls))?;
+            own.ask_before_creating(&others).await?;
             Membership {
                 cluster_id: config.cluster_id.clone(),
                 node_id: config.node_id,
                 partitions: config.partitions,
                 founders: config.member_ids(),
-                nodes: config.members.iter().map(|m| (m.node_id, m.peer_address.clone())).collect(),
+                nodes: members.into_iter().collect(),
             }
         }
     };
     membership.save(&config.data_dir)?;
     Ok(membership)
-}
-
-async fn refuse_if_known(config: &Config, store_id: u64, tls: &Arc<ClientConfig>) -> anyhow::Result<()> {
-    let others = config.members.iter().filter(|m| m.node_id != config.node_id);
-    let asked = others.map(|member| async {
-        let channel = tls::channel(&member.peer_address, Arc::clone(tls), Some(Role::Node(member.node_id))).ok()?;
-        ask(channel, config.node_id, store_id).await
-    });
-    for answer in futures::future::join_all(asked).await.into_iter().flatten() {
-        anyhow::ensure!(
-            answer.known_store_id == 0 || answer.known_store_id == store_id,
-            "node {id} is known to the cluster with another data directory: its disk was lost or exchanged. Run \
-             `carillonctl node replace {id}`, and let a new node join with a token of `carillonctl node token`",
-            id = config.node_id
-        );
-    }
-    Ok(())
-}
-
-async fn ask(channel: Channel, node_id: u64, store_id: u64) -> Option<HelloResponse> {
-    let mut request = Request::new(HelloRequest { node_id, store_id });
-    request.set_timeout(ASK_TIMEOUT);
-    let answer = tokio::time::timeout(ASK_TIMEOUT, PeerClient::new(channel).hello(request)).await;
-    Some(answer.ok()?.ok()?.into_inner())
 }
 
 /// Asks the given members in turn until one of them lets us in or says no.
@@ -93,7 +68,9 @@ async fn join(config: &Config, store_id: u64, tls: &Arc<ClientConfig>) -> anyhow
             };
             match try_join(address, tls, request).await {
                 Ok(answer) if answer.refusal.is_empty() => return membership_of(config, answer),
-                Ok(answer) => anyhow::bail!("the cluster refuses node {}: {}", config.node_id, answer.refusal),
+                Ok(answer) => {
+                    anyhow::bail!("the cluster refuses node {}: {}", config.node_id, answer.refusal)
+                }
                 Err(status) if is_final(status.code()) => {
                     anyhow::bail!("{address} refuses this node: {}", status.message());
                 }
@@ -105,7 +82,10 @@ async fn join(config: &Config, store_id: u64, tls: &Arc<ClientConfig>) -> anyhow
 }
 
 fn is_final(code: Code) -> bool {
-    matches!(code, Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented)
+    matches!(
+        code,
+        Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented
+    )
 }
 
 async fn try_join(
@@ -128,7 +108,12 @@ fn membership_of(config: &Config, answer: JoinResponse) -> anyhow::Result<Member
         answer.cluster_id,
         config.cluster_id
     );
-    tracing::info!(node = config.node_id, members = answer.nodes.len(), level = level::LEVEL, "joined the cluster");
+    tracing::info!(
+        node = config.node_id,
+        members = answer.nodes.len(),
+        level = level::LEVEL,
+        "joined the cluster"
+    );
     Ok(Membership {
         cluster_id: answer.cluster_id,
         node_id: config.node_id,

@@ -145,11 +145,10 @@ mod tests {
         gatherer.hear(2, answer(7, 2, 6, 12), at(1_000));
         let seen = gatherer.seen([1, 2, 3].into_iter(), at(1_500));
         assert_eq!((seen.groups[&7].leader, seen.groups[&7].led_ms), (2, 0));
-        assert_eq!([1, 2, 3].map(|id| (seen.nodes[&id].alive, seen.nodes[&id].silent_ms)), [
-            (true, 1_500),
-            (true, 500),
-            (false, 1_500)
-        ]);
+        assert_eq!(
+            [1, 2, 3].map(|id| (seen.nodes[&id].alive, seen.nodes[&id].silent_ms)),
+            [(true, 1_500), (true, 500), (false, 1_500)]
+        );
         // Node 2 falls silent: its word no longer counts, and the leader of before has led anew.
         let seen = gatherer.seen([1, 2].into_iter(), at(3_500));
         assert!(!seen.nodes[&1].alive && seen.groups.is_empty());

@@ -164,7 +164,11 @@ impl Cluster {
             nodes: state
                 .nodes
                 .iter()
-                .map(|(id, address)| MetaNode { node_id: *id, peer_address: address.clone(), ..Default::default() })
+                .map(|(id, address)| MetaNode {
+                    node_id: *id,
+                    peer_address: address.clone(),
+                    ..Default::default()
+                })
                 .collect(),
             leaders: (1..=PARTITIONS)
                 .map(|partition| {

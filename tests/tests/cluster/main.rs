@@ -8,6 +8,7 @@ mod load;
 mod members;
 mod metrics;
 mod planes;
+mod snapshots;
 
 use carillon_ctl::lab::LabOptions;
 use carillon_tests::rig::Rig;
@@ -84,5 +85,14 @@ async fn versions_mix_until_the_level_rises() {
     let rig = Rig::start_with(perfect(), older).await;
     let mut steps = Steps::new("levels");
     steps.run("an older node holds the level, an upgraded one raises it", members::mixed_levels(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_much_catches_up_and_one_that_lost_its_disk_does_not_come_back() {
+    let rig = Rig::start(perfect()).await;
+    let mut steps = Steps::new("snapshots");
+    steps.run("a follower whose log was cut catches up by snapshots", snapshots::catch_up(&rig)).await;
+    steps.run("a wiped disk is not the old node", snapshots::wiped(&rig)).await;
     steps.finish();
 }

@@ -25,7 +25,8 @@ async fn view(rig: &Rig) -> Result<GetStatusResponse, String> {
     for id in rig.lab.node_ids() {
         let Ok(status) = rig.status(id).await else { continue };
         let epochs = |s: &GetStatusResponse| s.map.iter().map(|p| p.epoch).sum::<u64>();
-        if newest.as_ref().is_none_or(|n| (n.nodes.len(), epochs(n)) < (status.nodes.len(), epochs(&status))) {
+        if newest.as_ref().is_none_or(|n| (n.nodes.len(), epochs(n)) < (status.nodes.len(), epochs(&status)))
+        {
             newest = Some(status);
         }
     }
@@ -100,7 +101,10 @@ async fn until_replicas_agree(rig: &Rig) {
                 let first = seen.entry(p.partition).or_insert_with(|| own.clone());
                 if *first != own {
                     assert!(first.0 != own.0, "group {}: different digests at entry {}", p.partition, own.0);
-                    return Err(format!("group {} of node {id} is at {}, another at {}", p.partition, own.0, first.0));
+                    return Err(format!(
+                        "group {} of node {id} is at {}, another at {}",
+                        p.partition, own.0, first.0
+                    ));
                 }
             }
         }
@@ -129,7 +133,8 @@ async fn until_status(rig: &Rig, node: u64, wanted: NodeStatus, limit: Duration)
 }
 
 async fn add_node(rig: &Rig) -> u64 {
-    let node = until("a token", SOON, async || rig.lab.add_node("info").await.map_err(|e| e.to_string())).await;
+    let node =
+        until("a token", SOON, async || rig.lab.add_node("info").await.map_err(|e| e.to_string())).await;
     rig.lab.until_node_ready(node, SOON).await.expect("the new node gets ready");
     node
 }
@@ -190,7 +195,10 @@ pub async fn rolling_restart(rig: &Rig) {
         tokio::task::block_in_place(|| lab.stop_node(node)).unwrap();
         let after = leaders(rig).await;
         assert!(after.len() == 17 && after.values().all(|leader| *leader != node), "{after:?}");
-        say(&format!("node {node} led {before} groups and stopped within {:.1} s", began.elapsed().as_secs_f64()));
+        say(&format!(
+            "node {node} led {before} groups and stopped within {:.1} s",
+            began.elapsed().as_secs_f64()
+        ));
         load.until_more(50).await;
         rig.start_node(node).await;
         load.until_more(50).await;
@@ -222,9 +230,12 @@ pub async fn drain(rig: &Rig) {
 pub async fn moved_by_hand(rig: &Rig) {
     let fourth = add_node(rig).await;
     until_balanced(rig, &rig.lab.node_ids(), MOVES).await;
-    let row = view(rig).await.unwrap().map.into_iter().find(|p| {
-        p.partition != 0 && p.replicas.iter().all(|r| r.node_id != fourth)
-    });
+    let row = view(rig)
+        .await
+        .unwrap()
+        .map
+        .into_iter()
+        .find(|p| p.partition != 0 && p.replicas.iter().all(|r| r.node_id != fourth));
     let row = row.expect("4 nodes, 3 replicas: some partition is not on the new one");
     let (partition, from) = (row.partition, row.replicas[0].node_id);
     let admin = rig.lab.admin(2).unwrap();

@@ -54,7 +54,8 @@ impl Target {
             return self.connect();
         }
         let statuses = self.every_status().await?;
-        let known = statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.partition == partition && p.leader != 0);
+        let known =
+            statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.partition == partition && p.leader != 0);
         let newest = known.max_by_key(|p| p.term);
         let leader = newest.with_context(|| format!("partition {partition} has no known leader"))?.leader;
         let dir = self.lab.as_ref().context("checked above")?;

@@ -105,11 +105,17 @@ pub async fn node(command: NodeCommand, format: Format) -> anyhow::Result<Verdic
     admin.set_node(node_id, action).await?;
     let next = match action {
         NodeAction::Drain => "its leaders move away within seconds; `carillonctl node activate` undoes it",
-        NodeAction::Decommission => "its replicas move away; it is done when `carillonctl node list` shows it as removed",
-        NodeAction::Replace => "its replicas go to the other nodes as far as there is room; `carillonctl node token` lets a new node in",
+        NodeAction::Decommission => {
+            "its replicas move away; it is done when `carillonctl node list` shows it as removed"
+        }
+        NodeAction::Replace => {
+            "its replicas go to the other nodes as far as there is room; `carillonctl node token` lets a new node in"
+        }
         _ => "it gets its part of leaders and replicas again",
     };
-    print(format, &json!({ "node_id": node_id, "action": action.as_str_name() }), || println!("node {node_id}: {next}"))?;
+    print(format, &json!({ "node_id": node_id, "action": action.as_str_name() }), || {
+        println!("node {node_id}: {next}")
+    })?;
     Ok(Verdict::Done)
 }
 
@@ -122,7 +128,10 @@ async fn token(target: &Target, life_s: u32, format: Format) -> anyhow::Result<V
         let first = made.peers.first().map_or("HOST:PORT", String::as_str);
         println!("{}", made.token);
         println!();
-        println!("It admits node {} of cluster {} once, within {life_s} s. On the new machine:", made.node_id, made.cluster_id);
+        println!(
+            "It admits node {} of cluster {} once, within {life_s} s. On the new machine:",
+            made.node_id, made.cluster_id
+        );
         println!(" 1. a certificate of the peers' CA for spiffe://{}/node/{}", made.cluster_id, made.node_id);
         println!(" 2. a configuration with node_id = {} and without members", made.node_id);
         println!(" 3. carillon-node --config FILE --join {first} --token {}", made.token);
@@ -141,7 +150,11 @@ struct Merged {
 impl Merged {
     fn of(statuses: &[GetStatusResponse]) -> Self {
         let epochs = |s: &GetStatusResponse| s.map.iter().map(|p| p.epoch).sum::<u64>();
-        let newest = statuses.iter().max_by_key(|s| (s.map.len(), epochs(s), s.nodes.len())).cloned().unwrap_or_default();
+        let newest = statuses
+            .iter()
+            .max_by_key(|s| (s.map.len(), epochs(s), s.nodes.len()))
+            .cloned()
+            .unwrap_or_default();
         let mut leaders = BTreeMap::<u32, (u64, u64)>::new();
         for p in statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.leader != 0) {
             let known = leaders.entry(p.partition).or_default();
@@ -244,7 +257,9 @@ pub async fn partition(command: PartitionCommand, format: Format) -> anyhow::Res
         PartitionCommand::Move { target, partition, from, to } => {
             target.connect()?.move_partition(partition, from, to).await?;
             print(format, &json!({ "partition": partition, "from": from, "to": to }), || {
-                println!("partition {partition} moves from node {from} to node {to}; `carillonctl partition list` shows how far it is");
+                println!(
+                    "partition {partition} moves from node {from} to node {to}; `carillonctl partition list` shows how far it is"
+                );
             })?;
         }
         PartitionCommand::TransferLeader { target, partition, to } => {

@@ -11,7 +11,8 @@ const TOKEN_LIMIT: Duration = Duration::from_secs(30);
 impl Lab {
     /// Starts one more node, which joins with a token. Returns its id; does not wait: see [`Lab::until_node_ready`].
     pub async fn add_node(&self, log_filter: &str) -> Result<u64, LabError> {
-        let first = *self.node_ids().first().ok_or_else(|| LabError::Wrong("the lab has no node".to_owned()))?;
+        let first =
+            *self.node_ids().first().ok_or_else(|| LabError::Wrong("the lab has no node".to_owned()))?;
         self.add_node_through(first, log_filter).await
     }
 
@@ -21,7 +22,8 @@ impl Lab {
         let token = retry(TOKEN_LIMIT, || admin.create_token(0)).await?;
         let mut ports = free_ports(3)?.into_iter();
         let mut port = || ports.next().ok_or_else(|| LabError::Wrong("no free port".to_owned()));
-        let node = NodePlan { id: token.node_id, peer_port: port()?, admin_port: port()?, http_port: port()? };
+        let node =
+            NodePlan { id: token.node_id, peer_port: port()?, admin_port: port()?, http_port: port()? };
         {
             let mut plan = self.plan.lock();
             plan.nodes.push(node.clone());
@@ -54,8 +56,12 @@ impl Lab {
     /// Makes a node pretend, from its next start on, that it understands this feature level only.
     pub fn set_feature_level(&self, id: u64, level: Option<u32>) -> Result<(), LabError> {
         let path = self.config_path(id);
-        let wrong = |e: &dyn std::fmt::Display| LabError::File { path: path.display().to_string(), reason: e.to_string() };
-        let mut table: toml::Table = fs_err::read_to_string(&path)?.parse().map_err(|e: toml::de::Error| wrong(&e))?;
+        let wrong = |e: &dyn std::fmt::Display| LabError::File {
+            path: path.display().to_string(),
+            reason: e.to_string(),
+        };
+        let mut table: toml::Table =
+            fs_err::read_to_string(&path)?.parse().map_err(|e: toml::de::Error| wrong(&e))?;
         match level {
             Some(level) => table.insert("feature_level_max".to_owned(), i64::from(level).into()),
             None => table.remove("feature_level_max"),

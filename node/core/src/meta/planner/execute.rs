@@ -1,8 +1,8 @@
 //! Makes one group what its row of the map says: learner, caught up, joint change, leave, remove, destroy, forget.
 use super::{ConfStep, GroupSeen, Round, Step, find, role};
-use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{ChangeReplicas, PartitionRecord, ReplicaRole};
+use carillon_proto::replica::node_of;
 use std::collections::BTreeSet;
 
 /// The next step of a group, if one can be done now.

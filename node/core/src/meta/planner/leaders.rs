@@ -1,8 +1,8 @@
 //! Moves leaders: off nodes that must not lead, and otherwise to where they weigh less.
 use super::balance::{LEADERS, mean_load};
 use super::{GroupSeen, Round, Step};
-use carillon_proto::replica::node_of;
 use carillon_proto::internal::PartitionRecord;
+use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn steps(round: &Round<'_>, taken: &mut BTreeSet<u32>, steps: &mut Vec<Step>) {

@@ -1,9 +1,9 @@
 //! Nodes become active and are removed, shares follow, and the feature level rises: all by themselves.
 use super::{Round, Step};
 use crate::meta::level;
-use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{NodeStatus, RaiseLevel, SetNodeStatus, SetShares, SettleShares};
+use carillon_proto::replica::node_of;
 use std::collections::BTreeSet;
 
 pub(super) fn steps(round: &Round<'_>) -> Vec<Step> {

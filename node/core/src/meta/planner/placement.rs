@@ -3,9 +3,9 @@
 use super::balance::{REPLICAS, lightest_first, mean_load};
 use super::{Round, Step};
 use crate::meta::place::{VOTERS, meta_voters_wanted, voters_wanted};
-use carillon_proto::replica::node_of;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{ChangeReplicas, NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
+use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn steps(round: &Round<'_>, taken: &mut BTreeSet<u32>, steps: &mut Vec<Step>) {
