@@ -23,7 +23,7 @@ use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::steward_server::StewardServer;
 use carillon_proto::telemetry::{self, ReadyCheck, Telemetry};
-use carillon_proto::tls::{self, TlsFiles};
+use carillon_proto::tls;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub struct Node {
 /// Comes into the cluster, opens the data, starts everything and serves. Returns once the node can take part; readiness follows
 /// when it knows its leaders.
 pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Result<Node> {
-    let peer_files = TlsFiles::from(&config.peer_tls);
-    let client = tls::client_config(&peer_files)?;
+    let peer_files = &config.peer_tls;
+    let client = tls::client_config(peer_files)?;
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
     let http_listener = telemetry::bind("http", config.http_listen).await?;
@@ -142,8 +142,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         lanes: delivery.lanes.clone(),
         desk,
     };
-    let peers = tls::incoming(peer_listener, tls::server_config(&peer_files)?);
-    let operators = tls::incoming(admin_listener, tls::server_config(&TlsFiles::from(&config.admin_tls))?);
+    let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
+    let operators = tls::incoming(admin_listener, tls::server_config(&config.admin_tls)?);
     let peer_plane = server()
         .add_service(PeerServer::new(peer_api).max_decoding_message_size(transport::FRAME_BYTES_MAX))
         .add_service(StewardServer::new(steward_api))

@@ -72,7 +72,7 @@ async fn status(handle: &NodeHandle, group: u32) -> Option<GroupStatus> {
 }
 
 async fn until_leading(handle: &NodeHandle) {
-    until("it leads", async || handle.read(GROUP).await.is_ok()).await;
+    until("it leads", async || handle.read(0).await.is_ok() && handle.read(GROUP).await.is_ok()).await;
 }
 
 fn command() -> Bytes {
@@ -113,7 +113,8 @@ async fn replicas_come_and_go_and_a_removed_one_stays_gone() {
     assert_eq!((fresh.replica_id, fresh.last_index, fresh.members.voters.len()), (SECOND, 0, 0));
     let tables = handle.local_tables(GROUP).unwrap();
     assert_eq!(tables.applied().unwrap(), None, "nothing of the old one is left");
-    drop(tables);
+    // Whoever holds a handle or tables keeps the database open.
+    drop((tables, handle));
     stop(engine).await;
 
     let engine = start(dir.path()).await;
@@ -123,6 +124,7 @@ async fn replicas_come_and_go_and_a_removed_one_stays_gone() {
     let destroy = |replica_id| handle.member(GROUP, MemberMessage::Destroy { replica_id });
     assert_eq!(destroy(1).await, Err(MemberError::OtherReplica(SECOND)), "an old order does no harm");
     assert_eq!(destroy(SECOND).await, Ok(()));
+    drop(handle);
     stop(engine).await;
 
     let engine = start(dir.path()).await;
@@ -156,6 +158,7 @@ async fn a_change_of_the_membership_is_in_force_and_durable_before_what_follows_
     handle.propose(GROUP, vec![command()]).await.unwrap();
     let before = status(&handle, GROUP).await.unwrap();
     assert_eq!(before.followers.len(), 2);
+    drop(handle);
     stop(engine).await;
 
     let engine = start(dir.path()).await;

@@ -32,6 +32,8 @@ pub use replica::ReplicaId;
 pub use slot::Slot;
 
 #[cfg(feature = "edge")]
+pub mod config;
+#[cfg(feature = "edge")]
 pub mod errors;
 #[cfg(feature = "edge")]
 pub mod identity;

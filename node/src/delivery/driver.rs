@@ -4,7 +4,7 @@
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
-use super::receipts::{ReceiptRouter, ReceiptSink, References};
+use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::config::Config;
@@ -40,7 +40,12 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Attempts begun with one proposal.
 const BEGIN_MAX: usize = 256;
 
-/// What the driver's own helpers report. Bounded by the attempts and pages in flight.
+/// Reports of helpers that the driver has not taken. Helpers wait for room, the driver never waits for them.
+const LOCALS_MAX: usize = 8192;
+/// A stopping node gives up facts when none was committed for this long: the others are gone, there is no quorum.
+const FACT_STALL: Duration = Duration::from_secs(3);
+
+/// What the driver's own helpers report.
 pub enum Local {
     Begun { partition: u32, term: u64, results: Vec<(MessageId, BeginResult)> },
     Sent { partition: u32, term: u64, message_id: MessageId },
@@ -55,7 +60,6 @@ pub struct Delivery {
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
-    /// Attempts from their proposal to their outcome.
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
@@ -67,11 +71,10 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
-    attempts: TaskTracker,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
-    locals: mpsc::UnboundedReceiver<Local>,
+    locals: mpsc::Receiver<Local>,
     reported: Instant,
     decided: Instant,
 }
@@ -90,11 +93,10 @@ pub fn start(
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
-    let references = References::default();
-    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references.clone());
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
     tokio::spawn(receipts.clone().run(reports));
-    let (local, locals) = mpsc::unbounded_channel();
-    let clock = MonoClock::start();
+    let (local, locals) = mpsc::channel(LOCALS_MAX);
+    let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
     let lanes = LaneTable::default();
     let router = receipts.clone();
     let builder = LaneBuilder {
@@ -105,15 +107,14 @@ pub fn start(
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
-    let (shares, attempts) = (ShareKeeper::default(), TaskTracker::new());
+    let shares = ShareKeeper::default();
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), references, local },
+        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
-        attempts: attempts.clone(),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -121,23 +122,34 @@ pub fn start(
         decided: Instant::now(),
     };
     let (stop, stopped) = watch::channel(false);
-    // Not part of what `drain` waits for: it ends when it is told to.
     tokio::spawn(driver.run(events, meta, stopped));
     Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
 }
 
 impl Delivery {
-    /// Stops beginning attempts, lets those that are begun go out, waits for their answers and until the facts of
-    /// them are committed. Bounded by the permissions to send, by the connectors' own limits and by `limit`.
+    /// Stops beginning attempts and waits for what is really under way: the answers that carriers owe (each connector's own
+    /// limits), and the facts of them as long as any is committed at all. Never longer than `limit`. What is left
+    /// becomes UNKNOWN, and its receipts are repeated by the carrier.
     pub async fn drain(&self, limit: Duration) {
         self.stop.send_replace(true);
-        let work = async {
-            // The driver holds its end of this until it has ended, so nothing is begun after it.
-            self.stop.closed().await;
+        self.receipts.stop();
+        let lanes = self.lanes.all();
+        let answers = async {
+            futures::future::join_all(lanes.iter().map(|lane| lane.connector.drain())).await;
             self.attempts.close();
             self.attempts.wait().await;
-            futures::future::join_all(self.lanes.all().iter().map(|lane| lane.connector.drain())).await;
-            self.facts.flushed().await;
+            self.facts.settled().await;
+        };
+        let work = async {
+            tokio::pin!(answers);
+            tokio::select! {
+                () = &mut answers => return,
+                () = self.facts.stalled(FACT_STALL) => {}
+            }
+            // Nobody commits them. Receipts among them hold up the goodbye to the carrier.
+            tracing::warn!(facts = self.facts.open(), "no quorum while draining; facts are given up");
+            self.facts.abandon();
+            answers.await;
         };
         if tokio::time::timeout(limit, work).await.is_err() {
             tracing::warn!("drain ran out of time; attempts without an answer become UNKNOWN");
@@ -333,8 +345,7 @@ impl Driver {
             })
             .collect();
         let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
-        let attempts = self.attempts.clone();
-        self.attempts.spawn(async move {
+        self.sender.attempts.spawn(async move {
             let answers = handle.propose(partition, commands).await.unwrap_or_default();
             let mut answers = answers.into_iter();
             let mut results = Vec::with_capacity(list.len());
@@ -350,11 +361,11 @@ impl Driver {
                 };
                 results.push((decided.message_id, begun));
             }
-            drop(sender.local.send(Local::Begun { partition, term, results }));
+            drop(sender.local.send(Local::Begun { partition, term, results }).await);
             let now_ms = clock_ms();
             for permit in permits {
                 let lane = lanes.get(permit.carrier_no);
-                attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
+                sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
         });
     }
@@ -371,7 +382,7 @@ impl Driver {
                 Ok((entries, end))
             };
             let page = read().map_err(|error| tracing::error!(partition, %error, "due page unreadable")).ok();
-            drop(local.send(Local::Page { partition, term, request_id, page }));
+            drop(local.blocking_send(Local::Page { partition, term, request_id, page }));
         });
     }
 }

@@ -3,6 +3,7 @@
 //! State is written before anyone learns of it, and the applied index is in the same write. Effects go to the
 //! delivery driver only while this node leads with an applied `LeaderStart` of the current term.
 use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
+use super::references::References;
 use super::shard::Completion;
 use super::snapshot::{Hub, Work};
 use arc_swap::ArcSwap;
@@ -71,6 +72,7 @@ pub(super) struct Applier {
     pub meta: Arc<ArcSwap<MetaView>>,
     pub meta_changed: watch::Sender<u64>,
     pub applied: Vec<watch::Sender<u64>>,
+    pub references: Arc<References>,
     /// Log bytes applied and not reported to the flush pacing yet, by group.
     pub unflushed: Arc<Vec<AtomicU64>>,
     pub snapshots: Arc<Hub>,
@@ -132,6 +134,8 @@ impl Applier {
 
     fn open(&self, group: u32) -> anyhow::Result<GroupState> {
         let replica = self.state.replica(group)?;
+        // From now on this one, also while the files of a snapshot lie beside it.
+        self.state.set_live(replica.family())?;
         let core = CoreApplier::open(&*replica)?;
         Ok(GroupState { replica, core, leading: None, blocked: false })
     }
@@ -174,7 +178,7 @@ impl Applier {
         let (mut answers, mut changes, mut bytes): (Answers, Vec<ScheduleChange>, u64) = Default::default();
         let (mut last, mut commands, mut lead) = (0, 0, None);
         let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
-        let mut effects = Effects::default();
+        let (mut effects, mut references) = (Effects::default(), Vec::new());
         for ApplyEntry { entry, waiters } in entries {
             let meta = EntryMeta { index: entry.index, term: entry.term };
             bytes += entry.data.len() as u64;
@@ -190,6 +194,7 @@ impl Applier {
             if is_own_start(&entry, &waiters, self.node_id) && self.leads(group, entry.term) {
                 lead = Some(entry.term);
             }
+            references.append(&mut effects.references);
             if state.leading.is_some() || lead.is_some() {
                 changes.append(&mut effects.schedule);
             }
@@ -202,6 +207,7 @@ impl Applier {
             tracing::error!(group, %error, "state write failed; stopping");
             std::process::abort();
         }
+        self.references.learn(&references);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
         metrics::histogram!("carillon_apply_seconds").record(start.elapsed().as_secs_f64());

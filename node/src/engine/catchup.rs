@@ -32,7 +32,7 @@ impl Shard {
         cell.members.writing = None;
         cell.members.done = mark.index;
         cell.snapshots.installing = Some((cell.snapshots.fetching_from, mark.index));
-        drop(self.applier.send(ApplyMessage::Install { group, mark }));
+        self.applier.push(ApplyMessage::Install { group, mark });
     }
 
     /// After an apply: a snapshot that is installed is reported.

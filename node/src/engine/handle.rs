@@ -1,5 +1,6 @@
 //! What the rest of the node holds of the engine: propose, read, follow. Never a database and never a group.
 use super::members::MemberMessage;
+use super::references::References;
 use super::shard::ShardMessage;
 use super::snapshot::Hub;
 use arc_swap::ArcSwap;
@@ -151,6 +152,7 @@ pub(crate) struct Shared {
     pub meta_changed: watch::Receiver<u64>,
     /// Applied index of each group, index = group.
     pub applied: Vec<watch::Receiver<u64>>,
+    pub references: Arc<References>,
     pub admission: Arc<Semaphore>,
 }
 
@@ -205,6 +207,11 @@ impl NodeHandle {
     /// Applied index of a group; changes with each applied batch.
     pub fn applied(&self, group: u32) -> watch::Receiver<u64> {
         self.shared.applied[group as usize].clone()
+    }
+
+    /// Carrier references that became known lately.
+    pub fn references(&self) -> &References {
+        &self.shared.references
     }
 
     /// The committed state of a partition on this node, without any check of leadership. Reads of it may fail when the

@@ -128,7 +128,7 @@ impl Shard {
         tracing::info!(group, replica_id, "replica created; it waits for a snapshot");
         self.cells.insert(group, Cell::new(opened));
         self.publish_hosted();
-        drop(self.applier.send(ApplyMessage::Open { group }));
+        self.applier.push(ApplyMessage::Open { group });
         Ok(())
     }
 
@@ -159,8 +159,8 @@ impl Shard {
             }
             entries.extend(cell.held.pop_front());
         }
-        if !entries.is_empty() && self.applier.send(ApplyMessage::Entries { group, entries }).is_err() {
-            tracing::error!("the applier is gone");
+        if !entries.is_empty() {
+            self.applier.push(ApplyMessage::Entries { group, entries });
         }
     }
 
@@ -180,7 +180,7 @@ impl Shard {
         self.snapshots.forget_fetch(group);
         self.publish(group, Leadership::default());
         self.publish_hosted();
-        drop(self.applier.send(ApplyMessage::Close { group }));
+        self.applier.push(ApplyMessage::Close { group });
     }
 
     /// The applier let go: now the log may forget.

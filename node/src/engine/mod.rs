@@ -1,10 +1,12 @@
 //! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams, snapshots.
 //!
-//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
-//! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
+//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads, and who waits for whom:
+//! the shard for nobody (what the log writer or the applier has no room for stays with it, `hand_over.rs`); log writer,
+//! applier and maintenance for room among the completions, which the shard takes in every turn; the applier for the driver.
 mod applier;
 mod catchup;
 mod cell;
+mod hand_over;
 pub mod handle;
 pub mod identity;
 mod log_writer;
@@ -12,6 +14,7 @@ pub mod maintenance;
 pub mod members;
 pub mod peers;
 mod recovery;
+mod references;
 pub mod shard;
 pub mod snapshot;
 pub mod transport;
@@ -25,7 +28,8 @@ use carillon_consensus::{Group, LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
-pub use handle::{DriverEvent, MemberError, NodeHandle, ProposeError};
+use hand_over::{HAND_OVERS_MAX, HandOver};
+pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use handle::{Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use identity::Identity;
 use log_writer::LogWriter;
@@ -33,8 +37,9 @@ use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
 use peers::PeerChannels;
-use shard::{INBOX_MAX, Shard, ShardMessage};
-use snapshot::{Hub, HubParts};
+pub use references::References;
+use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
+use snapshot::{Hub, HubParts, WORK_MAX};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -132,10 +137,10 @@ pub fn start(
     let meta = Arc::new(ArcSwap::from_pointee(view));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
-    let (completions, completions_receiver) = crossbeam_channel::unbounded();
-    let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
-    let (apply, apply_receiver) = crossbeam_channel::unbounded();
-    let (work, work_receiver) = crossbeam_channel::unbounded();
+    let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
+    let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (work, work_receiver) = crossbeam_channel::bounded(WORK_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
@@ -144,15 +149,9 @@ pub fn start(
     let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     let peers =
         transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
-    let snapshots = Arc::new(Hub::new(HubParts {
-        node_id: config.node_id,
-        dir: config.data_dir.join("snapshots"),
-        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
-        state: Arc::clone(state),
-        inbox: inbox.clone(),
-        work,
-        channels: Arc::clone(channels),
-    })?);
+    let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
+
+    let references = Arc::new(References::default());
 
     let shard = Shard {
         node_id: config.node_id,
@@ -160,10 +159,10 @@ pub fn start(
         cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
         inbox: inbox_receiver,
         completions: completions_receiver,
-        log_writer: log_tasks,
+        log_writer: HandOver::new("log_writer", log_tasks),
         log: Arc::clone(log) as Arc<dyn LogStore>,
         snapshots: Arc::clone(&snapshots),
-        applier: apply,
+        applier: HandOver::new("applier", apply),
         peers: peers.clone(),
         maintenance: maintenance.clone(),
         leaders: leaders_sender,
@@ -195,6 +194,7 @@ pub fn start(
         meta: Arc::clone(&meta),
         meta_changed: meta_changed_sender,
         applied: applied_senders,
+        references: Arc::clone(&references),
         unflushed: Arc::clone(&unflushed),
         snapshots: Arc::clone(&snapshots),
     };
@@ -211,18 +211,8 @@ pub fn start(
     };
 
     let worker = Arc::clone(&snapshots);
-    let threads = vec![
-        spawn("log-writer", move || writer.run())?,
-        spawn("applier", move || {
-            if let Err(error) = applier.run(&groups) {
-                tracing::error!(%error, "applier cannot start; stopping");
-                std::process::abort();
-            }
-        })?,
-        spawn("maintenance", move || keeper.run())?,
-        spawn("snapshots", move || snapshot::run_worker(&worker, &work_receiver))?,
-        spawn("shard-0", move || shard.run())?,
-    ];
+    let work = move || snapshot::run_worker(&worker, &work_receiver);
+    let threads = spawn_all(shard, writer, (applier, groups), keeper, work)?;
     let shared = Shared {
         node_id: config.node_id,
         partitions: membership.partitions,
@@ -234,10 +224,51 @@ pub fn start(
         meta,
         meta_changed,
         applied: applied_receivers,
+        references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
     Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, snapshots, threads })
+}
+
+fn open_hub(
+    config: &Config,
+    state: &Arc<StateDb>,
+    inbox: &crossbeam_channel::Sender<ShardMessage>,
+    work: crossbeam_channel::Sender<snapshot::Work>,
+    channels: &Arc<PeerChannels>,
+) -> anyhow::Result<Hub> {
+    Hub::new(HubParts {
+        node_id: config.node_id,
+        dir: config.data_dir.join("snapshots"),
+        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
+        state: Arc::clone(state),
+        inbox: inbox.clone(),
+        work,
+        channels: Arc::clone(channels),
+    })
+}
+
+fn spawn_all(
+    shard: Shard,
+    writer: LogWriter,
+    (applier, groups): (Applier, Vec<u32>),
+    keeper: Maintenance,
+    snapshot_work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let apply = move || {
+        if let Err(error) = applier.run(&groups) {
+            tracing::error!(%error, "applier cannot start; stopping");
+            std::process::abort();
+        }
+    };
+    Ok(vec![
+        spawn("log-writer", move || writer.run())?,
+        spawn("applier", apply)?,
+        spawn("maintenance", move || keeper.run())?,
+        spawn("snapshots", snapshot_work)?,
+        spawn("shard-0", move || shard.run())?,
+    ])
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.

@@ -106,7 +106,11 @@ impl Steward {
     fn limits(&self) -> Limits {
         let hurry = std::mem::take(&mut *self.desk.0.in_a_hurry.lock());
         let limits = Limits::default();
-        if hurry { Limits { leader_rest_ms: 0, transfers_max: 64, ..limits } } else { limits }
+        if hurry {
+            Limits { leader_rest_ms: 0, leader_load_rest_ms: 0, transfers_max: 64, ..limits }
+        } else {
+            limits
+        }
     }
 
     async fn look(&self, node_id: u64) -> Option<SeeResponse> {

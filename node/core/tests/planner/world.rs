@@ -37,6 +37,7 @@ pub struct Node {
     silent_ms: u64,
     shares_epoch: u64,
     pub replicas: BTreeMap<u32, u64>,
+    pub blocked: BTreeSet<u32>,
 }
 
 #[derive(Default)]
@@ -86,7 +87,7 @@ impl World {
             world.register(node_id);
         }
         for record in world.view().map.values() {
-            let mut group = Group { last_index: 10, load: 100, ..Default::default() };
+            let mut group = Group { last_index: 10, load: 100_000, ..Default::default() };
             for replica in &record.replicas {
                 let set = match replica.role() {
                     ReplicaRole::Voter => &mut group.conf.voters,
@@ -254,6 +255,7 @@ impl World {
                         .unwrap_or(0),
                     shares_epoch: node.shares_epoch,
                     replicas: node.replicas.clone(),
+                    blocked: node.blocked.clone(),
                 },
             );
         }

@@ -4,7 +4,7 @@
 //! ([`worker`]) makes, imports and drops; [`fetch`] runs on the runtime; [`serve`] streams to other nodes. All of them
 //! share one limit of bytes per second for each direction.
 //! Bounds: one export or import at a time, [`FETCHES_MAX`] fetches and [`STREAMS_MAX`] outgoing streams at a time; in the
-//! queue of the worker at most a few items for each group, because the shard asks for one at a time.
+//! queue of the worker a few items for each group, because the shard asks for one at a time: it never gets to [`WORK_MAX`].
 mod fetch;
 mod serve;
 mod worker;
@@ -20,7 +20,7 @@ use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{ReportSnapshotRequest, SnapshotManifest};
 use carillon_proto::replica::node_of;
 use carillon_store::{Family, StateDb};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,6 +31,8 @@ use tokio::sync::Semaphore;
 
 /// What apply of this version understands; a snapshot from a later one is refused.
 pub const FEATURE_LEVEL: u32 = 0;
+/// Orders for the worker: 16 for each of 256 groups.
+pub(super) const WORK_MAX: usize = 4096;
 const FETCHES_MAX: usize = 2;
 const STREAMS_MAX: usize = 4;
 /// An export that nobody has asked for in this time is dropped.
@@ -130,9 +132,11 @@ impl Hub {
         })
     }
 
+    /// Never waits. The worker is gone when the node is stopping.
     pub(super) fn ask(&self, work: Work) {
-        // Gone when the node is stopping.
-        drop(self.work.send(work));
+        if let Err(TrySendError::Full(_)) = self.work.try_send(work) {
+            tracing::error!("the queue of the snapshot thread is full; an order was dropped");
+        }
     }
 
     pub(super) fn stop(&self) {

@@ -3,6 +3,9 @@ use std::collections::BTreeMap;
 
 /// Weight of anything, whatever its load.
 const BASE: u64 = 1_000;
+/// A mean load below this (entries in a thousand seconds; 20 a second) counts as this much: what an idle cluster does, elections and
+/// moves of its own among it, is no reason to move anything.
+const MEAN_LOAD_MIN: u64 = 20_000;
 
 /// How much the load counts beside the number, and how much better a move must make it.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +24,7 @@ pub(super) const LEADERS: Scale = Scale { mean: 1_000, most: 2_000, margin: 600 
 
 impl Scale {
     pub fn weight(self, load: u64, mean_load: u64) -> u64 {
-        let part = if mean_load == 0 { 0 } else { load.saturating_mul(self.mean) / mean_load };
+        let part = load.saturating_mul(self.mean) / mean_load.max(MEAN_LOAD_MIN);
         BASE + part.min(self.most)
     }
 

@@ -67,10 +67,12 @@ fn swap(round: &Round<'_>, record: &PartitionRecord, group: &GroupSeen) -> Optio
     if promote.is_empty() && demote.is_empty() {
         return None;
     }
-    if !promote.iter().all(|id| conf.learners.contains(id) && round.caught_up(group, *id)) {
+    if !promote.iter().all(|id| conf.learners.contains(id) && round.caught_up(record.partition, group, *id)) {
         return None;
     }
-    if !round.healthy_majority(group, &conf.voters) || !round.healthy_majority(group, &wanted) {
+    if !round.healthy_majority(record.partition, group, &conf.voters)
+        || !round.healthy_majority(record.partition, group, &wanted)
+    {
         return None;
     }
     let node_id = node_of(group.leader);
@@ -78,7 +80,7 @@ fn swap(round: &Round<'_>, record: &PartitionRecord, group: &GroupSeen) -> Optio
         let mut heirs: Vec<u64> = wanted
             .intersection(&conf.voters)
             .copied()
-            .filter(|id| round.alive(node_of(*id)) && round.caught_up(group, *id))
+            .filter(|id| round.alive(node_of(*id)) && round.caught_up(record.partition, group, *id))
             .collect();
         heirs.sort_by_key(|id| (!round.may_lead(node_of(*id), record.partition), *id));
         if let Some(to) = heirs.first() {

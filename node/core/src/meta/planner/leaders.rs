@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn steps(round: &Round<'_>, taken: &mut BTreeSet<u32>, steps: &mut Vec<Step>) {
     let mean_load = mean_load(round.seen.groups.iter().filter(|(g, _)| **g != 0).map(|(_, s)| s.load));
     let mut weights: BTreeMap<u64, u64> = round.view.present().map(|n| (n.node_id, 0)).collect();
+    let mut counts = BTreeMap::<u64, usize>::new();
     for (number, group) in &round.seen.groups {
         // The meta group's leader has the steward, which weighs next to nothing.
         if *number != 0 {
             *weights.entry(node_of(group.leader)).or_default() += LEADERS.weight(group.load, mean_load);
+            *counts.entry(node_of(group.leader)).or_default() += 1;
         }
     }
     let mut left = round.limits.transfers_max;
@@ -27,10 +29,12 @@ pub(super) fn steps(round: &Round<'_>, taken: &mut BTreeSet<u32>, steps: &mut Ve
                 continue;
             }
             let weight = LEADERS.weight(group.load, mean_load);
-            let Some(to) = heir(round, record, group, &weights, weight, must_go) else { continue };
+            let Some(to) = heir(round, record, group, &weights, &counts, weight, must_go) else { continue };
             if record.partition != 0 {
                 *weights.entry(from).or_default() -= weight;
                 *weights.entry(node_of(to)).or_default() += weight;
+                *counts.entry(from).or_default() -= 1;
+                *counts.entry(node_of(to)).or_default() += 1;
             }
             taken.insert(record.partition);
             steps.push(Step::Transfer { node_id: from, group: record.partition, to });
@@ -44,6 +48,7 @@ fn heir(
     record: &PartitionRecord,
     group: &GroupSeen,
     weights: &BTreeMap<u64, u64>,
+    counts: &BTreeMap<u64, usize>,
     weight: u64,
     must_go: bool,
 ) -> Option<u64> {
@@ -57,7 +62,9 @@ fn heir(
         .iter()
         .copied()
         .filter(|id| *id != group.leader)
-        .filter(|id| round.may_lead(node_of(*id), record.partition) && round.caught_up(group, *id))
+        .filter(|id| {
+            round.may_lead(node_of(*id), record.partition) && round.caught_up(record.partition, group, *id)
+        })
         .min_by_key(|id| (weight_of(*id), *id))?;
     if must_go {
         return Some(to);

@@ -21,6 +21,7 @@ mod placement;
 use super::{MetaView, is_present};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
+use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What was seen of the cluster.
@@ -47,6 +48,8 @@ pub struct NodeSeen {
     pub shares_epoch: u64,
     /// Replica id by group.
     pub replicas: BTreeMap<u32, u64>,
+    /// Groups whose replica is out of service, whatever raft says of its log.
+    pub blocked: BTreeSet<u32>,
 }
 
 /// A group as its leader sees it.
@@ -62,7 +65,7 @@ pub struct GroupSeen {
     pub progress: BTreeMap<u64, Progress>,
     /// For how long it has led.
     pub led_ms: u64,
-    /// Commands a second, smoothed; only compared between groups.
+    /// Entries in a thousand seconds, smoothed.
     pub load: u64,
 }
 
@@ -103,8 +106,10 @@ pub struct Limits {
     pub transfers_max: usize,
     /// A replica that is at most this many entries behind has caught up.
     pub lag_entries_max: u64,
-    /// A leader is left alone for this long, unless its node must not lead.
+    /// A leader is left alone for this long, unless its node must not lead, ...
     pub leader_rest_ms: u64,
+    /// ... and for this long if only the load is uneven: moving a leader is load, too.
+    pub leader_load_rest_ms: u64,
     /// A move to a node that has been silent for this long is given up.
     pub give_up_ms: u64,
     /// A node that leads nothing and has been silent for this long sends nothing any more: longer than any
@@ -120,6 +125,7 @@ impl Default for Limits {
             transfers_max: 4,
             lag_entries_max: 256,
             leader_rest_ms: 5_000,
+            leader_load_rest_ms: 60_000,
             give_up_ms: 30_000,
             sends_end_ms: 30_000,
         }
@@ -232,15 +238,19 @@ impl Round<'_> {
             && conf.voters.len() + conf.learners.len() == record.replicas.len()
     }
 
-    fn caught_up(&self, group: &GroupSeen, replica_id: u64) -> bool {
+    fn caught_up(&self, number: u32, group: &GroupSeen, replica_id: u64) -> bool {
+        let node = self.seen.nodes.get(&node_of(replica_id));
+        if node.is_none_or(|n| n.blocked.contains(&number)) {
+            return false;
+        }
         replica_id == group.leader
             || group.progress.get(&replica_id).is_some_and(|p| {
                 p.active && p.matched.saturating_add(self.limits.lag_entries_max) >= group.last_index
             })
     }
 
-    fn healthy_majority(&self, group: &GroupSeen, voters: &BTreeSet<u64>) -> bool {
-        let healthy = voters.iter().filter(|id| self.caught_up(group, **id)).count();
+    fn healthy_majority(&self, number: u32, group: &GroupSeen, voters: &BTreeSet<u64>) -> bool {
+        let healthy = voters.iter().filter(|id| self.caught_up(number, group, **id)).count();
         healthy * 2 > voters.len()
     }
 }
