@@ -84,11 +84,16 @@ pub fn program(name: &str) -> PathBuf {
 impl Rig {
     /// Starts a cluster with the practices of the sample day.
     pub async fn start(options: LabOptions) -> Self {
-        Self::start_in(options, Needs::default()).await
+        Self::start_in(options, Needs::default(), |_| {}).await
+    }
+
+    /// The same, after a change of its files.
+    pub async fn start_with(options: LabOptions, change: impl Fn(&Lab)) -> Self {
+        Self::start_in(options, Needs::default(), change).await
     }
 
     /// The same in an arena; ask `faults::missing` before.
-    pub async fn start_in(options: LabOptions, needs: Needs) -> Self {
+    pub async fn start_in(options: LabOptions, needs: Needs, change: impl Fn(&Lab)) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         tls::install_provider();
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -99,6 +104,8 @@ impl Rig {
         let practice =
             |p: &sample_day::Practice| Practice { name: p.name.clone(), time_zone: p.time_zone.clone() };
         let options = LabOptions { practices: day.iter().map(practice).collect(), ..options };
+        // An initialised lab is kept as it is.
+        change(&Lab::init(&dir.path().join("lab"), &options).expect("the lab's files are made"));
         let lab = Lab::up(&dir.path().join("lab"), &options).await.expect("the cluster starts");
         say(&format!(
             "cluster of {} nodes is up after {:.1} s",

@@ -30,7 +30,6 @@ pub enum MemberMessage {
 #[derive(Debug, Clone)]
 pub(super) struct GroupSettings {
     pub node_id: u64,
-    pub members: Vec<u64>,
     pub snapshot_ticks_max: u32,
 }
 
@@ -40,7 +39,6 @@ impl GroupSettings {
         // Many groups share a node: keep each one's share of memory small.
         config.cache_bytes_max = 1 << 20;
         config.snapshot_ticks_max = self.snapshot_ticks_max;
-        config.priority = i64::from(super::upkeep::preferred_leader(group, &self.members) == self.node_id);
         config
     }
 }

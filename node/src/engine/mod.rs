@@ -12,6 +12,7 @@ pub mod identity;
 mod log_writer;
 pub mod maintenance;
 pub mod members;
+pub mod peers;
 mod recovery;
 mod references;
 pub mod scrub;
@@ -21,6 +22,7 @@ pub mod transport;
 pub mod upkeep;
 
 use crate::config::Config;
+use crate::meta::Membership;
 use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
@@ -37,6 +39,7 @@ use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
 use parking_lot::Mutex;
+use peers::PeerChannels;
 pub use references::References;
 use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
@@ -47,7 +50,6 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use transport::PeerChannels;
 use upkeep::LogSlack;
 
 /// Running threads, and what to tell them to stop.
@@ -71,7 +73,7 @@ struct Stores {
     state: Arc<StateDb>,
 }
 
-fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
+fn open_stores(config: &Config, membership: &Membership, identity: &Identity) -> anyhow::Result<Stores> {
     let log_options = EngineLogOptions {
         purge_threshold_bytes: config.tuning.log_bytes_max,
         ..EngineLogOptions::default()
@@ -84,10 +86,9 @@ fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
     if identity.is_new() {
-        // One write, so there are all of them or none.
-        if log.groups().is_empty() {
-            let groups: Vec<u32> = (0..=config.partitions).collect();
-            recovery::create_groups(&log, &groups, config.node_id, &config.member_ids())?;
+        // One write, so there are all of them or none. A node that joins is given its replicas later.
+        if log.groups().is_empty() && !membership.founders.is_empty() {
+            recovery::create_groups(&log, membership)?;
         }
         identity.ready()?;
     }
@@ -98,15 +99,15 @@ fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
 type Opened = (BTreeMap<u32, (Cell, u64)>, BTreeMap<u32, String>);
 
 /// The groups that live here, opened and replayed.
-fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+fn open_groups(membership: &Membership, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
     let (mut cells, mut fenced) = (BTreeMap::new(), BTreeMap::new());
     for recovery::Hosted { group, replica_id } in
-        recovery::settle(&stores.log, &stores.state, config.node_id)?
+        recovery::settle(&stores.log, &stores.state, membership.node_id)?
     {
         anyhow::ensure!(
-            group <= config.partitions,
+            group <= membership.partitions,
             "the log has group {group} of {} partitions",
-            config.partitions
+            membership.partitions
         );
         match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
             Ok((opened, applied)) => drop(cells.insert(group, (Cell::new(opened), applied))),
@@ -121,26 +122,32 @@ fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> an
 }
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
-pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity) -> anyhow::Result<Engine> {
-    let space = Space::new(&config.member_ids());
+pub fn start(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Identity,
+) -> anyhow::Result<Engine> {
+    let space = Space::new(membership.node_id);
     space.watch(&config.data_dir, &config.disk)?;
-    let stores = open_stores(config, identity)?;
+    let stores = open_stores(config, membership, identity)?;
     let Stores { log, state } = &stores;
     let settings = GroupSettings {
         node_id: config.node_id,
-        members: config.member_ids(),
         snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
     };
-    let (opened, fenced) = open_groups(config, &settings, &stores)?;
+    let (opened, fenced) = open_groups(membership, &settings, &stores)?;
     let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
     let groups: Vec<u32> = opened.keys().copied().collect();
-    let groups_max = config.partitions as usize + 1;
+    let groups_max = membership.partitions as usize + 1;
     let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
     let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
         (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
-    // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
     let view = match MetaView::load(&*state.replica(0)?) {
+        // It comes with the first snapshot of the meta group.
+        Ok(_) if !hosted.contains_key(&0) && !fenced.contains_key(&0) => MetaView::default(),
+        // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
         Err(_) if fenced.contains_key(&0) => MetaView::default(),
         loaded => loaded?,
     };
@@ -244,7 +251,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let threads = spawn_all(shard, writer, (applier, groups), (keeper, scrubber), work)?;
     let shared = Shared {
         node_id: config.node_id,
-        partitions: config.partitions,
+        partitions: membership.partitions,
         inbox: inbox.clone(),
         state: Arc::clone(state),
         leaders,

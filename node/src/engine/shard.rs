@@ -14,7 +14,7 @@ use super::maintenance::MaintenanceMessage;
 use super::members::{GroupSettings, MemberMessage, MemberReply};
 use super::snapshot::{Hub, Made};
 use super::transport::PeerSender;
-use super::upkeep::{HINT_TICKS, LogSlack, prefer};
+use super::upkeep::{HINT_TICKS, LogSlack};
 use bytes::Bytes;
 use carillon_consensus::{LogStore, Outputs, PersistTask, RoleChange};
 use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
@@ -326,8 +326,7 @@ impl Shard {
     }
 
     fn tick_all(&mut self) {
-        let members = self.settings.members.clone();
-        for (number, cell) in &mut self.cells {
+        for cell in self.cells.values_mut() {
             if cell.blocked.is_some() {
                 continue;
             }
@@ -341,7 +340,6 @@ impl Shard {
                     Err(error) => drop(reply.send(Err(convert(error)))),
                 }
             }
-            prefer(cell, *number, &members, self.node_id);
         }
         self.ticks += 1;
         self.log_writer.report();
