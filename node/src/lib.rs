@@ -9,4 +9,6 @@ pub mod engine;
 pub mod failpoints;
 pub mod meta;
 pub mod node;
+pub mod retention;
 pub mod seal;
+pub mod space;

@@ -35,7 +35,7 @@ pub struct Target {
 }
 
 impl Target {
-    fn connect(&self) -> anyhow::Result<Admin> {
+    pub(super) fn connect(&self) -> anyhow::Result<Admin> {
         if let Some(dir) = &self.lab {
             return Ok(Lab::open(dir)?.admin(self.node)?);
         }
@@ -246,6 +246,9 @@ fn problems(status: &GetStatusResponse) -> Vec<String> {
         if !p.blocked.is_empty() {
             problems.push(format!("partition {} is fenced on this node: {}", p.partition, p.blocked));
         }
+    }
+    if status.storage_near_full {
+        problems.push("the disk of this node is nearly full; submits are refused".to_owned());
     }
     for c in &status.carriers {
         if c.binds_up == 0 {

@@ -42,6 +42,9 @@ pub struct Up {
     /// Behaviour of the carrier: perfect, realistic, storm, lossy, throttled, or the path of a profile (TOML).
     #[arg(long, default_value = "realistic")]
     profile: String,
+    /// More tables of the nodes' configuration (TOML), for example `[retention]`.
+    #[arg(long)]
+    node_config: Option<PathBuf>,
     /// Seconds to wait until all is ready.
     #[arg(long, default_value_t = 60)]
     ready_limit_s: u64,
@@ -156,7 +159,12 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         None => Vec::new(),
     };
     let registered = practices.len();
+    let node_config = match &up.node_config {
+        Some(path) => fs_err::read_to_string(path)?,
+        None => String::new(),
+    };
     let options = LabOptions {
+        node_config,
         nodes: up.size.nodes,
         partitions: up.size.partitions,
         lane_limit: up.lane_limit,

@@ -56,7 +56,11 @@ pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result
         let home = dir.join(format!("node-{}", node.id));
         make_dir(&home)?;
         make_dir(&data_dir(dir, node))?;
-        write_toml(&home.join("config.toml"), &NodeConfig::new(dir, plan, node.id, options)?)?;
+        let path = home.join("config.toml");
+        write_toml(&path, &NodeConfig::new(dir, plan, node.id, options)?)?;
+        // Tables may follow tables, and the configuration ends with one.
+        let text = fs_err::read_to_string(&path)?;
+        fs_err::write(&path, format!("{text}\n{}", options.node_config))?;
     }
     write_toml(&dir.join("router.toml"), &RouterConfig::new(dir, plan, options))?;
     fs_err::write(dir.join("smsc-profile.toml"), profile_text(&options.profile)?)?;

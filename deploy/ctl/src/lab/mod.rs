@@ -70,6 +70,8 @@ pub struct LabOptions {
     /// A preset of the simulator, or the path of a profile (TOML).
     pub profile: String,
     pub log_filter: String,
+    /// More tables of the nodes' configuration (TOML), for example `[retention]`.
+    pub node_config: String,
     /// For all waiting together, in milliseconds.
     pub ready_limit_ms: u64,
     /// Of node 1, 2 and so on; those that are missing run on loopback.
@@ -87,6 +89,7 @@ impl Default for LabOptions {
             practices: Vec::new(),
             profile: "realistic".to_owned(),
             log_filter: "info".to_owned(),
+            node_config: String::new(),
             ready_limit_ms: 60_000,
             placements: Vec::new(),
             smsc_address: None,
