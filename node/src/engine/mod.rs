@@ -55,44 +55,10 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     fs_err::create_dir_all(&config.data_dir)?;
     let space = Space::new(&members);
     space.watch(&config.data_dir, &config.disk)?;
-    let log_options = EngineLogOptions {
-        purge_threshold_bytes: config.tuning.log_bytes_max,
-        ..EngineLogOptions::default()
-    };
-    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &log_options)?);
-    let options = StateOptions {
-        block_cache_bytes: config.tuning.block_cache_bytes,
-        db_write_buffer_bytes: config.tuning.write_buffers_bytes,
-        ..StateOptions::default()
-    };
-    let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
+    let (log, state) = open_stores(config)?;
     recovery::create_groups(&log, &groups, &members)?;
-
-    let mut cells = BTreeMap::new();
-    let mut fenced = BTreeMap::new();
-    let mut applied_senders = Vec::new();
-    let mut applied_receivers = Vec::new();
-    for group in &groups {
-        let mut group_config =
-            GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
-        // 17 groups share a node: keep each one's share of memory small.
-        group_config.cache_bytes_max = 1 << 20;
-        group_config.priority = i64::from(shard::preferred_leader(*group, &members) == config.node_id);
-        let applied = match recovery::open_group(&log, &state, group_config)? {
-            Ok((opened, applied)) => {
-                cells.insert(*group, Cell::new(opened));
-                applied
-            }
-            Err(reason) => {
-                tracing::error!(group, reason, "replica fenced");
-                fenced.insert(*group, reason);
-                0
-            }
-        };
-        let (sender, receiver) = watch::channel(applied);
-        applied_senders.push(sender);
-        applied_receivers.push(receiver);
-    }
+    let Opened { cells, fenced, applied_senders, applied_receivers } =
+        open_groups(config, &members, &groups, &log, &state)?;
     metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
     let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
     let running: Vec<u32> = cells.keys().copied().collect();
@@ -204,6 +170,69 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
     Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, threads })
+}
+
+/// The raft log and the state, as found on disk.
+fn open_stores(config: &Config) -> anyhow::Result<(Arc<EngineLog>, Arc<StateDb>)> {
+    let log_options = EngineLogOptions {
+        purge_threshold_bytes: config.tuning.log_bytes_max,
+        ..EngineLogOptions::default()
+    };
+    let log = EngineLog::open(&config.data_dir.join("log"), &log_options)?;
+    let options = StateOptions {
+        block_cache_bytes: config.tuning.block_cache_bytes,
+        db_write_buffer_bytes: config.tuning.write_buffers_bytes,
+        ..StateOptions::default()
+    };
+    let state = StateDb::open(&config.data_dir.join("state"), &options)?;
+    Ok((Arc::new(log), Arc::new(state)))
+}
+
+/// The groups of this node after recovery.
+struct Opened {
+    cells: BTreeMap<u32, Cell>,
+    /// Those that cannot run, and why.
+    fenced: BTreeMap<u32, String>,
+    /// Applied indexes, one for each group.
+    applied_senders: Vec<watch::Sender<u64>>,
+    applied_receivers: Vec<watch::Receiver<u64>>,
+}
+
+fn open_groups(
+    config: &Config,
+    members: &[u64],
+    groups: &[u32],
+    log: &Arc<EngineLog>,
+    state: &StateDb,
+) -> anyhow::Result<Opened> {
+    let mut opened = Opened {
+        cells: BTreeMap::new(),
+        fenced: BTreeMap::new(),
+        applied_senders: Vec::new(),
+        applied_receivers: Vec::new(),
+    };
+    for group in groups {
+        let mut group_config =
+            GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
+        // 17 groups share a node: keep each one's share of memory small.
+        group_config.cache_bytes_max = 1 << 20;
+        group_config.priority = i64::from(shard::preferred_leader(*group, members) == config.node_id);
+        let applied = match recovery::open_group(log, state, group_config)? {
+            Ok((running, applied)) => {
+                opened.cells.insert(*group, Cell::new(running));
+                applied
+            }
+            Err(reason) => {
+                tracing::error!(group, reason, "replica fenced");
+                opened.fenced.insert(*group, reason);
+                0
+            }
+        };
+        let (sender, receiver) = watch::channel(applied);
+        opened.applied_senders.push(sender);
+        opened.applied_receivers.push(receiver);
+    }
+    Ok(opened)
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
