@@ -54,6 +54,7 @@ impl Applier {
         effects.results.clear();
         effects.schedule.clear();
         effects.events.clear();
+        effects.references.clear();
         if data.is_empty() {
             self.pass(tables, meta);
             return Ok(&self.last);
@@ -65,6 +66,7 @@ impl Applier {
             tables: &mut *tables,
             schedule: &mut effects.schedule,
             events: std::mem::take(&mut effects.events),
+            references: &mut effects.references,
             highest: &mut self.highest,
             now_ms: batch.now_ms.max(self.last.now_ms),
             term: meta.term,

@@ -111,4 +111,15 @@ pub struct Effects {
     pub schedule: Vec<ScheduleChange>,
     /// The same records that were written to table E.
     pub events: Vec<EventRecord>,
+    /// Carrier references that became known: rows of table R.
+    pub references: Vec<Reference>,
+}
+
+/// A carrier's reference of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    pub carrier_no: u32,
+    /// Its hash, as in the key of table R.
+    pub hash: crate::keys::Index,
+    pub message_id: MessageId,
 }

@@ -16,7 +16,7 @@
 //!  - a pending resend (WAITING) is dropped for ACCEPTED and for what is final, and stays otherwise;
 //!  - while a later attempt is in flight the answer is only recorded; with that attempt's own answer the message becomes
 //!    SUBMITTED if any attempt was ACCEPTED. A message that some carrier has is never tried again.
-use crate::effect::{CommandResult, Refusal};
+use crate::effect::{CommandResult, Reference, Refusal};
 use crate::keys;
 use crate::message::{DETAIL_CANCEL_REQUESTED, Message, Step, next_attempt_no};
 use crate::receipt;
@@ -181,6 +181,8 @@ fn write_refs(turn: &mut Turn, message: &mut Message, position: usize, answer: &
         let hash = keys::carrier_ref_hash(carrier_ref);
         hashes.extend_from_slice(&hash);
         turn.tables.put(keys::receipt(attempt.carrier_no, &hash), encode(&row));
+        let (carrier_no, message_id) = (attempt.carrier_no, message.id);
+        turn.references.push(Reference { carrier_no, hash, message_id });
     }
     message.status.attempts[position].carrier_ref_hashes = hashes.into();
 }

@@ -5,7 +5,6 @@
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
-use super::references::References;
 use super::sending::Sender;
 use crate::config::Config;
 use crate::engine::transport::PeerChannels;
@@ -90,8 +89,7 @@ pub fn start(
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
-    let references = References::default();
-    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references.clone());
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
     tokio::spawn(receipts.clone().run(reports));
     let (local, locals) = mpsc::channel(LOCALS_MAX);
     let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
@@ -108,14 +106,7 @@ pub fn start(
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender {
-            handle,
-            keyring,
-            facts: facts.clone(),
-            references,
-            local,
-            attempts: attempts.clone(),
-        },
+        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
         clock,

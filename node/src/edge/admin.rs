@@ -52,14 +52,23 @@ impl Admin for AdminApi {
     ) -> Result<Response<GetStatusResponse>, Status> {
         self.check(&request)?;
         let view = self.handle.meta();
-        let partitions = self.handle.status().await.into_iter().map(|s| PartitionStatus {
-            partition: s.group,
-            leader: s.leader,
-            term: s.term,
-            commit: s.commit,
-            applied: s.applied,
-            last_index: s.last_index,
-            blocked: s.blocked,
+        let partitions = self.handle.status().await.into_iter().map(|s| {
+            // Index and digest are one row, so they belong together. A replica that cannot be read shows none.
+            let tables = self.handle.local_tables(s.group).ok();
+            let record = tables.and_then(|t| carillon_core::applied_record(&*t).ok()).unwrap_or_default();
+            PartitionStatus {
+                partition: s.group,
+                leader: s.leader,
+                term: s.term,
+                commit: s.commit,
+                applied: s.applied,
+                last_index: s.last_index,
+                blocked: s.blocked,
+                digest: record.digest,
+                digest_index: record.index,
+                first_index: s.first_index,
+                replica_id: s.replica_id,
+            }
         });
         let carriers = view.carriers.values().map(|carrier| {
             let lane = self.lanes.status(carrier.carrier_no);

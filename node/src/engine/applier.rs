@@ -3,14 +3,17 @@
 //! State is written before anyone learns of it, and the applied index is in the same write. Effects go to the
 //! delivery driver only while this node leads with an applied `LeaderStart` of the current term.
 use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
+use super::references::References;
 use super::shard::Completion;
+use super::snapshot::{Hub, Work};
 use crate::failpoints;
 use arc_swap::ArcSwap;
-use carillon_consensus::{CommittedEntry, EntryKind};
+use bytes::Bytes;
+use carillon_consensus::{CommittedEntry, EntryKind, SnapshotMark};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
 use carillon_proto::internal::{Command, command::Kind};
-use carillon_store::{ApplyBatch, Replica, StateDb, StateError};
+use carillon_store::{ApplyBatch, Family, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -37,6 +40,19 @@ pub enum ApplyMessage {
     StepDown {
         group: u32,
     },
+    /// A replica was created; its state is empty.
+    Open {
+        group: u32,
+    },
+    /// The replica leaves this node: let go of its state.
+    Close {
+        group: u32,
+    },
+    /// The log names another generation of the state: go on from there.
+    Install {
+        group: u32,
+        mark: SnapshotMark,
+    },
 }
 
 struct GroupState {
@@ -57,8 +73,10 @@ pub(super) struct Applier {
     pub meta: Arc<ArcSwap<MetaView>>,
     pub meta_changed: watch::Sender<u64>,
     pub applied: Vec<watch::Sender<u64>>,
+    pub references: Arc<References>,
     /// Log bytes applied and not reported to the flush pacing yet, by group.
     pub unflushed: Arc<Vec<AtomicU64>>,
+    pub snapshots: Arc<Hub>,
 }
 
 /// Results held back until the state is written.
@@ -69,16 +87,31 @@ impl Applier {
     pub fn run(self, groups: &[u32]) -> anyhow::Result<()> {
         let mut states = BTreeMap::new();
         for group in groups {
-            let replica = self.state.replica(*group)?;
-            let core = CoreApplier::open(&*replica)?;
-            states.insert(*group, GroupState { replica, core, leading: None, blocked: false });
+            states.insert(*group, self.open(*group)?);
         }
         while let Ok(message) = self.messages.recv() {
             match message {
                 ApplyMessage::StepDown { group } => {
                     let Some(state) = states.get_mut(&group) else { continue };
-                    if state.leading.take().is_some() {
-                        drop(self.driver.blocking_send(DriverEvent::Unlead { partition: group }));
+                    self.unlead(group, state);
+                }
+                ApplyMessage::Close { group } => {
+                    if let Some(mut state) = states.remove(&group) {
+                        self.unlead(group, &mut state);
+                    }
+                    drop(self.completions.send(Completion::Closed { group }));
+                }
+                ApplyMessage::Open { group } => match self.open(group) {
+                    Ok(state) => drop(states.insert(group, state)),
+                    Err(error) => self.block(group, error.to_string()),
+                },
+                ApplyMessage::Install { group, mark } => {
+                    if let Some(state) = states.get_mut(&group) {
+                        self.unlead(group, state);
+                    }
+                    match self.install(group, mark) {
+                        Ok(state) => drop(states.insert(group, state)),
+                        Err(error) => self.block(group, error.to_string()),
                     }
                 }
                 ApplyMessage::Entries { group, entries } => {
@@ -97,12 +130,46 @@ impl Applier {
                         if let Err(error) = self.state.note_damage(Some(group), &damage) {
                             tracing::error!(group, %error, "the fence will not outlast a restart");
                         }
-                        drop(self.completions.send(Completion::Blocked { group, reason }));
+                        self.block(group, reason);
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn open(&self, group: u32) -> anyhow::Result<GroupState> {
+        let replica = self.state.replica(group)?;
+        let core = CoreApplier::open(&*replica)?;
+        Ok(GroupState { replica, core, leading: None, blocked: false })
+    }
+
+    fn unlead(&self, group: u32, state: &mut GroupState) {
+        if state.leading.take().is_some() {
+            drop(self.driver.blocking_send(DriverEvent::Unlead { partition: group }));
+        }
+    }
+
+    fn block(&self, group: u32, reason: String) {
+        drop(self.completions.send(Completion::Blocked { group, reason }));
+    }
+
+    /// Readers see the new generation from here on; those that hold the old one may finish.
+    fn install(&self, group: u32, mark: SnapshotMark) -> anyhow::Result<GroupState> {
+        let old = self.state.replica(group)?.family();
+        self.state.set_live(Family { group, generation: mark.generation })?;
+        let opened = self.open(group)?;
+        let applied = opened.core.last().index;
+        anyhow::ensure!(applied == mark.index, "snapshot {} holds entry {applied}", mark.index);
+        self.unflushed[group as usize].store(0, Ordering::Relaxed);
+        if group == 0 {
+            self.meta.store(Arc::new(MetaView::load(&*opened.replica)?));
+            self.meta_changed.send_replace(mark.index);
+        }
+        self.snapshots.ask(Work::Retire(old));
+        self.applied[group as usize].send_replace(mark.index);
+        drop(self.completions.send(Completion::Applied { group, index: mark.index }));
+        Ok(opened)
     }
 
     fn apply_entries(
@@ -115,7 +182,7 @@ impl Applier {
         let (mut answers, mut changes, mut bytes): (Answers, Vec<ScheduleChange>, u64) = Default::default();
         let (mut last, mut commands, mut lead) = (0, 0, None);
         let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
-        let mut effects = Effects::default();
+        let (mut effects, mut references) = (Effects::default(), Vec::new());
         for ApplyEntry { entry, waiters } in entries {
             let meta = EntryMeta { index: entry.index, term: entry.term };
             bytes += entry.data.len() as u64;
@@ -131,6 +198,7 @@ impl Applier {
             if is_own_start(&entry, &waiters, self.node_id) && self.leads(group, entry.term) {
                 lead = Some(entry.term);
             }
+            references.append(&mut effects.references);
             if state.leading.is_some() || lead.is_some() {
                 changes.append(&mut effects.schedule);
             }
@@ -140,6 +208,7 @@ impl Applier {
             }
         }
         self.commit(group, batch);
+        self.references.learn(&references);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
         metrics::histogram!("carillon_apply_seconds").record(start.elapsed().as_secs_f64());
@@ -203,7 +272,9 @@ impl Applier {
         for ApplyEntry { entry, waiters } in entries {
             last = entry.index;
             let meta = EntryMeta { index: entry.index, term: entry.term };
-            meta::apply(&mut batch, meta, &entry.data, &mut effects).map_err(|e| e.to_string())?;
+            // Raft's own entries hold nothing for the tables.
+            let data = if entry.kind == EntryKind::Normal { entry.data.clone() } else { Bytes::new() };
+            meta::apply(&mut batch, meta, &data, &mut effects).map_err(|e| e.to_string())?;
             changed |= effects.changed;
             let mut results = std::mem::take(&mut effects.results).into_iter();
             for (count, waiter) in waiters {

@@ -298,6 +298,7 @@ fn status_json(status: &GetStatusResponse, problems: &[String]) -> Value {
         json!({
             "partition": p.partition, "leader": p.leader, "term": p.term, "commit": p.commit,
             "applied": p.applied, "last_index": p.last_index, "blocked": p.blocked,
+            "digest": hex::encode(&p.digest), "digest_index": p.digest_index,
         })
     });
     let practices = status.practices.iter().map(|p| {

@@ -81,6 +81,18 @@ pub enum Command {
         #[arg(long, default_value_t = 60)]
         ready_limit_s: u64,
     },
+    /// Stop a node with SIGSTOP: it stands still, its connections stay.
+    PauseNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Let a paused node go on.
+    ResumeNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
     /// What runs and is ready; exit code 3 if not everything.
     Status {
         #[command(flatten)]
@@ -111,6 +123,16 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         Command::KillNode { node, dir } => {
             Lab::open(&dir.dir)?.kill_node(node)?;
             print(format, &json!({ "killed": node }), || println!("node {node} killed"))?;
+            Ok(Verdict::Done)
+        }
+        Command::PauseNode { node, dir } => {
+            Lab::open(&dir.dir)?.pause_node(node)?;
+            print(format, &json!({ "paused": node }), || println!("node {node} paused"))?;
+            Ok(Verdict::Done)
+        }
+        Command::ResumeNode { node, dir } => {
+            Lab::open(&dir.dir)?.resume_node(node)?;
+            print(format, &json!({ "resumed": node }), || println!("node {node} goes on"))?;
             Ok(Verdict::Done)
         }
         Command::StartNode { node, dir, ready_limit_s } => {
@@ -150,6 +172,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         profile: up.profile,
         log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
+        ..LabOptions::default()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;
     let members = lab.status().await?;
@@ -187,7 +210,7 @@ fn endpoints(lab: &Lab, dir: &Path, practices: usize) {
     println!("  CA               {dir}/pki/clients-ca.pem");
     println!("  certificate      {dir}/pki/tenant-{TENANT}.pem and .key ({practices} practices)");
     println!("Operators          {dir}/pki/operator-{OPERATOR}.pem and .key");
-    println!("Carrier simulator  SMPP 127.0.0.1:{}, control http://{}", plan.smsc_port, lab.smsc_http());
+    println!("Carrier simulator  SMPP {}, control http://{}", plan.smsc(), lab.smsc_http());
     println!("Lane limit         {} segments/s", plan.lane_limit);
     println!("Metrics and logs   http://{}/metrics, {dir}/logs/", lab.router_http());
 }
