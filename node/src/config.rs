@@ -327,7 +327,11 @@ mod tests {
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
             ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
             ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),
-            ("lab = true", "retention = { idempotency_keys_s = 604799 }", "retention.idempotency_keys_s"),
+            (
+                "lab = true",
+                "lab = true\nretention = { idempotency_keys_s = 0 }",
+                "retention.idempotency_keys_s",
+            ),
             ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
             ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
