@@ -5,9 +5,9 @@ use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
-    CarrierStatus, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
-    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest, SetLogFilterResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    CarrierStatus, DamagedReplica, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
+    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, ScrubRequest, ScrubResponse,
+    SetLogFilterRequest, SetLogFilterResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -88,6 +88,7 @@ impl Admin for AdminApi {
             partitions: partitions.collect(),
             practices: view.practices.values().cloned().collect(),
             carriers: carriers.collect(),
+            storage_near_full: self.handle.space().near_full(),
         }))
     }
 
@@ -141,6 +142,17 @@ impl Admin for AdminApi {
             ))),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubResponse>, Status> {
+        self.check(&request)?;
+        let report = self.handle.scrub().await;
+        let report = report.ok_or_else(|| Status::failed_precondition("a scrub is running already"))?;
+        let damaged = report.damaged.into_iter();
+        Ok(Response::new(ScrubResponse {
+            bytes: report.bytes,
+            damaged: damaged.map(|(partition, reason)| DamagedReplica { partition, reason }).collect(),
+        }))
     }
 
     async fn set_log_filter(

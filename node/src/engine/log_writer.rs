@@ -5,8 +5,10 @@
 //! tried again after one.
 use super::shard::Completion;
 use super::transport::PeerSender;
-use carillon_consensus::{GroupWrite, LogStore, PersistTask};
+use crate::failpoints;
+use carillon_consensus::{GroupWrite, LogError, LogStore, PersistTask};
 use carillon_proto::internal::GroupMessage;
+use carillon_proto::replica::node_of;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,7 +81,7 @@ impl LogWriter {
             done.push((task.group, task.number));
             for message in task.after {
                 let message = GroupMessage { group: task.group, message: Some(message) };
-                after.entry(message.message.as_ref().map_or(0, |m| m.to)).or_default().push(message);
+                after.entry(message.message.as_ref().map_or(0, |m| node_of(m.to))).or_default().push(message);
             }
             let write = task.write;
             if !write.is_empty() {
@@ -88,7 +90,7 @@ impl LogWriter {
         }
         if !writes.is_empty() {
             let start = Instant::now();
-            if let Err(error) = self.log.write(&writes, sync) {
+            if let Err(error) = self.persist(&writes, sync) {
                 tracing::error!(%error, "raft log write failed; stopping so that nothing unsynced is acknowledged");
                 std::process::abort();
             }
@@ -102,9 +104,30 @@ impl LogWriter {
         for (group, written) in own {
             drop(self.completions.send(Completion::Written { group, written }));
         }
-        for (node, messages) in after {
-            self.peers.send(node, messages);
+        if !after.is_empty() {
+            failpoints::hit("log::before_replies");
+            for (node, messages) in after {
+                self.peers.send(node, messages);
+            }
+            failpoints::hit("log::after_replies");
         }
+    }
+
+    fn persist(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
+        let conf = writes.iter().any(|write| write.conf.is_some());
+        failpoints::hit("log::before_sync");
+        if conf {
+            failpoints::hit("log::before_conf");
+        }
+        if failpoints::fails("log::sync_error") {
+            return Err(LogError::Io("fail point log::sync_error".to_owned()));
+        }
+        self.log.write(writes, sync)?;
+        if conf {
+            failpoints::hit("log::after_conf");
+        }
+        failpoints::hit("log::after_sync");
+        Ok(())
     }
 }
 

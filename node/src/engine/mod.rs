@@ -14,27 +14,32 @@ pub mod maintenance;
 pub mod members;
 mod recovery;
 mod references;
+mod report;
+pub mod scrub;
 pub mod shard;
 pub mod snapshot;
 pub mod transport;
 pub mod upkeep;
 
 use crate::config::Config;
+use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
-use carillon_consensus::{Group, LogStore, Outputs};
+use carillon_consensus::{LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
 use hand_over::{HAND_OVERS_MAX, HandOver};
 pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
-use handle::{Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use handle::{Fenced, Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use identity::Identity;
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
+use parking_lot::Mutex;
 pub use references::References;
+use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use snapshot::{Hub, HubParts, WORK_MAX};
 use std::collections::BTreeMap;
@@ -52,6 +57,7 @@ pub struct Engine {
     driver_events: Option<mpsc::Receiver<DriverEvent>>,
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
+    scrub: crossbeam_channel::Sender<ScrubMessage>,
     snapshots: Arc<Hub>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -67,7 +73,11 @@ struct Stores {
 }
 
 fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
-    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &EngineLogOptions::default())?);
+    let log_options = EngineLogOptions {
+        purge_threshold_bytes: config.tuning.log_bytes_max,
+        ..EngineLogOptions::default()
+    };
+    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &log_options)?);
     let options = StateOptions {
         block_cache_bytes: config.tuning.block_cache_bytes,
         db_write_buffer_bytes: config.tuning.write_buffers_bytes,
@@ -85,46 +95,63 @@ fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
     Ok(Stores { log, state })
 }
 
-/// The groups that live here, opened and replayed, and the applied index of each.
-fn open_groups(
-    config: &Config,
-    settings: &GroupSettings,
-    stores: &Stores,
-) -> anyhow::Result<BTreeMap<u32, (Cell, u64)>> {
-    let mut cells = BTreeMap::new();
-    for recovery::Hosted { group, replica_id } in
-        recovery::settle(&stores.log, &stores.state, config.node_id)?
-    {
-        anyhow::ensure!(
-            group <= config.partitions,
-            "the log has group {group} of {} partitions",
-            config.partitions
-        );
-        let applied = recovery::replay(&stores.log, &stores.state, group)?;
-        let log: Arc<dyn LogStore> = Arc::clone(&stores.log) as Arc<dyn LogStore>;
-        let opened = Group::open(settings.config(group, replica_id), log, applied)?;
-        cells.insert(group, (Cell::new(opened), applied));
+/// What lives here, and what of it can run.
+struct Opened {
+    cells: BTreeMap<u32, Cell>,
+    /// Replica ids, fenced ones too.
+    hosted: Hosted,
+    fenced: BTreeMap<u32, String>,
+    /// Applied index of each group, 0 = not here.
+    applied: Vec<u64>,
+}
+
+fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+    let groups_max = config.partitions as usize + 1;
+    let mut opened = Opened {
+        cells: BTreeMap::new(),
+        hosted: recovery::settle(&stores.log, &stores.state, config.node_id)?,
+        fenced: BTreeMap::new(),
+        applied: vec![0; groups_max],
+    };
+    for (&group, &replica_id) in &opened.hosted {
+        anyhow::ensure!((group as usize) < groups_max, "the log has group {group} of {}", config.partitions);
+        match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
+            Ok((running, applied)) => {
+                opened.cells.insert(group, Cell::new(running));
+                opened.applied[group as usize] = applied;
+            }
+            Err(reason) => {
+                tracing::error!(group, reason, "replica fenced");
+                opened.fenced.insert(group, reason);
+            }
+        }
     }
-    Ok(cells)
+    metrics::gauge!("carillon_replicas_fenced").set(opened.fenced.len() as f64);
+    Ok(opened)
+}
+
+/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
+fn load_view(state: &StateDb, fenced: bool) -> anyhow::Result<MetaView> {
+    match MetaView::load(&*state.replica(0)?) {
+        Err(_) if fenced => Ok(MetaView::default()),
+        loaded => Ok(loaded?),
+    }
 }
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
 pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity) -> anyhow::Result<Engine> {
+    let space = Space::new(&config.member_ids());
+    space.watch(&config.data_dir, &config.disk)?;
     let stores = open_stores(config, identity)?;
     let Stores { log, state } = &stores;
-    let settings = GroupSettings {
-        node_id: config.node_id,
-        members: config.member_ids(),
-        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
-    };
-    let opened = open_groups(config, &settings, &stores)?;
-    let groups: Vec<u32> = opened.keys().copied().collect();
-    let groups_max = config.partitions as usize + 1;
-    let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
-    let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
+    let settings = GroupSettings::of(config);
+    let Opened { cells, hosted, fenced, applied } = open_groups(config, &settings, &stores)?;
+    let groups_max = applied.len();
+    let running: Vec<u32> = cells.keys().copied().collect();
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
-        (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
-    let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
+        applied.into_iter().map(watch::channel).unzip();
+    let meta = Arc::new(ArcSwap::from_pointee(load_view(state, fenced.contains_key(&0))?));
+    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
@@ -132,21 +159,22 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (work, work_receiver) = crossbeam_channel::bounded(WORK_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
+    let (scrub, scrub_receiver) = crossbeam_channel::bounded(4);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
     let (hosted_sender, hosted) = watch::channel(Arc::new(hosted));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
     let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers =
-        transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
+    let origin = origin(config, identity, &space);
+    let peers = transport::start(origin, channels, inbox.clone());
     let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
 
     let references = Arc::new(References::default());
-
     let shard = Shard {
         node_id: config.node_id,
         settings,
-        cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
+        cells,
+        fenced: Arc::clone(&shared_fenced),
         inbox: inbox_receiver,
         completions: completions_receiver,
         log_writer: HandOver::new("log_writer", log_tasks),
@@ -192,17 +220,16 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         log: Arc::clone(log),
         state: Arc::clone(state),
         messages: maintenance_receiver,
-        completions,
+        completions: completions.clone(),
         unflushed,
-        limits: PacerLimits {
-            unflushed_age_max_ms: config.tuning.flush_age_ms_max,
-            ..PacerLimits::default()
-        },
+        limits: pacing(config),
+        space: Arc::clone(&space),
+        fenced: fenced.into_keys().collect(),
     };
-
-    let worker = Arc::clone(&snapshots);
-    let work = move || snapshot::run_worker(&worker, &work_receiver);
-    let threads = spawn_all(shard, writer, (applier, groups), keeper, work)?;
+    let scrubber = make_scrubber(config, &stores, &running, scrub_receiver, completions);
+    let worker = (Arc::clone(&snapshots), work_receiver);
+    let mut threads = spawn_all(shard, writer, (applier, running), keeper, worker)?;
+    threads.push(spawn("scrub", move || scrubber.run())?);
     let shared = Shared {
         node_id: config.node_id,
         partitions: config.partitions,
@@ -216,9 +243,47 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         applied: applied_receivers,
         references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+        space,
+        fenced: shared_fenced,
+        scrub: scrub.clone(),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
-    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, snapshots, threads })
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, snapshots, threads })
+}
+
+fn origin(config: &Config, identity: &Identity, space: &Arc<Space>) -> transport::Origin {
+    transport::Origin {
+        node_id: config.node_id,
+        store_id: identity.store_id(),
+        cluster_id: Arc::from(config.cluster_id.as_str()),
+        space: Arc::clone(space),
+    }
+}
+
+fn pacing(config: &Config) -> PacerLimits {
+    PacerLimits {
+        unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
+        unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
+        ..PacerLimits::default()
+    }
+}
+
+fn make_scrubber(
+    config: &Config,
+    stores: &Stores,
+    groups: &[u32],
+    messages: crossbeam_channel::Receiver<ScrubMessage>,
+    completions: crossbeam_channel::Sender<shard::Completion>,
+) -> Scrubber {
+    Scrubber {
+        log: Arc::clone(&stores.log),
+        state: Arc::clone(&stores.state),
+        groups: groups.to_vec(),
+        messages,
+        completions,
+        settings: config.scrub.clone(),
+        last_file: LastPass::new(&config.data_dir),
+    }
 }
 
 fn open_hub(
@@ -244,7 +309,7 @@ fn spawn_all(
     writer: LogWriter,
     (applier, groups): (Applier, Vec<u32>),
     keeper: Maintenance,
-    snapshot_work: impl FnOnce() + Send + 'static,
+    (hub, work): (Arc<Hub>, crossbeam_channel::Receiver<snapshot::Work>),
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let apply = move || {
         if let Err(error) = applier.run(&groups) {
@@ -256,7 +321,7 @@ fn spawn_all(
         spawn("log-writer", move || writer.run())?,
         spawn("applier", apply)?,
         spawn("maintenance", move || keeper.run())?,
-        spawn("snapshots", snapshot_work)?,
+        spawn("snapshots", move || snapshot::run_worker(&hub, &work))?,
         spawn("shard-0", move || shard.run())?,
     ])
 }
@@ -281,6 +346,7 @@ impl Engine {
         self.snapshots.stop();
         drop(self.inbox.send(ShardMessage::Stop));
         drop(self.maintenance.send(MaintenanceMessage::Stop));
+        drop(self.scrub.send(ScrubMessage::Stop));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended badly");

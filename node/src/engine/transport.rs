@@ -3,6 +3,7 @@
 //! Two streams for each peer, so that heartbeats and votes never wait behind entries. Queues are bounded; a full one drops,
 //! because raft repeats. Order holds within a stream.
 use super::shard::ShardMessage;
+use crate::space::Space;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
@@ -25,10 +26,17 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 /// Sends to peers; cheap to clone, usable from any thread, never blocks.
 #[derive(Clone)]
 pub struct PeerSender {
-    node_id: u64,
-    store_id: u64,
-    cluster_id: Arc<str>,
+    origin: Origin,
     lanes: Arc<BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>>,
+}
+
+/// What a frame says of its sender.
+#[derive(Clone)]
+pub struct Origin {
+    pub node_id: u64,
+    pub store_id: u64,
+    pub cluster_id: Arc<str>,
+    pub space: Arc<Space>,
 }
 
 const CONTROL: usize = 0;
@@ -64,11 +72,12 @@ impl PeerSender {
         }
         let Some(lanes) = self.lanes.get(&node) else { return };
         let frame = RaftFrame {
-            from_node: self.node_id,
-            cluster_id: self.cluster_id.to_string(),
+            from_node: self.origin.node_id,
+            cluster_id: self.origin.cluster_id.to_string(),
             messages,
             hints,
-            from_store: self.store_id,
+            from_store: self.origin.store_id,
+            storage_near_full: self.origin.space.near_full(),
         };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
@@ -103,9 +112,7 @@ pub fn channels(
 
 /// Starts the stream tasks on the current runtime.
 pub fn start(
-    node_id: u64,
-    store_id: u64,
-    cluster_id: &str,
+    origin: Origin,
     channels: &PeerChannels,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
@@ -118,7 +125,7 @@ pub fn start(
         };
         lanes.insert(*id, [make(), make()]);
     }
-    PeerSender { node_id, store_id, cluster_id: Arc::from(cluster_id), lanes: Arc::new(lanes) }
+    PeerSender { origin, lanes: Arc::new(lanes) }
 }
 
 /// Keeps one stream to a peer up for as long as the sender lives.
