@@ -85,7 +85,7 @@ pub struct Tuning {
     /// Log bytes of all partitions that only memory covers, so the bytes that a restart applies again. 16 MiB to 4 GiB, default
     /// 256 MiB.
     pub unflushed_log_bytes_max: u64,
-    /// The same for one partition, in time. 10 s to 1 hour, default 5 minutes.
+    /// The same for one partition, in time. 1 s to 1 hour, default 5 minutes.
     pub unflushed_log_age_max_s: u64,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
@@ -153,16 +153,6 @@ impl Config {
             ),
             ((1..=64).contains(&tuning.worker_threads), "tuning.worker_threads", "must be 1 to 64"),
             (
-                (1_000..=600_000).contains(&tuning.snapshot_idle_ms_max),
-                "tuning.snapshot_idle_ms_max",
-                "must be 1000 to 600000",
-            ),
-            (
-                (64..=10_000_000).contains(&tuning.log_slack_entries),
-                "tuning.log_slack_entries",
-                "must be 64 to 10000000",
-            ),
-            (
                 (64 << 20..=16 << 30).contains(&tuning.log_bytes_max),
                 "tuning.log_bytes_max",
                 "must be 67108864 to 17179869184",
@@ -173,9 +163,19 @@ impl Config {
                 "must be 16777216 to 4294967296",
             ),
             (
-                (10..=3_600).contains(&tuning.unflushed_log_age_max_s),
+                (1..=3_600).contains(&tuning.unflushed_log_age_max_s),
                 "tuning.unflushed_log_age_max_s",
-                "must be 10 to 3600",
+                "must be 1 to 3600",
+            ),
+            (
+                (1_000..=600_000).contains(&tuning.snapshot_idle_ms_max),
+                "tuning.snapshot_idle_ms_max",
+                "must be 1000 to 600000",
+            ),
+            (
+                (64..=10_000_000).contains(&tuning.log_slack_entries),
+                "tuning.log_slack_entries",
+                "must be 64 to 10000000",
             ),
             (
                 self.lab,
@@ -236,17 +236,17 @@ mod tests {
             ("lab = true", "lab = true\npartitions = 0", "partitions"),
             ("lab = true", "lab = true\nlabb = true", "labb"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
+            ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
+            ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),
+            ("lab = true", "retention = { idempotency_keys_s = 604799 }", "retention.idempotency_keys_s"),
+            ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
+            ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
             (
                 "lab = true",
                 "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",
                 "tuning.snapshot_idle_ms_max",
             ),
-            ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
-            ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),
-            ("lab = true", "retention = { idempotency_keys_s = 604799 }", "retention.idempotency_keys_s"),
-            ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
-            ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
         ] {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");

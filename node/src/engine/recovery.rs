@@ -36,7 +36,18 @@ pub(super) fn create_groups(
 pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Hosted> {
     let (mut hosted, mut live) = (Hosted::new(), BTreeMap::new());
     for group in log.groups() {
-        let Some(stored) = log.load(group)? else { continue };
+        let stored = match log.load(group) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => continue,
+            // Out of service, see `open_group`; what there is of its state stays.
+            Err(_) if log.damaged().contains_key(&group) => {
+                let families = state.families().into_iter().filter(|family| family.group == group);
+                live.insert(group, families.map(|f| f.generation).max().unwrap_or(FIRST_GENERATION));
+                hosted.insert(group, node_id);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let replica_id = if stored.replica_id == 0 { node_id } else { stored.replica_id };
         anyhow::ensure!(
             node_of(replica_id) == node_id,
