@@ -44,6 +44,10 @@ pub struct GroupConfig {
     pub priority: i64,
     /// Where raft's own log lines go. At `trace` they hold entry data (sealed).
     pub logger: Logger,
+    /// Plants a known bug of raft 0.7.0, so that the simulator can prove that it would find it. For tests only: the tidy
+    /// suite checks that nothing else names it.
+    #[doc(hidden)]
+    pub planted_batch_append: bool,
 }
 
 impl GroupConfig {
@@ -65,6 +69,7 @@ impl GroupConfig {
             skip_commit_broadcast: true,
             priority: 0,
             logger: Logger::root(slog::Discard, slog::o!()),
+            planted_batch_append: false,
         }
     }
 
@@ -97,7 +102,7 @@ impl GroupConfig {
             max_election_tick: 2 * self.election_ticks,
             read_only_option: raft::ReadOnlyOption::Safe,
             skip_bcast_commit: self.skip_commit_broadcast,
-            batch_append: false,
+            batch_append: self.planted_batch_append,
             priority: self.priority,
             max_uncommitted_size: self.uncommitted_bytes_max,
             max_committed_size_per_ready: self.committed_bytes_max,
