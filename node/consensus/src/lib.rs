@@ -47,7 +47,7 @@ pub use error::{GroupError, ProposeError, StepError};
 pub use group::{Group, bootstrap_write};
 pub use log_store::{GroupState, GroupWrite, LogError, LogStore};
 pub use mem_log::MemLog;
-pub use proposals::{Parts, Pending, Proposals, Taken};
 pub use output::{
     CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange,
 };
+pub use proposals::{Parts, Pending, Proposals, Taken};

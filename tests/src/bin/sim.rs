@@ -89,7 +89,11 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     let mut total = Total::default();
     total.add(seed, &report);
     println!("seed {seed}: trace hash {:016x}; {}", report.hash, total.summary());
-    println!("simulated {:.1} s in {:.2} s", report.simulated_ms as f64 / 1000.0, start.elapsed().as_secs_f64());
+    println!(
+        "simulated {:.1} s in {:.2} s",
+        report.simulated_ms as f64 / 1000.0,
+        start.elapsed().as_secs_f64()
+    );
     finish(&total)
 }
 

@@ -13,9 +13,7 @@ use carillon_consensus::{
     CommittedEntry, EntryKind, Group, GroupConfig, LogStore, Parts, Proposals, bootstrap_write,
 };
 use carillon_core::meta::{self, MetaEffects, MetaView};
-use carillon_core::{
-    Applier, CommandResult, Effects, EntryMeta, ScheduleChange, applied_record, query,
-};
+use carillon_core::{Applier, CommandResult, Effects, EntryMeta, ScheduleChange, applied_record, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, CommandBatch, EventRecord, command::Kind};
 use carillon_proto::public::MessageState;
@@ -84,7 +82,8 @@ impl World {
         let applied = self.replay(node, group, &*log)?;
         let preferred = u64::from(group) % self.plan.nodes as u64 + 1;
         let seed = rng::mix(self.plan.seed ^ self.nodes[node].epoch);
-        let mut config = GroupConfig { priority: i64::from(preferred == id), ..GroupConfig::new(group, id, seed) };
+        let mut config =
+            GroupConfig { priority: i64::from(preferred == id), ..GroupConfig::new(group, id, seed) };
         if self.plan.small_limits {
             config.max_size_per_msg = 2_000;
             config.max_inflight_msgs = 8;
@@ -130,7 +129,8 @@ impl World {
                 let mut batch = store.batch();
                 let mut effects = Effects::default();
                 if group == 0 {
-                    meta::apply(&mut batch, meta, &entry.data, &mut MetaEffects::default()).map_err(|e| text(&e))?;
+                    meta::apply(&mut batch, meta, &entry.data, &mut MetaEffects::default())
+                        .map_err(|e| text(&e))?;
                 } else {
                     core.apply(&mut batch, meta, &entry.data, &mut effects).map_err(|e| text(&e))?;
                 }
@@ -285,7 +285,8 @@ impl World {
 
     fn count_event(&mut self, from: MessageState, event: &EventRecord) {
         let to = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
-        let taken = matches!(to, MessageState::Submitted | MessageState::Delivered | MessageState::Undelivered);
+        let taken =
+            matches!(to, MessageState::Submitted | MessageState::Delivered | MessageState::Undelivered);
         match (from, to) {
             (MessageState::Unknown, _) if taken && event.attempt == 0 => {
                 self.trace.count("unknown_resolved_by_receipt");
@@ -307,7 +308,11 @@ impl World {
         }
     }
 
-    fn apply_meta(&mut self, node: usize, entries: Vec<(CommittedEntry, Parts<Waiter>)>) -> Result<(), String> {
+    fn apply_meta(
+        &mut self,
+        node: usize,
+        entries: Vec<(CommittedEntry, Parts<Waiter>)>,
+    ) -> Result<(), String> {
         let (mut answers, mut changed) = (Vec::new(), false);
         let id = self.nodes[node].id;
         for (entry, waiters) in entries {

@@ -100,7 +100,9 @@ impl World {
         let mut carrier_ref = String::new();
         let words = [40, carrier as u64, super::rng::hash(submit.id.as_bytes()), outcome as u64];
         let (id, attempt_no, part) = (submit.id, submit.attempt_no, submit.part);
-        self.note(&words, || format!("gets   c{} {id} attempt {attempt_no} part {part}: {outcome:?}", carrier + 1));
+        self.note(&words, || {
+            format!("gets   c{} {id} attempt {attempt_no} part {part}: {outcome:?}", carrier + 1)
+        });
         if outcome == Outcome::Accepted {
             self.oracle.carrier_accepted(id, attempt_no, part);
             self.carriers[carrier].next_no += 1;
@@ -134,7 +136,8 @@ impl World {
         let rates = self.plan.rates.carrier.clone();
         let rng = &mut self.rng.receipts;
         // The first carrier echoes our reference, the second one knows only its own.
-        let message_id = if carrier == 0 && submit.parts == 1 { submit.id.to_bytes() } else { Default::default() };
+        let message_id =
+            if carrier == 0 && submit.parts == 1 { submit.id.to_bytes() } else { Default::default() };
         let receipt = |state: ReceiptState| RecordReceipt {
             message_id: message_id.clone(),
             carrier_no: carrier as u32 + 1,

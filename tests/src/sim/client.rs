@@ -250,7 +250,8 @@ impl World {
                 };
                 let slot = Slot::of_practice(TENANT, &name);
                 let id = MessageId::new(self.wall_ms(node), slot, self.rng.ingest.next());
-                let accept = self.accept(node, id, (record.practice_no, record.carrier_no), key, content, call_no);
+                let accept =
+                    self.accept(node, id, (record.practice_no, record.carrier_no), key, content, call_no);
                 let command = Command { kind: Some(Kind::Accept(accept)) };
                 self.propose(node, partition, vec![command], Waiter::Call { op, call_no, id: Some(id) });
             }
@@ -280,7 +281,8 @@ impl World {
             named ^= u64::from(call_no) << 40;
         }
         let draw = super::rng::mix(content);
-        let policy = [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
+        let policy =
+            [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
         let life_ms = [1_500, 20_000, 40_000, 40_000][draw as usize % 4];
         let later = if draw >> 8 & 7 == 0 { now_ms + (draw >> 12) % 6_000 } else { 0 };
         let long = (draw >> 24) % 1000 < self.plan.long;
@@ -331,13 +333,16 @@ impl World {
             return;
         }
         let applied = cell.group.applied_index();
-        let (ready, rest) = std::mem::take(&mut cell.reads_confirmed).into_iter().partition(|(i, _)| *i <= applied);
+        let (ready, rest) =
+            std::mem::take(&mut cell.reads_confirmed).into_iter().partition(|(i, _)| *i <= applied);
         cell.reads_confirmed = rest;
         let ready: Vec<(u64, Read)> = ready;
         for (_, read) in ready {
             let found = query::message(&self.nodes[node].stores[&group], &read.id);
             let result = found.map_err(|_| Refused::Busy).map(|found| {
-                found.map(|(_, status)| MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified))
+                found.map(|(_, status)| {
+                    MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified)
+                })
             });
             self.answer_read(node, &read, result);
         }
@@ -378,7 +383,9 @@ impl World {
     }
 
     fn practice_no_of(&self, node: usize, op: u64) -> u32 {
-        let Some(Op { request: Request::Submit { practice, .. }, .. }) = self.clients.ops.get(&op) else { return 0 };
+        let Some(Op { request: Request::Submit { practice, .. }, .. }) = self.clients.ops.get(&op) else {
+            return 0;
+        };
         let name = practice_name(*practice);
         self.nodes[node].meta.practice(TENANT, &name).map_or(0, |record| record.practice_no)
     }
@@ -452,7 +459,9 @@ impl World {
             (Request::Cancel { id, .. }, Answer::Canceled(outcome)) => match outcome {
                 Some(outcome) if outcome.canceled => drop(self.oracle.canceled.insert(id, self.now_ms)),
                 Some(_) => {}
-                None => self.oracle.fail(format!("I1 message {id} was acknowledged, and a cancel does not find it")),
+                None => self
+                    .oracle
+                    .fail(format!("I1 message {id} was acknowledged, and a cancel does not find it")),
             },
             (Request::Get { id }, Answer::Got(state)) => {
                 let rank = state.map_or(0, message::rank);

@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const SECTOR: usize = 512;
+/// What a disk writes whole. The unsynced tail begins anywhere in one.
+pub const SECTOR: u64 = 512;
 /// Length and checksum before each record.
 const HEADER: usize = 8;
 
@@ -49,11 +50,11 @@ impl SimDisk {
         self.tail.lock().expect("one thread").iter().map(Vec::len).sum()
     }
 
-    /// Power loss: the first `bytes` of the unsynced tail had reached the disk, rounded down to a sector.
+    /// Power loss: the first `bytes` of the unsynced tail had reached the disk.
     pub fn crash(&self, bytes: usize) -> Tail {
         let records = std::mem::take(&mut *self.tail.lock().expect("one thread"));
         let mut file: Vec<u8> = records.iter().flatten().copied().collect();
-        file.truncate(if bytes >= file.len() { file.len() } else { bytes / SECTOR * SECTOR });
+        file.truncate(bytes);
         let (kept, torn) = read_back(&file);
         self.log.crash(kept);
         Tail { kept, lost: records.len() - kept, torn }
@@ -179,7 +180,9 @@ mod tests {
         assert_eq!(disk.crash(1600), Tail { kept: 2, lost: 1, torn: true });
         assert_eq!(disk.load(1).unwrap().unwrap().last_index, 2);
         let disk = three_unsynced();
-        assert_eq!(disk.crash(511), Tail { kept: 0, lost: 3, torn: false });
+        assert_eq!(disk.crash(511), Tail { kept: 0, lost: 3, torn: true });
+        let disk = three_unsynced();
+        assert_eq!(disk.crash(0), Tail { kept: 0, lost: 3, torn: false });
         assert_eq!(disk.load(1).unwrap().unwrap().last_index, 0);
     }
 

@@ -12,6 +12,8 @@ use prost::Message as _;
 
 /// Entries of this node that may wait for apply, in one group.
 const IN_FLIGHT_MAX: usize = 4;
+/// A follower that is this far behind what is applied catches up from the log.
+const BEHIND: u64 = 20;
 /// Ticks between hints on how far logs may be cut.
 const HINT_TICKS: u64 = 50;
 /// Ticks for which a preferred leader must look healthy before it gets its partition back.
@@ -66,13 +68,26 @@ impl World {
 
     pub fn deliver(&mut self, from: usize, to: usize, group: u32, mut message: RaftMessage) {
         let m = &message;
-        let words =
-            [1, u64::from(group), m.msg_type as u64, m.to, m.from, m.term, m.index, m.commit, m.reject.into()];
+        let words = [
+            1,
+            u64::from(group),
+            m.msg_type as u64,
+            m.to,
+            m.from,
+            m.term,
+            m.index,
+            m.commit,
+            m.reject.into(),
+        ];
         let text = format_message(m);
         self.note(&words, || format!("raft   n{} -> n{} g{group} {text}", from + 1, to + 1));
         if self.trace.events.is_multiple_of(16) {
             let bytes = message.encode_to_vec();
             message = RaftMessage::decode(bytes.as_slice()).expect("prost reads what it wrote");
+        }
+        let ahead = self.oracle.history.get(&group).map_or(0, |history| history.len() as u64);
+        if message.entries.last().is_some_and(|entry| entry.index + BEHIND < ahead) {
+            self.trace.count("follower_caught_up_from_log");
         }
         let at = &mut self.nodes[to];
         let Some(cell) = at.cells.get_mut(&group).filter(|_| at.up) else { return };
@@ -394,7 +409,13 @@ fn format_message(m: &RaftMessage) -> String {
     let kind = format!("{:?}", super::oracle::message_kind(m));
     let kind = kind.trim_start_matches("Msg").to_owned();
     let reject = if m.reject { " rejected" } else { "" };
-    format!("{kind} term {} index {} entries {} commit {}{reject}", m.term, m.index, m.entries.len(), m.commit)
+    format!(
+        "{kind} term {} index {} entries {} commit {}{reject}",
+        m.term,
+        m.index,
+        m.entries.len(),
+        m.commit
+    )
 }
 
 /// Members of every group, by replica id.

@@ -91,7 +91,14 @@ impl World {
     }
 
     /// A definite answer replaces the AMBIGUOUS one: it resolves UNKNOWN.
-    pub fn late_answer(&mut self, node: usize, send_no: u64, part: u32, outcome: Outcome, carrier_ref: String) {
+    pub fn late_answer(
+        &mut self,
+        node: usize,
+        send_no: u64,
+        part: u32,
+        outcome: Outcome,
+        carrier_ref: String,
+    ) {
         let given_up = self.nodes[node].wing.timed_out.remove(&(send_no, part));
         let Some((id, attempt_no, 1, carrier_no)) = given_up else { return };
         let refs: Vec<String> = (outcome == Outcome::Accepted).then_some(carrier_ref).into_iter().collect();
@@ -178,7 +185,13 @@ impl World {
         self.facts_go(node, partition);
     }
 
-    pub fn forwarded_done(&mut self, node: usize, from: usize, batch: FactBatch, result: Result<(), Refused>) {
+    pub fn forwarded_done(
+        &mut self,
+        node: usize,
+        from: usize,
+        batch: FactBatch,
+        result: Result<(), Refused>,
+    ) {
         let FactBatch { partition, batch_no, epoch, .. } = batch;
         let done = result.is_ok();
         self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, done });

@@ -1,4 +1,5 @@
 //! Carries out the timed faults of a plan, and heals everything when the run turns calm.
+use super::disk::SECTOR;
 use super::plan::Fault;
 use super::plant::Plant;
 use super::world::{Event, World};
@@ -103,8 +104,9 @@ impl World {
             return;
         }
         let unsynced = self.nodes[node].disk.unsynced_bytes() as u64;
+        let (offset, sectors) = (self.rng.crash.below(SECTOR), self.rng.crash.below(unsynced / SECTOR + 3));
         let bytes = match power {
-            true => self.rng.crash.below(unsynced + 1024) as usize,
+            true => (sectors * SECTOR).saturating_sub(offset) as usize,
             false => usize::MAX,
         };
         let tail = self.nodes[node].disk.crash(bytes);
@@ -117,7 +119,8 @@ impl World {
         let ahead = self.planted(Plant::AppliedAheadOfFlush);
         for store in self.nodes[node].stores.values_mut() {
             // A memtable may have been flushed without being asked.
-            let keep = if self.rng.crash.chance(500) { 0 } else { self.rng.crash.below(store.pending() as u64 + 1) };
+            let keep =
+                if self.rng.crash.chance(500) { 0 } else { self.rng.crash.below(store.pending() as u64 + 1) };
             match ahead {
                 true => store.crash_with_applied_ahead(),
                 false => store.crash(keep as usize),
@@ -125,7 +128,12 @@ impl World {
         }
         let id = self.nodes[node].id;
         self.note(&[62, id, tail.kept as u64, tail.lost as u64], || {
-            format!("crash  n{id} {} unsynced writes kept, {} lost{}", tail.kept, tail.lost, if tail.torn { ", torn" } else { "" })
+            format!(
+                "crash  n{id} {} unsynced writes kept, {} lost{}",
+                tail.kept,
+                tail.lost,
+                if tail.torn { ", torn" } else { "" }
+            )
         });
         self.nodes[node].forget();
         self.nodes[node].frozen_until = 0;

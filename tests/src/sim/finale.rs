@@ -1,5 +1,6 @@
 //! A whole run: trouble for a while, then calm, in which everything must come to an end in bounded time (I8), then the
 //! comparison of all replicas with each other, with what clients were told and with what the carriers have.
+use super::node::Node;
 use super::plan::Plan;
 use super::world::World;
 use carillon_core::{ReadTables as _, applied_record, keys, message, query};
@@ -153,7 +154,7 @@ impl World {
             wrong.extend(self.wrong_end(id, state));
         }
         for partition in 1..=self.plan.partitions {
-            let Some(node) = self.nodes.iter().find(|node| node.cells.contains_key(&partition)) else { continue };
+            let Some(node) = self.healthy(partition) else { continue };
             let rows = node.stores[&partition].tables().rows().iter();
             for id in rows.filter_map(|(key, _)| keys::decode_payload(key)) {
                 let found = query::message(&node.stores[&partition], &id).ok().flatten();
@@ -169,9 +170,16 @@ impl World {
         wrong.into_iter().for_each(|text| self.oracle.fail(text));
     }
 
+    /// A node whose replica can be read.
+    fn healthy(&self, partition: u32) -> Option<&Node> {
+        let serves =
+            |node: &&Node| node.cells.contains_key(&partition) && !node.stores[&partition].is_rotten();
+        self.nodes.iter().find(serves)
+    }
+
     fn final_state(&self, id: &MessageId) -> Option<MessageState> {
         let partition = id.slot().partition(self.plan.partitions);
-        let node = self.nodes.iter().find(|node| node.cells.contains_key(&partition))?;
+        let node = self.healthy(partition)?;
         let row = node.stores[&partition].get(&keys::status(id)).ok().flatten();
         row?;
         let (_, status) = query::message(&node.stores[&partition], id).ok().flatten()?;

@@ -18,15 +18,34 @@ pub enum Waiter {
     /// The engine's own commands; nobody waits.
     Nobody,
     /// A client's call; `id` is what a new message got.
-    Call { op: u64, call_no: u32, id: Option<MessageId> },
-    Begin { partition: u32, term: u64, list: Vec<BeginDecision>, decided_ms: u64 },
+    Call {
+        op: u64,
+        call_no: u32,
+        id: Option<MessageId>,
+    },
+    Begin {
+        partition: u32,
+        term: u64,
+        list: Vec<BeginDecision>,
+        decided_ms: u64,
+    },
     /// This node's own batch of facts.
-    Facts { partition: u32 },
+    Facts {
+        partition: u32,
+    },
     /// A batch of facts of another node.
-    Forwarded { from: usize, batch: FactBatch },
+    Forwarded {
+        from: usize,
+        batch: FactBatch,
+    },
     /// A receipt that was looked up here for a node.
-    Looked { from: usize, report_no: u64 },
-    Operator { step: usize },
+    Looked {
+        from: usize,
+        report_no: u64,
+    },
+    Operator {
+        step: usize,
+    },
 }
 
 /// A read that waits for the quorum or for apply.

@@ -5,7 +5,8 @@ use super::node::Waiter;
 use super::plan::Plan;
 use super::world::{Event, World};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, MetaCommand, MetaNode, PutCarrier, PutPractice, SmppSettings, meta_command::Kind,
+    Bootstrap, CarrierRecord, MetaCommand, MetaNode, PutCarrier, PutPractice, SmppSettings,
+    meta_command::Kind,
 };
 use prost::Message as _;
 

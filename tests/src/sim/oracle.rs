@@ -72,7 +72,8 @@ impl Oracle {
         match history.get(index as usize - 1) {
             Some(known) if *known == found => false,
             Some(known) => {
-                let what = if (known.term, known.data) == (found.term, found.data) { "digest" } else { "entry" };
+                let what =
+                    if (known.term, known.data) == (found.term, found.data) { "digest" } else { "entry" };
                 let text = format!("I3 group {group} node {node}: another {what} at {index}");
                 self.fail(text);
                 false
@@ -95,12 +96,7 @@ impl Oracle {
             return MessageState::Unspecified;
         };
         let to = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
-        let fresh = Seen {
-            state: MessageState::Unspecified,
-            detail: String::new(),
-            resends: 0,
-            attempts: 0,
-        };
+        let fresh = Seen { state: MessageState::Unspecified, detail: String::new(), resends: 0, attempts: 0 };
         let seen = self.messages.entry(id).or_insert(fresh);
         let from = std::mem::replace(&mut seen.state, to);
         seen.detail.clone_from(&event.detail);
@@ -126,7 +122,14 @@ impl Oracle {
     }
 
     /// I2: what a client was told about a key.
-    pub fn submitted(&mut self, practice_no: u32, key: Option<u64>, content: u64, result: &CommandResult, new: MessageId) {
+    pub fn submitted(
+        &mut self,
+        practice_no: u32,
+        key: Option<u64>,
+        content: u64,
+        result: &CommandResult,
+        new: MessageId,
+    ) {
         let (id, same) = match result {
             CommandResult::Accepted => (new, true),
             CommandResult::Duplicate { message_id } => (*message_id, true),
@@ -225,7 +228,9 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
             _ => false,
         };
         if !fine {
-            return Some(format!("I4 message {id}: attempt {attempt_no} begun after {outcome:?} ({policy:?})"));
+            return Some(format!(
+                "I4 message {id}: attempt {attempt_no} begun after {outcome:?} ({policy:?})"
+            ));
         }
     }
     None

@@ -8,34 +8,83 @@ use std::collections::BTreeSet;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The process dies; what it wrote stays in the page cache.
-    Kill { node: usize, down_ms: u64 },
+    Kill {
+        node: usize,
+        down_ms: u64,
+    },
     /// Power loss: what was not synced is lost, but for a part.
-    Power { node: usize, down_ms: u64 },
+    Power {
+        node: usize,
+        down_ms: u64,
+    },
     /// Power loss of every node at once.
-    PowerAll { down_ms: u64 },
+    PowerAll {
+        down_ms: u64,
+    },
     /// The process stands still while the clocks run on.
-    Freeze { node: usize, ms: u64 },
+    Freeze {
+        node: usize,
+        ms: u64,
+    },
     /// Links (from, to) that lose everything.
-    Cut { links: Vec<(usize, usize)>, ms: u64 },
+    Cut {
+        links: Vec<(usize, usize)>,
+        ms: u64,
+    },
     /// Links that deliver nothing until the end, and then everything.
-    Clog { links: Vec<(usize, usize)>, ms: u64 },
+    Clog {
+        links: Vec<(usize, usize)>,
+        ms: u64,
+    },
     /// Clients cannot reach the node.
-    ClientsCut { node: usize, ms: u64 },
+    ClientsCut {
+        node: usize,
+        ms: u64,
+    },
     /// The node has no connection to the carriers.
-    CarrierCut { node: usize, ms: u64 },
+    CarrierCut {
+        node: usize,
+        ms: u64,
+    },
     /// A carrier answers "too fast" to everything.
-    Throttle { carrier: usize, ms: u64 },
+    Throttle {
+        carrier: usize,
+        ms: u64,
+    },
     /// A carrier takes messages over and says nothing.
-    Hang { carrier: usize, ms: u64 },
-    SlowDisk { node: usize, factor: u64, ms: u64 },
+    Hang {
+        carrier: usize,
+        ms: u64,
+    },
+    SlowDisk {
+        node: usize,
+        factor: u64,
+        ms: u64,
+    },
     /// The next sync fails.
-    SyncError { node: usize, down_ms: u64 },
-    DiskFull { node: usize, ms: u64 },
+    SyncError {
+        node: usize,
+        down_ms: u64,
+    },
+    DiskFull {
+        node: usize,
+        ms: u64,
+    },
     /// A row of a replica's flushed state rots.
-    Rot { node: usize, group: u32, pick: u64 },
-    ClockJump { node: usize, delta_ms: i64 },
+    Rot {
+        node: usize,
+        group: u32,
+        pick: u64,
+    },
+    ClockJump {
+        node: usize,
+        delta_ms: i64,
+    },
     /// An operator moves a leader.
-    Transfer { group: u32, to: usize },
+    Transfer {
+        group: u32,
+        to: usize,
+    },
 }
 
 impl Fault {
@@ -301,7 +350,9 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, partitions: u32) -> Fault {
         Class::SlowDisk => Fault::SlowDisk { node, factor: rng.pick(&[10, 50, 300]), ms },
         Class::DiskError if rng.chance(300) => Fault::DiskFull { node, ms },
         Class::DiskError => Fault::SyncError { node, down_ms: ms },
-        Class::Rot => Fault::Rot { node, group: rng.within(1, u64::from(partitions)) as u32, pick: rng.next() },
+        Class::Rot => {
+            Fault::Rot { node, group: rng.within(1, u64::from(partitions)) as u32, pick: rng.next() }
+        }
         Class::Clock => {
             let size = rng.pick(&[100, 2_000, 20_000]);
             Fault::ClockJump { node, delta_ms: rng.below(2 * size) as i64 - size as i64 }

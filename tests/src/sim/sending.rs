@@ -85,7 +85,8 @@ impl World {
         let mono = self.mono(node);
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let Some(sending) = self.nodes[node].wing.sends.get_mut(&send_no) else { return };
-        let late = mono > sending.send_by;
+        // Time passes between the permit and the socket, if only a little.
+        let late = mono >= sending.send_by;
         if late || cut {
             let code = if late { "send_by_passed" } else { "not_connected" };
             if late {
@@ -118,8 +119,11 @@ impl World {
             clock_jumped: jumped,
             expires_ms: expires.saturating_sub(START_MS) + send_within_ms + error_ms + 1_000,
         });
-        let words = [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
-        self.note(&words, || format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1));
+        let words =
+            [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
+        self.note(&words, || {
+            format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
+        });
         let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);

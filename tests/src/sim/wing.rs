@@ -236,7 +236,8 @@ impl World {
         for request in self.nodes[node].wing.scheduler.wants_pages(now_ms) {
             self.page(node, request);
         }
-        let pause = decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
+        let pause =
+            decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
         self.wake_driver(node, pause);
     }
 

@@ -250,7 +250,9 @@ impl World {
             Event::Peer { from, to, call } => self.peer_call(from, to, *call),
             Event::Client => self.client(),
             Event::Call { op } => self.call(op),
-            Event::CallArrives { node, op, call_no, request } => self.call_arrives(node, op, call_no, *request),
+            Event::CallArrives { node, op, call_no, request } => {
+                self.call_arrives(node, op, call_no, *request)
+            }
             Event::CallAnswer { op, call_no, node, answer } => self.call_answered(op, call_no, node, *answer),
             Event::CallTimeout { op, call_no } => self.call_timeout(op, call_no),
             Event::MapNews { partition, leader, term } => self.clients.learn(partition, leader, term),
