@@ -1,6 +1,7 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
-use carillon_proto::tls::TlsFiles;
+use carillon_proto::tls::{TlsError, TlsFiles};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -35,8 +36,8 @@ pub struct Config {
     pub secrets_dir: PathBuf,
     /// All nodes of the cluster, this one included.
     pub members: Vec<Member>,
-    pub peer_tls: TlsPaths,
-    pub admin_tls: TlsPaths,
+    pub peer_tls: TlsFiles,
+    pub admin_tls: TlsFiles,
     pub keys: KeyConfig,
     #[serde(default)]
     pub tuning: Tuning,
@@ -48,20 +49,6 @@ pub struct Member {
     pub node_id: u64,
     /// host:port of its peer plane.
     pub peer_address: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsPaths {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
-}
-
-impl From<&TlsPaths> for TlsFiles {
-    fn from(paths: &TlsPaths) -> Self {
-        Self { cert: paths.cert.clone(), key: paths.key.clone(), ca: paths.ca.clone() }
-    }
 }
 
 /// Where the key that wraps data keys comes from.
@@ -82,7 +69,7 @@ pub struct Tuning {
     pub proposals_in_flight_max: usize,
     /// Block cache of the state store. Default 32 MiB.
     pub block_cache_bytes: usize,
-    /// All memtables together. Default 96 MiB.
+    /// All memtables together. Default 64 MiB.
     pub write_buffers_bytes: usize,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
@@ -94,7 +81,7 @@ impl Default for Tuning {
             tick_ms: 100,
             proposals_in_flight_max: 2,
             block_cache_bytes: 32 << 20,
-            write_buffers_bytes: 96 << 20,
+            write_buffers_bytes: 64 << 20,
             worker_threads: 2,
         }
     }
@@ -108,63 +95,43 @@ fn default_log_filter() -> String {
     "info".to_owned()
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {path}: {reason}")]
-    Read { path: String, reason: String },
-    #[error("{path}: {reason}")]
-    Parse { path: String, reason: String },
-    #[error("{key}: {reason}")]
-    Invalid { key: &'static str, reason: String },
-}
-
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = fs_err::read_to_string(path)
-            .map_err(|e| ConfigError::Read { path: name.clone(), reason: e.to_string() })?;
-        let config: Self =
-            toml::from_str(&text).map_err(|e| ConfigError::Parse { path: name, reason: e.to_string() })?;
+        let config: Self = config::read(path)?;
         config.validate()?;
         Ok(config)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let refuse = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
-        if !is_name(&self.cluster_id) {
-            return refuse("cluster_id", "must be 1 to 63 of a-z, 0-9 and -");
-        }
-        if self.partitions == 0 || self.partitions > 256 {
-            return refuse("partitions", "must be 1 to 256");
-        }
+        let (tuning, members) = (&self.tuning, self.members.len());
         let ids: BTreeSet<u64> = self.members.iter().map(|m| m.node_id).collect();
-        if ids.len() != self.members.len() || ids.contains(&0) {
-            return refuse("members", "node ids must be unique and not 0");
-        }
-        if self.members.len() > 7 || self.members.len() % 2 == 0 {
-            return refuse("members", "list 1, 3, 5 or 7 nodes");
-        }
-        if !ids.contains(&self.node_id) {
-            return refuse("node_id", "must be one of members");
-        }
-        if !(20..=1000).contains(&self.tuning.tick_ms) {
-            return refuse("tuning.tick_ms", "must be 20 to 1000");
-        }
-        if !(1..=64).contains(&self.tuning.proposals_in_flight_max) {
-            return refuse("tuning.proposals_in_flight_max", "must be 1 to 64");
-        }
-        if self.tuning.worker_threads == 0 || self.tuning.worker_threads > 64 {
-            return refuse("tuning.worker_threads", "must be 1 to 64");
-        }
-        match &self.keys {
-            KeyConfig::File { .. } if !self.lab => refuse(
+        let KeyConfig::File { .. } = &self.keys;
+        config::first_broken(&[
+            (is_name(&self.cluster_id), "cluster_id", "must be 1 to 63 of a-z, 0-9 and -"),
+            ((1..=256).contains(&self.partitions), "partitions", "must be 1 to 256"),
+            (ids.len() == members && !ids.contains(&0), "members", "node ids must be unique and not 0"),
+            (members <= 7 && members % 2 == 1, "members", "list 1, 3, 5 or 7 nodes"),
+            (ids.contains(&self.node_id), "node_id", "must be one of members"),
+            ((20..=1000).contains(&tuning.tick_ms), "tuning.tick_ms", "must be 20 to 1000"),
+            (
+                (1..=64).contains(&tuning.proposals_in_flight_max),
+                "tuning.proposals_in_flight_max",
+                "must be 1 to 64",
+            ),
+            ((1..=64).contains(&tuning.worker_threads), "tuning.worker_threads", "must be 1 to 64"),
+            (
+                self.lab,
                 "keys.provider",
                 "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
             ),
-            KeyConfig::File { .. } => Ok(()),
-        }
+        ])
+    }
+
+    /// Checks that the certificates can be used.
+    pub fn check_tls(&self) -> Result<(), TlsError> {
+        self.peer_tls.check()?;
+        self.admin_tls.check()
     }
 
     /// Node ids in rising order.

@@ -16,7 +16,7 @@ struct Cli {
     /// Configuration file (TOML).
     #[arg(long, env = "CARILLON_NODE_CONFIG")]
     config: PathBuf,
-    /// Check the configuration and exit.
+    /// Check the configuration and the certificates, then exit.
     #[arg(long)]
     check: bool,
 }
@@ -30,7 +30,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    tls::install_provider();
     if cli.check {
+        if let Err(error) = config.check_tls() {
+            eprintln!("carillon-node: {error}");
+            return ExitCode::from(2);
+        }
         println!("{}: ok", cli.config.display());
         return ExitCode::SUCCESS;
     }
@@ -44,7 +49,6 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    tls::install_provider();
     let telemetry = telemetry::install("node", &config.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.tuning.worker_threads)

@@ -17,7 +17,7 @@ use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::telemetry::{self, ReadyCheck, Telemetry};
-use carillon_proto::tls::{self, TlsFiles};
+use carillon_proto::tls;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,10 +41,10 @@ pub struct Node {
 /// Opens the data, starts everything and serves. Returns once the node can take part in the cluster; readiness follows when it
 /// knows its leaders.
 pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Result<Node> {
-    let peer_files = TlsFiles::from(&config.peer_tls);
+    let peer_files = &config.peer_tls;
     let members: Vec<(u64, String)> =
         config.members.iter().map(|m| (m.node_id, m.peer_address.clone())).collect();
-    let client = tls::client_config(&peer_files)?;
+    let client = tls::client_config(peer_files)?;
     let channels = Arc::new(transport::channels(config.node_id, &members, &client)?);
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
@@ -101,8 +101,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
     };
-    let peers = tls::incoming(peer_listener, tls::server_config(&peer_files)?);
-    let operators = tls::incoming(admin_listener, tls::server_config(&TlsFiles::from(&config.admin_tls))?);
+    let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
+    let operators = tls::incoming(admin_listener, tls::server_config(&config.admin_tls)?);
     let peer_plane = server()
         .add_service(PeerServer::new(peer_api).max_decoding_message_size(transport::FRAME_BYTES_MAX))
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));

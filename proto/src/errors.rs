@@ -43,6 +43,7 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::InvalidToken => (Code::InvalidArgument, None, "start again without the cursor or page token"),
         R::KeyUnavailable => (Code::FailedPrecondition, None, "the practice's key is gone; ask an operator"),
         R::StorageFull => (Code::ResourceExhausted, Some(5_000), "retry later; operators were alerted"),
+        R::RequestTooLarge => (Code::InvalidArgument, None, "send fewer messages in one request or batch"),
         R::Internal | R::Unspecified => (Code::Internal, None, "report it with the time and request"),
     };
     ReasonInfo { code, retry_delay: retry_ms.map(Duration::from_millis), remedy }

@@ -30,6 +30,8 @@ pub use ids::MessageId;
 pub use slot::Slot;
 
 #[cfg(feature = "edge")]
+pub mod config;
+#[cfg(feature = "edge")]
 pub mod errors;
 #[cfg(feature = "edge")]
 pub mod identity;

@@ -118,19 +118,30 @@ impl Telemetry {
     }
 }
 
-/// How long to wait for an address that a process which is just ending still holds.
-const BIND_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// Binds an address, naming it in the error.
+/// Binds an address, naming it in the error. With SO_REUSEADDR: connections that an ended process left behind do not
+/// hold it, only another listener does.
 pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    let deadline = tokio::time::Instant::now() + BIND_LIMIT;
-    loop {
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => return Ok(listener),
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-            Err(e) => anyhow::bail!("cannot listen on {address} for {what}: {e}"),
-        }
+    let bound = tokio::net::TcpListener::bind(address).await;
+    bound.map_err(|e| anyhow::anyhow!("cannot listen on {address} for {what}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn an_address_is_free_again_at_once_and_a_listener_on_it_is_told() {
+        let first = bind("tests", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let error = bind("tests", address).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen on {address} for tests: ")), "{error}");
+        // The side that closes first leaves its port in TIME_WAIT.
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (served, _) = first.accept().await.unwrap();
+        drop((served, first));
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        drop(client);
+        bind("tests", address).await.unwrap();
     }
 }

@@ -35,11 +35,21 @@ pub enum TlsError {
 }
 
 /// Paths of PEM files: own chain, own key, the CA that the other side must come from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TlsFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub ca: PathBuf,
+}
+
+impl TlsFiles {
+    /// Reads the files and checks that they fit together, for `--check`.
+    pub fn check(&self) -> Result<(), TlsError> {
+        server_config(self)?;
+        client_config(self)?;
+        Ok(())
+    }
 }
 
 /// Installs aws-lc-rs as the process-wide provider; call first in every `main` and test.

@@ -8,6 +8,8 @@
 //!  - What may have been processed is tried again only if the message has an idempotency key; otherwise the caller is told
 //!    that its fate is unknown.
 //!  - A refusal by the leader is final.
+//!  - Calls that break off are repeated [`BREAKS_MAX`] times in all: a message that breaks every node it reaches must not reach
+//!    them all.
 //!  - The deadline never fails the call: messages without an answer get PARTITION_UNAVAILABLE each.
 //!
 //! Bounds: at most one call for each node at a time for each group, and the messages of one request are in memory once.
@@ -35,6 +37,8 @@ use tokio::time::Instant;
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 20..=200;
 /// Hints followed without a pause, in one chain of attempts.
 const HINTS_MAX: u32 = 3;
+/// Calls of one chain that may break off; then its messages are given back. A killed leader costs one.
+const BREAKS_MAX: u32 = 3;
 /// A call to a node that lost the leadership may still answer; it gets this long.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -87,6 +91,7 @@ struct Group {
 struct Attempts {
     backoff: Backoff,
     hints: u32,
+    breaks: u32,
 }
 
 enum Step {
@@ -112,7 +117,7 @@ pub async fn submit(
     deadline: Deadline,
 ) -> Vec<Option<Fate>> {
     let mut run = Run { map, tenant, deadline, fates: vec![None; count], steps: FuturesUnordered::new() };
-    run.dispatch(pending, Attempts { backoff: Backoff::new(PAUSE_MS), hints: 0 });
+    run.dispatch(pending, Attempts { backoff: Backoff::new(PAUSE_MS), hints: 0, breaks: 0 });
     while let Some(step) = run.steps.next().await {
         match step {
             Step::Again { pending, attempts } => run.dispatch(pending, attempts),
@@ -239,8 +244,18 @@ impl<'a> Run<'a> {
                     left.partitions.insert(part.partition, (part.messages, places));
                 }
             }
-            Err(Verdict::Uncertain) => {
-                metrics::retry("uncertain");
+            Err(Verdict::Broken) if attempts.breaks + 1 >= BREAKS_MAX => {
+                metrics::retry("broken_too_often");
+                tracing::error!(
+                    node = node.node_id(),
+                    "calls with the same messages broke off again and again"
+                );
+                places.iter().flatten().for_each(|p| self.fates[p.index] = Some(Fate::Refused(broken())));
+            }
+            Err(verdict @ (Verdict::Broken | Verdict::Uncertain)) => {
+                let broken = verdict == Verdict::Broken;
+                attempts.breaks += u32::from(broken);
+                metrics::retry(if broken { "broken" } else { "uncertain" });
                 for (part, places) in request.partitions.into_iter().zip(places) {
                     for (message, place) in part.messages.into_iter().zip(places) {
                         self.uncertain(part.partition, message, place, &mut left);
@@ -269,7 +284,9 @@ impl<'a> Run<'a> {
             (true, _) => return self.uncertain(partition, message, place, left),
             (false, Some(error)) => match verdict::of_item(error) {
                 Verdict::Refused(error) => Fate::Refused(error),
-                Verdict::Uncertain => return self.uncertain(partition, message, place, left),
+                Verdict::Uncertain | Verdict::Broken => {
+                    return self.uncertain(partition, message, place, left);
+                }
                 Verdict::NotProcessed(cause) => {
                     metrics::retry(cause);
                     return left.put(partition, place, message);
@@ -336,5 +353,12 @@ fn unavailable(maybe_accepted: bool) -> RpcStatus {
         ("the partition's leader could not be reached in time, the message was not accepted", "not_accepted")
     };
     let metadata = [("fate", fate.to_owned())];
+    errors::to_rpc(&errors::status_with(ErrorReason::PartitionUnavailable, what, &metadata))
+}
+
+/// PARTITION_UNAVAILABLE for messages whose calls broke off too often.
+fn broken() -> RpcStatus {
+    let what = "nodes broke off every call that held the message, the message may have been accepted";
+    let metadata = [("fate", "unknown".to_owned()), ("calls_broken", BREAKS_MAX.to_string())];
     errors::to_rpc(&errors::status_with(ErrorReason::PartitionUnavailable, what, &metadata))
 }

@@ -1,10 +1,11 @@
 //! Configuration of a router: one TOML file, unknown keys are errors, units in the names.
+use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
 use carillon_proto::tls::TlsFiles;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Everything a router must be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -24,25 +25,11 @@ pub struct Config {
     /// host:port of the peer plane of one or more nodes, 1 to 64; the others are learnt from them.
     pub nodes: Vec<String>,
     /// Our certificate towards health systems, and the CA that theirs must come from.
-    pub public_tls: TlsPaths,
+    pub public_tls: TlsFiles,
     /// Our certificate (role router) towards nodes, and the CA that theirs must come from.
-    pub node_tls: TlsPaths,
+    pub node_tls: TlsFiles,
     #[serde(default)]
     pub tuning: Tuning,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsPaths {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
-}
-
-impl From<&TlsPaths> for TlsFiles {
-    fn from(paths: &TlsPaths) -> Self {
-        Self { cert: paths.cert.clone(), key: paths.key.clone(), ca: paths.ca.clone() }
-    }
 }
 
 /// Knobs with good defaults.
@@ -78,25 +65,10 @@ fn default_log_filter() -> String {
     "info".to_owned()
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {path}: {reason}")]
-    Read { path: String, reason: String },
-    #[error("{path}: {reason}")]
-    Parse { path: String, reason: String },
-    #[error("{key}: {reason}")]
-    Invalid { key: &'static str, reason: &'static str },
-}
-
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ConfigError::Read { path: name.clone(), reason: e.to_string() })?;
-        let config: Self =
-            toml::from_str(&text).map_err(|e| ConfigError::Parse { path: name, reason: e.to_string() })?;
+        let config: Self = config::read(path)?;
         config.validate()?;
         Ok(config)
     }
@@ -130,10 +102,7 @@ impl Config {
             ),
             (tuning.drain_timeout_ms <= 600_000, "tuning.drain_timeout_ms", "must be 0 to 600000"),
         ];
-        match rules.into_iter().find(|(holds, _, _)| !holds) {
-            Some((_, key, reason)) => Err(ConfigError::Invalid { key, reason }),
-            None => Ok(()),
-        }
+        config::first_broken(&rules)
     }
 }
 

@@ -134,7 +134,7 @@ impl Follower {
                 let _nobody_listens = self.parts.send(Err(errors::from_rpc(&refusal))).await;
                 End::Final
             }
-            Verdict::NotProcessed(_) | Verdict::Uncertain => End::Again,
+            Verdict::NotProcessed(_) | Verdict::Uncertain | Verdict::Broken => End::Again,
         }
     }
 }

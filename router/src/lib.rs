@@ -18,6 +18,7 @@ pub mod nodes;
 pub mod phone;
 mod route;
 pub mod server;
+mod size;
 pub mod text;
 pub mod token;
 pub mod validate;

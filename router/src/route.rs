@@ -71,7 +71,7 @@ where
             Err(status) => match verdict::of_status(&status, true) {
                 Verdict::Refused(refusal) => return Err(errors::from_rpc(&refusal)),
                 Verdict::NotProcessed(cause) => metrics::retry(cause),
-                Verdict::Uncertain => metrics::retry("uncertain"),
+                Verdict::Uncertain | Verdict::Broken => metrics::retry("uncertain"),
             },
         }
         map.pause(backoff.next_pause(), deadline).await;

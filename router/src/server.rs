@@ -4,10 +4,11 @@ use crate::api::{Api, Shared};
 use crate::config::{Config, Tuning};
 use crate::map::{MapCache, watch};
 use crate::nodes::Dialer;
+use crate::size::{self, REQUEST_BYTES_MAX};
 use crate::{phone, zones};
 use carillon_proto::public::messages_server::MessagesServer;
 use carillon_proto::telemetry::ReadyCheck;
-use carillon_proto::tls::{self, TlsError, TlsFiles};
+use carillon_proto::tls::{self, TlsError};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,6 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// A request with 1,000 messages of 300 characters has half a megabyte.
-const REQUEST_BYTES_MAX: usize = 4 << 20;
 const SERVICE: &str = "carillon.v1.Messages";
 
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +46,8 @@ pub struct Running {
 
 /// Checks that the certificates of a configuration can be used.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    tls::server_config(&TlsFiles::from(&config.public_tls))?;
-    tls::client_config(&TlsFiles::from(&config.node_tls))?;
+    config.public_tls.check()?;
+    config.node_tls.check()?;
     Ok(())
 }
 
@@ -57,8 +56,8 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
     phone::warm_up();
     zones::warm_up();
     let address = listener.local_addr()?;
-    let public_tls = tls::server_config(&TlsFiles::from(&config.public_tls))?;
-    let node_tls = tls::client_config(&TlsFiles::from(&config.node_tls))?;
+    let public_tls = tls::server_config(&config.public_tls)?;
+    let node_tls = tls::client_config(&config.node_tls)?;
     let map =
         MapCache::new(config.cluster_id.clone(), Dialer::new(node_tls, config.tuning.connections_per_node));
     let (stopping, map_stop) = (CancellationToken::new(), CancellationToken::new());
@@ -76,8 +75,11 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
         .with_service_name(SERVICE)
         .build_v1()?;
     let messages = MessagesServer::new(Api(Arc::new(shared))).max_decoding_message_size(REQUEST_BYTES_MAX);
-    let router =
-        builder(&config.tuning).add_service(health_service).add_service(reflection).add_service(messages);
+    let router = builder(&config.tuning)
+        .layer(tower::util::MapResponseLayer::new(size::explain_response))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(messages);
     let signal = stopping.clone().cancelled_owned();
     let incoming = tls::incoming(listener, public_tls);
     let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, signal));

@@ -12,6 +12,8 @@ pub enum Verdict {
     NotProcessed(&'static str),
     /// It may have taken effect.
     Uncertain,
+    /// The call broke off after the node may have seen it: it may have taken effect, and it may be what broke the node.
+    Broken,
 }
 
 /// A call failed with `status`. `sent` = the node can have seen the request.
@@ -35,7 +37,7 @@ pub fn of_status(status: &Status, sent: bool) -> Verdict {
             tracing::error!(code = ?status.code(), "a node refuses this router");
             Verdict::Refused(errors::to_rpc(&refused_router()))
         }
-        _ => Verdict::Uncertain,
+        _ => Verdict::Broken,
     }
 }
 
@@ -71,10 +73,10 @@ mod tests {
     #[test]
     fn only_what_cannot_have_taken_effect_is_called_not_processed() {
         let broken = Status::unavailable("broken pipe");
-        assert_eq!(of_status(&broken, true), Verdict::Uncertain);
+        assert_eq!(of_status(&broken, true), Verdict::Broken);
         assert_eq!(of_status(&broken, false), Verdict::NotProcessed("unsent"));
-        assert_eq!(of_status(&Status::cancelled("timeout expired"), true), Verdict::Uncertain);
-        assert_eq!(of_status(&Status::unknown("h2"), true), Verdict::Uncertain);
+        assert_eq!(of_status(&Status::cancelled("timeout expired"), true), Verdict::Broken);
+        assert_eq!(of_status(&Status::unknown("h2"), true), Verdict::Broken);
         let not_leader = errors::status(ErrorReason::NotLeader, "");
         assert_eq!(of_status(&not_leader, true), Verdict::NotProcessed("not_leader"));
         let lost = errors::status(ErrorReason::PartitionUnavailable, "");

@@ -1,6 +1,6 @@
 //! `bench numbers`: the figures that are promised, in one run on one machine.
 //!
-//! Owns: the order (disk, accept, accept at half the rate, disk, end to end, idle), the targets and the verdict.
+//! Owns: the order (disk, end to end, accept, accept at half the promised rate, disk, idle), the targets and the verdict.
 //! The latency target is relative to the disk: it is measured before and after the load in the same run, in the lab's
 //! own directory, and the quieter of the two counts: noise of the disk must not make the target easier.
 
@@ -120,7 +120,7 @@ impl std::fmt::Display for Numbers {
             self.fsync_before, self.fsync_after
         )?;
         writeln!(f, "accept, maximum\n{}", self.accept_max)?;
-        writeln!(f, "accept, half of it\n{}", self.accept_half)?;
+        writeln!(f, "accept, half of the promised rate\n{}", self.accept_half)?;
         writeln!(f, "end to end, maximum\n{}", self.e2e_max)?;
         writeln!(f, "end to end, 60 % of it\n{}", self.e2e_paced)?;
         writeln!(f, "{:<38} {:>12}  {:<18} ", "target", "measured", "wanted")?;
@@ -157,8 +157,9 @@ pub async fn run(bench: &Bench, args: &LoadArgs, idle_s: u64) -> anyhow::Result<
     // As much as there is, in the batches that bulk is meant to use.
     let bulk = LoadArgs { batch: 1_000, window: 4, ..args.clone() };
     let accept_max = bench.load(&bulk, Pace::Max, true, 300)?.run().await?;
-    say("accept, half of it");
-    let half = Pace::Rate((accept_max.accepted_per_s / 2.0).max(1.0));
+    say("accept, half of the promised rate");
+    // Not half of what was just measured: that was with bulk batches, which trade latency for rate.
+    let half = Pace::Rate(ACCEPTED_PER_S_MIN / 2.0);
     let accept_half = bench.load(args, half, true, 300)?.run().await?;
     say("disk");
     let after = disk(&bench.lab, probe).await?;

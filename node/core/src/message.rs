@@ -256,7 +256,11 @@ impl Message {
         }
         if waits(to.state) {
             let entry = self.due_entry(priority);
-            turn.tables.put(keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            let (key, row) = (keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            match waits(from.state) && from.due_ms == to.due_ms {
+                true => turn.tables.put(key, row),
+                false => turn.tables.put_new(key, row),
+            }
             turn.schedule.push(ScheduleChange::Due(entry));
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
@@ -269,7 +273,7 @@ impl Message {
                 term: attempt.term,
                 send_by_ms: attempt.send_by_ms,
             };
-            turn.tables.put(keys::in_flight(&self.id), encode(&row));
+            turn.tables.put_new(keys::in_flight(&self.id), encode(&row));
         }
     }
 

@@ -31,6 +31,13 @@ pub trait ReadTables {
 /// Read and write side: what `apply` gets. Reads see earlier writes of the same batch.
 pub trait Tables: ReadTables {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>);
+
+    /// As `put`, by a caller who knows that there is no row with this key: if it is deleted soon, storage need not
+    /// hear of it.
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.put(key, value);
+    }
+
     fn delete(&mut self, key: Vec<u8>);
 }
 
@@ -72,6 +79,13 @@ impl ReadTables for MemTables {
 impl Tables for MemTables {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.rows.insert(key, Bytes::from(value));
+    }
+
+    /// # Panics
+    /// if the caller was wrong.
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        let letter = char::from(key.first().copied().unwrap_or_default());
+        assert!(self.rows.insert(key, Bytes::from(value)).is_none(), "table {letter} has this row already");
     }
 
     fn delete(&mut self, key: Vec<u8>) {

@@ -43,7 +43,7 @@ impl Default for SchedulerConfig {
             ageing_ms: 300_000,
             prefetch_ms: 100,
             prefetch_segments_min: 8,
-            prefetch_attempts_max: 256,
+            prefetch_attempts_max: 1_024,
             reoffer_ms: 100,
             expire_retry_ms: 5_000,
             expire_max: 512,

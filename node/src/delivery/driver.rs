@@ -4,7 +4,8 @@
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneTable, MonoClock};
-use super::receipts::{ReceiptRouter, ReceiptSink, References};
+use super::receipts::{ReceiptRouter, ReceiptSink};
+use super::references::References;
 use super::sending::Sender;
 use crate::config::Config;
 use crate::engine::transport::PeerChannels;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
 /// the time that the lane's share needs for it.
@@ -37,7 +39,12 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Attempts begun with one proposal.
 const BEGIN_MAX: usize = 256;
 
-/// What the driver's own helpers report. Bounded by the attempts and pages in flight.
+/// Reports of helpers that the driver has not taken. Helpers wait for room, the driver never waits for them.
+const LOCALS_MAX: usize = 8192;
+/// A stopping node gives up facts when none was committed for this long: the others are gone, there is no quorum.
+const FACT_STALL: Duration = Duration::from_secs(3);
+
+/// What the driver's own helpers report.
 pub enum Local {
     Begun { partition: u32, term: u64, results: Vec<(MessageId, BeginResult)> },
     Sent { partition: u32, term: u64, message_id: MessageId },
@@ -51,6 +58,7 @@ pub struct Delivery {
     pub lanes: LaneTable,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
+    attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
 
@@ -63,7 +71,7 @@ struct Driver {
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
-    locals: mpsc::UnboundedReceiver<Local>,
+    locals: mpsc::Receiver<Local>,
     reported: Instant,
     decided: Instant,
 }
@@ -84,8 +92,8 @@ pub fn start(
     let references = References::default();
     let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references.clone());
     tokio::spawn(receipts.clone().run(reports));
-    let (local, locals) = mpsc::unbounded_channel();
-    let clock = MonoClock::start();
+    let (local, locals) = mpsc::channel(LOCALS_MAX);
+    let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
     let lanes = LaneTable::default();
     let router = receipts.clone();
     let builder = LaneBuilder {
@@ -99,7 +107,14 @@ pub fn start(
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), references, local },
+        sender: Sender {
+            handle,
+            keyring,
+            facts: facts.clone(),
+            references,
+            local,
+            attempts: attempts.clone(),
+        },
         lanes: lanes.clone(),
         builder,
         clock,
@@ -110,19 +125,33 @@ pub fn start(
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, stopped));
-    Ok(Delivery { lanes, receipts, facts, stop })
+    Ok(Delivery { lanes, receipts, facts, attempts, stop })
 }
 
 impl Delivery {
-    /// Stops beginning attempts, waits for the answers that are out and for their facts. Bounded by the connectors' own
-    /// limits and by `limit`.
+    /// Stops beginning attempts and waits for what is really under way: the answers that carriers owe (each connector's own
+    /// limits), and the facts of them as long as any is committed at all. Never longer than `limit`. What is left
+    /// becomes UNKNOWN, and its receipts are repeated by the carrier.
     pub async fn drain(&self, limit: Duration) {
         self.stop.send_replace(true);
+        self.receipts.stop();
+        let lanes = self.lanes.all();
+        let answers = async {
+            futures::future::join_all(lanes.iter().map(|lane| lane.connector.drain())).await;
+            self.attempts.close();
+            self.attempts.wait().await;
+            self.facts.settled().await;
+        };
         let work = async {
-            futures::future::join_all(self.lanes.all().iter().map(|lane| lane.connector.drain())).await;
-            while self.facts.waiting() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::pin!(answers);
+            tokio::select! {
+                () = &mut answers => return,
+                () = self.facts.stalled(FACT_STALL) => {}
             }
+            // Nobody commits them. Receipts among them hold up the goodbye to the carrier.
+            tracing::warn!(facts = self.facts.open(), "no quorum while draining; facts are given up");
+            self.facts.abandon();
+            answers.await;
         };
         if tokio::time::timeout(limit, work).await.is_err() {
             tracing::warn!("drain ran out of time; attempts without an answer become UNKNOWN");
@@ -299,7 +328,7 @@ impl Driver {
             })
             .collect();
         let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
-        tokio::spawn(async move {
+        self.sender.attempts.spawn(async move {
             let answers = handle.propose(partition, commands).await.unwrap_or_default();
             let mut answers = answers.into_iter();
             let mut results = Vec::with_capacity(list.len());
@@ -315,11 +344,11 @@ impl Driver {
                 };
                 results.push((decided.message_id, begun));
             }
-            drop(sender.local.send(Local::Begun { partition, term, results }));
+            drop(sender.local.send(Local::Begun { partition, term, results }).await);
             let now_ms = clock_ms();
             for permit in permits {
                 let lane = lanes.get(permit.carrier_no);
-                tokio::spawn(sender.clone().run(partition, term, permit, lane, now_ms));
+                sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
         });
     }
@@ -336,7 +365,7 @@ impl Driver {
                 Ok((entries, end))
             };
             let page = read().map_err(|error| tracing::error!(partition, %error, "due page unreadable")).ok();
-            drop(local.send(Local::Page { partition, term, request_id, page }));
+            drop(local.blocking_send(Local::Page { partition, term, request_id, page }));
         });
     }
 }

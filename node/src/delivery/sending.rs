@@ -2,19 +2,20 @@
 use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::Lane;
-use super::receipts::References;
+use super::references::References;
 use crate::engine::NodeHandle;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
-use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
+use carillon_proto::internal::{Command, FactResult, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 /// What every send needs; cheap to clone.
 #[derive(Clone)]
@@ -23,7 +24,9 @@ pub struct Sender {
     pub keyring: Arc<Keyring>,
     pub facts: Facts,
     pub references: References,
-    pub local: mpsc::UnboundedSender<Local>,
+    pub local: mpsc::Sender<Local>,
+    /// Attempts under way, for the drain.
+    pub attempts: TaskTracker,
 }
 
 /// The lane's gate, counting permits so that the driver learns when the last segment may leave.
@@ -54,7 +57,8 @@ impl Sender {
             Some(lane) => match self.open(&permit, now_ms) {
                 Err(code) => not_sent(code),
                 Ok(request) => {
-                    let sent = || drop(self.local.send(Local::Sent { partition, term, message_id: id }));
+                    // The gate must not wait; without room `Finished` says it a little later.
+                    let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
                     let gate = CountingGate {
                         lane,
                         left: AtomicU32::new(permit.segments.max(1)),
@@ -69,9 +73,9 @@ impl Sender {
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
         if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
             let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
-            drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }));
+            drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
-        drop(self.local.send(Local::Finished { partition, term, message_id: id }));
+        drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);
         self.report(partition, &permit, outcome).await;
     }
 
@@ -105,7 +109,7 @@ impl Sender {
         })
     }
 
-    /// The outcome becomes a fact; the carrier's references are known to the receipt router once it is committed.
+    /// The outcome becomes a fact; the carrier's references are known to the receipt router once it is recorded.
     async fn report(&self, partition: u32, permit: &Permit, outcome: SendOutcome) {
         let (references, id) = (self.references.clone(), permit.message_id);
         let (carrier_no, refs) = (permit.carrier_no, outcome.carrier_refs.clone());
@@ -121,8 +125,8 @@ impl Sender {
             })),
         };
         let done = (!refs.is_empty()).then(|| -> super::facts::Done {
-            Box::new(move |committed| {
-                if committed {
+            Box::new(move |result| {
+                if result == FactResult::Recorded {
                     references.learn(carrier_no, &refs, id);
                 }
             })

@@ -20,6 +20,7 @@ use futures::future::join_all;
 use prost::Message as _;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
@@ -83,7 +84,9 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
-                Ok(practice) => self.seal_one(practice, message).map_err(|e| seal_status(&e)),
+                // A panic stays with its message: broken off, the call would be repeated with all of them.
+                Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
+                    .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
                 Err(status) => Err(status.clone()),
             };
             match sealed {
@@ -294,6 +297,10 @@ pub(crate) fn keyring_status(error: &KeyringError) -> Status {
             errors::status(ErrorReason::KeyUnavailable, "the practice's key cannot be used")
         }
     }
+}
+
+fn panicked() -> Status {
+    errors::status(ErrorReason::Internal, "the message could not be processed")
 }
 
 fn seal_status(error: &SealError) -> Status {

@@ -1,5 +1,5 @@
 //! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
-use crate::delivery::ReceiptRouter;
+use crate::delivery::{ReceiptRouter, fact_result};
 use crate::engine::NodeHandle;
 use crate::engine::shard::ShardMessage;
 use crate::meta::MetaClient;
@@ -72,8 +72,7 @@ impl Peer for PeerApi {
         request: Request<ForwardReceiptsRequest>,
     ) -> Result<Response<ForwardReceiptsResponse>, Status> {
         self.check(&request)?;
-        let found = self.receipts.record_here(request.into_inner().receipts).await;
-        Ok(Response::new(ForwardReceiptsResponse { found }))
+        Ok(Response::new(self.receipts.record_here(request.into_inner().receipts).await))
     }
 
     async fn forward_facts(
@@ -91,9 +90,12 @@ impl Peer for PeerApi {
         }
         let commands = request.commands.iter().map(|c| c.encode_to_vec().into()).collect();
         let response = match self.handle.propose(request.partition, commands).await {
-            Ok(_) => ForwardFactsResponse::default(),
+            Ok(results) => ForwardFactsResponse {
+                results: results.iter().map(|result| fact_result(result) as i32).collect(),
+                ..Default::default()
+            },
             Err(crate::engine::ProposeError::NotLeader { leader_hint }) => {
-                ForwardFactsResponse { not_leader: true, leader_hint }
+                ForwardFactsResponse { not_leader: true, leader_hint, ..Default::default() }
             }
             Err(error) => return Err(super::propose_status(&error)),
         };

@@ -1,9 +1,11 @@
 //! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams.
 //!
-//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads and who may wait for whom:
-//! shard -> log writer and applier (never the other way; they report by completions), applier -> driver channel.
+//! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads, and who waits for whom:
+//! the shard for nobody (what the log writer or the applier has no room for stays with it, `hand_over.rs`); log writer,
+//! applier and maintenance for room among the completions, which the shard takes in every turn; the applier for the driver.
 mod applier;
 mod cell;
+mod hand_over;
 pub mod handle;
 mod log_writer;
 pub mod maintenance;
@@ -18,11 +20,12 @@ use carillon_consensus::{Group, GroupConfig, LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, StateDb, StateOptions};
 use cell::Cell;
-pub use handle::{DriverEvent, NodeHandle, ProposeError};
+use hand_over::{HAND_OVERS_MAX, HandOver};
+pub use handle::{DriverEvent, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
-use shard::{INBOX_MAX, Shard, ShardMessage};
+use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -73,9 +76,9 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
-    let (completions, completions_receiver) = crossbeam_channel::unbounded();
-    let (log_tasks, log_tasks_receiver) = crossbeam_channel::unbounded();
-    let (apply, apply_receiver) = crossbeam_channel::unbounded();
+    let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
+    let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
@@ -89,8 +92,8 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         cells,
         inbox: inbox_receiver,
         completions: completions_receiver,
-        log_writer: log_tasks,
-        applier: apply,
+        log_writer: HandOver::new("log_writer", log_tasks),
+        applier: HandOver::new("applier", apply),
         peers: peers.clone(),
         maintenance: maintenance.clone(),
         leaders: leaders_sender,

@@ -1,11 +1,13 @@
 //! The shard thread: owns the raft groups of this node and runs them in turns.
 //!
 //! A turn: inbound messages and completions first, then ticks, then proposals, then `poll` for each group that has
-//! something to do, one hand-off to the log writer, one frame for each peer. It never touches a disk and never waits for the
-//! applier, so a stall of RocksDB does not stop heartbeats. Queues: the inbox is bounded and refuses; completions
-//! are bounded by what was handed out; what the applier has is bounded by the groups (`unapplied_bytes_max`).
+//! something to do, one hand-off to the log writer, one frame for each peer. It never touches a disk and never waits for
+//! anybody, so a stall of RocksDB does not stop heartbeats. Queues: the inbox is bounded and refuses; completions are
+//! bounded and their senders wait; what log writer and applier have no room for is bounded by the groups: at most about
+//! [`UNWRITTEN_MAX`] writes, and `unapplied_bytes_max` of entries, each.
 use super::applier::{ApplyEntry, ApplyMessage};
 use super::cell::{Cell, Pending, convert};
+use super::hand_over::HandOver;
 use super::handle::{GroupStatus, Leaders, Leadership, ProposeError, Waiter};
 use super::maintenance::MaintenanceMessage;
 use super::transport::PeerSender;
@@ -21,6 +23,11 @@ use tokio::sync::{oneshot, watch};
 
 /// Messages in the inbox; more are refused (proposals) or dropped (raft repeats them).
 pub const INBOX_MAX: usize = 8192;
+/// Completions that were not taken yet; their senders wait, the shard never does.
+pub const COMPLETIONS_MAX: usize = 4096;
+/// Writes of one group that the log writer has not reported. Beyond it raft messages, which would cause more, are dropped:
+/// the disk stands still, and raft repeats them.
+const UNWRITTEN_MAX: usize = 512;
 /// Inbox messages handled in one turn before the groups are polled.
 const TURN_MESSAGES_MAX: usize = 1024;
 /// Ticks between hints on how far logs may be cut.
@@ -84,8 +91,8 @@ pub(super) struct Shard {
     pub cells: BTreeMap<u32, Cell>,
     pub inbox: Receiver<ShardMessage>,
     pub completions: Receiver<Completion>,
-    pub log_writer: Sender<Vec<PersistTask>>,
-    pub applier: Sender<ApplyMessage>,
+    pub log_writer: HandOver<Vec<PersistTask>>,
+    pub applier: HandOver<ApplyMessage>,
     pub peers: PeerSender,
 
     pub leaders: watch::Sender<Arc<Leaders>>,
@@ -181,6 +188,10 @@ impl Shard {
         if cell.blocked.is_some() {
             return;
         }
+        if cell.group.outstanding_writes() >= UNWRITTEN_MAX {
+            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "log_behind").increment(1);
+            return;
+        }
         match cell.group.step(raft) {
             Ok(()) => {}
             Err(error @ carillon_consensus::StepError::LogLost { .. }) => {
@@ -258,6 +269,8 @@ impl Shard {
             prefer(cell, *number, &members, self.node_id);
         }
         self.ticks += 1;
+        self.log_writer.report();
+        self.applier.report();
         if self.ticks.is_multiple_of(HINT_TICKS) {
             let hints: Vec<TruncateHint> = self
                 .cells
@@ -285,6 +298,8 @@ impl Shard {
 
     /// Appends proposals, then polls every group until it has nothing more to say.
     fn turn(&mut self) {
+        self.log_writer.flush();
+        self.applier.flush();
         let now_ms = clock_ms();
         let mut persist = Vec::new();
         let mut out: BTreeMap<u64, Vec<GroupMessage>> = BTreeMap::new();
@@ -313,8 +328,8 @@ impl Shard {
                 }
             }
         }
-        if !persist.is_empty() && self.log_writer.send(persist).is_err() {
-            tracing::error!("the log writer is gone");
+        if !persist.is_empty() {
+            self.log_writer.push(persist);
         }
         for (node, messages) in out {
             self.peers.send(node, messages);
@@ -349,9 +364,7 @@ impl Shard {
                 .drain(..)
                 .map(|entry| ApplyEntry { waiters: cell.take_waiters(entry.index, entry.term), entry })
                 .collect();
-            if self.applier.send(ApplyMessage::Entries { group, entries }).is_err() {
-                tracing::error!("the applier is gone");
-            }
+            self.applier.push(ApplyMessage::Entries { group, entries });
         }
     }
 
@@ -372,7 +385,7 @@ impl Shard {
             }
         }
         if was_leader && (!role.is_leader || is_new_term) && group != 0 {
-            drop(self.applier.send(ApplyMessage::StepDown { group }));
+            self.applier.push(ApplyMessage::StepDown { group });
         }
         self.publish(group, Leadership { leader: role.leader, term: role.term });
     }

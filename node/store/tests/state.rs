@@ -14,6 +14,8 @@ fn options() -> StateOptions {
     StateOptions {
         write_buffer_bytes: 128 << 10,
         db_write_buffer_bytes: 512 << 10,
+        // A few rows, so that commits with and without writing back take turns.
+        write_back_bytes: 1 << 10,
         ..StateOptions::default()
     }
 }
@@ -39,6 +41,8 @@ fn applied(index: u64) -> Vec<u8> {
 #[derive(Debug, Clone)]
 enum Op {
     Put(Vec<u8>, Vec<u8>),
+    /// If there is no such row.
+    PutNew(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
     Scan(Vec<u8>, Vec<u8>, usize),
     Commit,
@@ -54,7 +58,8 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (key(), proptest::collection::vec(any::<u8>(), 0..20)).prop_map(|(k, v)| Op::Put(k, v)),
-        3 => key().prop_map(Op::Delete),
+        6 => (key(), proptest::collection::vec(any::<u8>(), 0..20)).prop_map(|(k, v)| Op::PutNew(k, v)),
+        5 => key().prop_map(Op::Delete),
         3 => (key(), key(), 1usize..10).prop_map(|(a, b, n)| Op::Scan(a, b, n)),
         1 => Just(Op::Commit),
         1 => Just(Op::Abandon),
@@ -79,6 +84,12 @@ proptest! {
                 Op::Put(key, value) => {
                     batch.put(key.clone(), value.clone());
                     model.put(key, value);
+                }
+                Op::PutNew(key, value) => {
+                    if model.get(&key).unwrap().is_none() {
+                        batch.put_new(key.clone(), value.clone());
+                        model.put_new(key, value);
+                    }
                 }
                 Op::Delete(key) => {
                     batch.delete(key.clone());

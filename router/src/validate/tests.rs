@@ -165,9 +165,15 @@ fn all_faults_are_told_at_once() {
         time_zone: "Mars/Olympus".into(),
         ..good()
     };
-    let fields: Vec<_> =
-        violations(&check(spec, None, NOW_MS).err().unwrap()).into_iter().map(|v| v.0).collect();
-    assert_eq!(fields, ["body", "class", "expires_at", "time_zone", "practice"]);
+    let expected = [
+        ("body", "EMPTY"),
+        ("class", "UNKNOWN_CLASS"),
+        ("expires_at", "PAST_EXPIRY"),
+        ("time_zone", "UNKNOWN_TIME_ZONE"),
+        ("practice", "NOT_FOUND"),
+    ];
+    let told = violations(&check(spec, None, NOW_MS).err().unwrap());
+    assert_eq!(told, expected.map(|(field, word)| (field.to_owned(), word.to_owned())));
 }
 
 #[test]

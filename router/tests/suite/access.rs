@@ -10,6 +10,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_response::MessageResponse};
+use tonic_types::StatusExt as _;
 
 fn one() -> SubmitMessagesRequest {
     SubmitMessagesRequest { messages: vec![spec("north", "k")], validate_only: false }
@@ -87,7 +88,8 @@ async fn a_request_that_is_too_large_is_refused_as_a_whole() {
     let messages = (0..4).map(|_| MessageSpec { body: "x".repeat(2 << 20), ..keyless("north") }).collect();
     let request = SubmitMessagesRequest { messages, validate_only: false };
     let status = bed.client().submit_messages(timed(request)).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange);
+    assert_eq!(told(&status), (Code::InvalidArgument, ErrorReason::RequestTooLarge));
+    assert_eq!(status.get_error_details().error_info().unwrap().metadata["bytes_max"], "4194304");
     assert_eq!(bed.cluster.submits(), 0);
 }
 

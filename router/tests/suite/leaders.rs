@@ -78,6 +78,24 @@ async fn a_leader_that_dies_with_the_request_is_retried_only_for_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_breaks_its_node_is_given_back_after_three_calls() {
+    for (panics, calls) in [(2, 3), (9, 3)] {
+        let bed = Bed::start().await;
+        bed.cluster.misbehave(leader(&bed), &[Mishap::Panic; 9][..panics]);
+        let results = submit(&mut bed.client(), vec![spec(PRACTICE, "k")]).await;
+        assert_eq!(bed.cluster.submits(), calls);
+        if panics < calls {
+            assert_eq!(accepted(&results[0]).message_id.len(), 26);
+            continue;
+        }
+        let status = refused(&results[0]);
+        assert_eq!(fate(&status), "unknown");
+        assert_eq!(status.get_error_details().error_info().unwrap().metadata["calls_broken"], "3");
+        assert_eq!(bed.cluster.accepted(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uncertain_proposal_is_repeated_only_with_a_key() {
     for (mishap, duplicate) in [(Mishap::UncertainAccepted, true), (Mishap::UncertainLost, false)] {
         let bed = Bed::start().await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
+use tonic_types::StatusExt as _;
 
 struct Stream {
     batches: mpsc::Sender<StreamMessagesRequest>,
@@ -111,6 +112,21 @@ async fn a_bad_batch_is_refused_and_the_stream_goes_on() {
     assert_eq!(reasons[&1], refused(ErrorReason::NoItems));
     assert_eq!(reasons[&2], refused(ErrorReason::TooManyItems));
     assert_eq!(reasons[&3], None);
+    assert_eq!(bed.cluster.accepted(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_too_large_ends_the_stream_after_all_answers() {
+    let bed = Bed::start().await;
+    let Stream { batches, mut answers } = open(&mut bed.client()).await;
+    batches.send(of_ten(1)).await.unwrap();
+    let huge = MessageSpec { body: "x".repeat(5 << 20), ..keyless("north") };
+    batches.send(batch(2, vec![huge])).await.unwrap();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!((answer.batch_id, answer.results.len()), (1, 10));
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(told(&status), (Code::InvalidArgument, ErrorReason::RequestTooLarge));
+    assert_eq!(status.get_error_details().error_info().unwrap().metadata["bytes_max"], "4194304");
     assert_eq!(bed.cluster.accepted(), 10);
 }
 

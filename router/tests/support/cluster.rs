@@ -22,6 +22,8 @@ pub enum Mishap {
     UncertainAccepted,
     /// The proposal's fate is unknown to the node; it did not take effect.
     UncertainLost,
+    /// The handler panics: the call breaks off, the process lives.
+    Panic,
     /// Never answers.
     Hang,
     /// Waits until the test releases it.
@@ -65,11 +67,11 @@ pub struct Cluster {
     /// Opens the gate of [`Mishap::Wait`].
     pub release: watch::Sender<bool>,
     /// Nodes that shall die now.
-    pub deaths: tokio::sync::mpsc::UnboundedSender<u64>,
+    pub deaths: tokio::sync::mpsc::Sender<u64>,
 }
 
 impl Cluster {
-    pub fn new(deaths: tokio::sync::mpsc::UnboundedSender<u64>) -> Arc<Self> {
+    pub fn new(deaths: tokio::sync::mpsc::Sender<u64>) -> Arc<Self> {
         let leaders = (0..=PARTITIONS).map(|p| (u64::from(p % 3 + 1), 5)).collect();
         let state = State {
             leaders,

@@ -10,7 +10,7 @@ use carillon_proto::public::submit_result::Result as Outcome;
 use carillon_proto::public::{AcceptedMessage, MessageSpec, SubmitMessagesRequest, SubmitResult};
 use carillon_proto::tls::{self, TlsFiles};
 use carillon_proto::{Slot, errors};
-use carillon_router::config::{Config, TlsPaths, Tuning};
+use carillon_router::config::{Config, Tuning};
 use carillon_router::server::{self, Running};
 use certs::Authority;
 use cluster::{Cluster, PARTITIONS};
@@ -39,10 +39,6 @@ pub struct Bed {
     _directory: tempfile::TempDir,
 }
 
-fn paths(files: &TlsFiles) -> TlsPaths {
-    TlsPaths { cert: files.cert.clone(), key: files.key.clone(), ca: files.ca.clone() }
-}
-
 impl Bed {
     /// A cluster in which everything works, and a router that knows it.
     pub async fn start() -> Self {
@@ -50,7 +46,7 @@ impl Bed {
         let directory = tempfile::tempdir().unwrap();
         let clients_ca = Authority::new(directory.path(), "clients");
         let peers_ca = Authority::new(directory.path(), "peers");
-        let (deaths, mut dying) = tokio::sync::mpsc::unbounded_channel();
+        let (deaths, mut dying) = tokio::sync::mpsc::channel(16);
         let cluster = Cluster::new(deaths);
         for (practice, zone) in PRACTICES.iter().zip(["America/Chicago", "America/New_York"].iter().cycle()) {
             cluster.add_practice(TENANT, practice, zone);
@@ -79,8 +75,8 @@ impl Bed {
             log_filter: "info".to_owned(),
             // One seed: the other nodes must be learnt.
             nodes: vec![cluster.with(|state| state.nodes[&1].clone())],
-            public_tls: paths(&clients_ca.issue("spiffe://lab/router/r1", &clients_ca)),
-            node_tls: paths(&peers_ca.issue("spiffe://lab/router/r1", &peers_ca)),
+            public_tls: clients_ca.issue("spiffe://lab/router/r1", &clients_ca),
+            node_tls: peers_ca.issue("spiffe://lab/router/r1", &peers_ca),
             tuning: Tuning { drain_timeout_ms: 2_000, ..Tuning::default() },
         };
         let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();

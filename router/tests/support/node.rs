@@ -52,7 +52,7 @@ impl Fake {
 
     /// Dies, and never answers.
     async fn die(&self) -> ! {
-        self.cluster.deaths.send(self.id).unwrap();
+        self.cluster.deaths.send(self.id).await.unwrap();
         std::future::pending().await
     }
 
@@ -102,6 +102,7 @@ impl Node for Fake {
         match mishap {
             Some(Mishap::Hang) => std::future::pending().await,
             Some(Mishap::Die) => self.die().await,
+            Some(Mishap::Panic) => panic!("asked to panic"),
             Some(Mishap::Wait) => {
                 let mut release = self.cluster.release.subscribe();
                 let _sender_gone = release.wait_for(|open| *open).await;

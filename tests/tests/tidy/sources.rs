@@ -75,6 +75,10 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("HashSet", &["node/core/"], "its order differs between replicas"),
     ("f64", &["node/core/"], "no floats in apply"),
     ("block_in_place", &[""], "starves the runtime"),
+    ("unbounded_channel", &[""], "every queue has a bound; say which"),
+    ("channel::unbounded", &[""], "every queue has a bound; say which"),
+    ("mpsc::unbounded(", &[""], "every queue has a bound; say which"),
+    ("sync::mpsc::channel()", &[""], "every queue has a bound; say which"),
     ("#[ignore", &[""], "a test that never runs"),
 ];
 
@@ -144,6 +148,10 @@ fn banned_calls_are_absent() {
     let planted =
         File { path: "router/src/x.rs".into(), text: "a.unwrap();\n#[cfg(test)]\nb.unwrap();\n".into() };
     assert_eq!(banned(&planted).len(), 1);
+    for call in ["crossbeam_channel::unbounded()", "tokio::sync::mpsc::unbounded_channel()"] {
+        let planted = File { path: "loadtest/src/x.rs".into(), text: format!("let (a, b) = {call};\n") };
+        assert_eq!(banned(&planted).len(), 1, "{call}");
+    }
 }
 
 #[test]

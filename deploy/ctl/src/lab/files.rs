@@ -101,19 +101,6 @@ fn write_toml(path: &Path, config: &impl Serialize) -> Result<(), LabError> {
 }
 
 #[derive(Serialize)]
-struct TlsPaths {
-    cert: PathBuf,
-    key: PathBuf,
-    ca: PathBuf,
-}
-
-impl From<TlsFiles> for TlsPaths {
-    fn from(files: TlsFiles) -> Self {
-        Self { cert: files.cert, key: files.key, ca: files.ca }
-    }
-}
-
-#[derive(Serialize)]
 struct MemberConfig {
     node_id: u64,
     peer_address: String,
@@ -139,8 +126,8 @@ struct NodeConfig {
     log_filter: String,
     secrets_dir: PathBuf,
     members: Vec<MemberConfig>,
-    peer_tls: TlsPaths,
-    admin_tls: TlsPaths,
+    peer_tls: TlsFiles,
+    admin_tls: TlsFiles,
     keys: KeysConfig,
 }
 
@@ -161,8 +148,8 @@ impl NodeConfig {
             log_filter: options.log_filter.clone(),
             secrets_dir: dir.join("secrets"),
             members: plan.nodes.iter().map(member).collect(),
-            peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers).into(),
-            admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators).into(),
+            peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers),
+            admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators),
             keys: KeysConfig { provider: "file", file: dir.join("keys/lab.key") },
         })
     }
@@ -177,8 +164,8 @@ struct RouterConfig {
     http_listen: String,
     log_filter: String,
     nodes: Vec<String>,
-    public_tls: TlsPaths,
-    node_tls: TlsPaths,
+    public_tls: TlsFiles,
+    node_tls: TlsFiles,
 }
 
 impl RouterConfig {
@@ -190,8 +177,8 @@ impl RouterConfig {
             http_listen: local(plan.router_http_port),
             log_filter: options.log_filter.clone(),
             nodes: plan.nodes.iter().map(|n| local(n.peer_port)).collect(),
-            public_tls: tls(dir, &format!("router-{ROUTER}-public"), Plane::Clients).into(),
-            node_tls: tls(dir, &format!("router-{ROUTER}"), Plane::Peers).into(),
+            public_tls: tls(dir, &format!("router-{ROUTER}-public"), Plane::Clients),
+            node_tls: tls(dir, &format!("router-{ROUTER}"), Plane::Peers),
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: the record of a process (`run/<name>.json`) holds its pid, its start time in clock ticks since boot and
 //! its program; a signal goes to a pid only while `/proc` says the same, so that a pid that was given to somebody else
-//! is never signalled. A record is written before [`Processes::start`] returns.
+//! is never signalled. A process has ended when its last thread has: one that was killed keeps its ports while a thread
+//! of it is still inside an fsync, although its first thread is a zombie already. A record is written before [`Processes::start`] returns.
 use super::LabError;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
@@ -181,24 +182,46 @@ impl Processes {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 struct Stat {
+    /// Of the first thread.
     state: char,
+    threads: u32,
     start_ticks: u64,
 }
 
-/// State and start time out of `/proc/<pid>/stat`. The name in it is in brackets and may hold anything.
+impl Stat {
+    /// Fields of `/proc/<pid>/stat`. The name in it is in brackets and may hold anything.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let threads = fields.nth(16)?.parse().ok()?;
+        Some(Self { state, threads, start_ticks: fields.nth(1)?.parse().ok()? })
+    }
+
+    fn is_zombie(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
+    /// Nothing runs any more, so everything that it had open is closed.
+    fn has_ended(&self) -> bool {
+        self.is_zombie() && self.threads <= 1
+    }
+}
+
 fn proc_stat(pid: u32) -> Option<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some(Stat { state, start_ticks: fields.nth(18)?.parse().ok()? })
+    Stat::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Whether the recorded process is the one that has this pid now, and has not ended.
 fn is_alive(record: &Record) -> bool {
     let Some(stat) = proc_stat(record.pid) else { return false };
-    if matches!(stat.state, 'Z' | 'X') || stat.start_ticks != record.start_ticks {
+    if stat.has_ended() || stat.start_ticks != record.start_ticks {
         return false;
+    }
+    // Without its first thread it has no program any more, but the time it started is still the one we know.
+    if stat.is_zombie() {
+        return true;
     }
     let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", record.pid)) else { return false };
     // A program that was built anew while it runs is shown with this suffix.
@@ -270,10 +293,28 @@ mod tests {
         let record = record_of(&child);
         child.kill().unwrap();
         let until = Instant::now() + KILL_LIMIT;
-        while proc_stat(record.pid).is_some_and(|s| s.state != 'Z') && Instant::now() < until {
+        while proc_stat(record.pid).is_some_and(|s| !s.has_ended()) && Instant::now() < until {
             std::thread::yield_now();
         }
         assert!(!is_alive(&record));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_has_ended_with_its_last_thread() {
+        let line = |state, threads| {
+            let rest = "1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0";
+            format!("42 (carillon) Z 9 (x) {state} 1 {rest} {threads} 0 7700 0 0")
+        };
+        let stat = |state, threads| Stat::parse(&line(state, threads)).unwrap();
+        assert_eq!(stat('R', 9), Stat { state: 'R', threads: 9, start_ticks: 7700 });
+        // Killed in the middle of an fsync: the port is not free yet.
+        for (state, threads, ended) in [('S', 1, false), ('Z', 5, false), ('Z', 2, false), ('Z', 1, true)] {
+            assert_eq!(stat(state, threads).has_ended(), ended, "{state} {threads}");
+        }
+        // This test's own process, as the kernel writes it.
+        let own = proc_stat(std::process::id()).unwrap();
+        let listed = std::fs::read_dir("/proc/self/task").unwrap().count();
+        assert!(own.threads >= 2 && listed >= 2 && !own.has_ended());
     }
 }

@@ -200,10 +200,12 @@ pub fn receipt(text: &str) -> DeliverSm {
         .build()
 }
 
+const INBOX_MAX: usize = 4096;
+
 /// Collects what comes in.
 pub struct Inbox {
-    pub receipts: mpsc::UnboundedReceiver<ReceiptReport>,
-    pub late: mpsc::UnboundedReceiver<LateAnswer>,
+    pub receipts: mpsc::Receiver<ReceiptReport>,
+    pub late: mpsc::Receiver<LateAnswer>,
 }
 
 impl Inbox {
@@ -217,17 +219,17 @@ impl Inbox {
 }
 
 struct Sink {
-    receipts: mpsc::UnboundedSender<ReceiptReport>,
-    late: mpsc::UnboundedSender<LateAnswer>,
+    receipts: mpsc::Sender<ReceiptReport>,
+    late: mpsc::Sender<LateAnswer>,
 }
 
 impl InboundSink for Sink {
     fn receipt(&self, report: ReceiptReport) {
-        let _ = self.receipts.send(report);
+        self.receipts.try_send(report).expect("a test reads its inbox");
     }
 
     fn late_answer(&self, answer: LateAnswer) {
-        let _ = self.late.send(answer);
+        self.late.try_send(answer).expect("a test reads its inbox");
     }
 }
 
@@ -261,8 +263,7 @@ impl Setup {
     }
 
     pub fn start(self) -> (Arc<SmppConnector>, Inbox) {
-        let ((receipts, receipts_in), (late, late_in)) =
-            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let ((receipts, receipts_in), (late, late_in)) = (mpsc::channel(INBOX_MAX), mpsc::channel(INBOX_MAX));
         let config = SmppConfig {
             carrier: "test".into(),
             settings: self.settings,

@@ -1,39 +1,41 @@
-//! The overlay that `apply` writes into: reads see the batch's own writes, one commit makes them all visible.
+//! What `apply` writes into: reads see the batch's own writes over what is committed, one commit makes them all visible.
 //!
 //! Gets look into a hash map first, so a command costs little more than its rows. Scans within a batch are rare:
-//! they sort the touched keys of their range and merge them with the database.
-//! Bound: the caller commits when [`ApplyBatch::bytes`] passes its budget; nothing is written before.
-use super::replica::{get_row, range, storage};
-use super::{Db, Shared, StateError};
+//! they sort the touched keys of their range and merge them with what is committed.
+//! Bound: the caller commits when [`ApplyBatch::bytes`] passes its budget; nothing is visible before.
+use super::StateError;
+use super::overlay::Row;
+use super::replica::{Replica, get_row, merge_scan, range};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError, Tables};
 use hashbrown::HashMap;
-use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
+use hashbrown::hash_map::Entry;
+use rocksdb::BoundColumnFamily;
 use std::sync::Arc;
 
-/// What a commit wrote.
+/// What a commit made visible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CommitStats {
     /// Distinct rows put or deleted.
     pub rows: usize,
+    /// Bytes given to RocksDB with it: 0 unless the overlay was written back.
     pub bytes: usize,
 }
 
 /// Uncommitted writes over a replica. Dropping it forgets them.
 pub struct ApplyBatch<'a> {
-    shared: &'a Shared,
+    replica: &'a Replica,
     handle: Arc<BoundColumnFamily<'a>>,
-    /// `None` = deleted.
-    rows: HashMap<Vec<u8>, Option<Bytes>>,
+    rows: HashMap<Vec<u8>, Row>,
     bytes: usize,
 }
 
 impl<'a> ApplyBatch<'a> {
-    pub(super) fn new(shared: &'a Shared, handle: Arc<BoundColumnFamily<'a>>) -> Self {
-        Self { shared, handle, rows: HashMap::new(), bytes: 0 }
+    pub(super) fn new(replica: &'a Replica, handle: Arc<BoundColumnFamily<'a>>) -> Self {
+        Self { replica, handle, rows: HashMap::new(), bytes: 0 }
     }
 
-    /// Bytes of keys and values given so far; an upper bound of what the commit writes.
+    /// Bytes of keys and values given so far; an upper bound of what the commit keeps.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -44,36 +46,27 @@ impl<'a> ApplyBatch<'a> {
 
     /// Makes everything visible at once. An error is fatal for the process.
     pub fn commit(self) -> Result<CommitStats, StateError> {
-        self.shared.check()?;
-        // In key order each insert starts where the last one ended, so the memtable is not searched from its top.
-        let mut rows: Vec<_> = self.rows.iter().collect();
-        rows.sort_unstable_by_key(|(key, _)| *key);
-        let mut batch = WriteBatch::with_capacity_bytes(self.bytes + 16 * rows.len());
-        for (key, value) in rows {
-            match value {
-                Some(value) => batch.put_cf(&self.handle, key, value),
-                None => batch.delete_cf(&self.handle, key),
-            }
+        self.replica.shared.check()?;
+        let rows = self.rows.len();
+        let mut overlay = self.replica.overlay.write();
+        for (key, row) in self.rows {
+            overlay.merge(key, row);
         }
-        let stats = CommitStats { rows: self.rows.len(), bytes: batch.size_in_bytes() };
-        let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        options.set_memtable_insert_hint_per_batch(true);
-        self.shared.db.write_opt(batch, &options).map_err(|error| self.shared.fail(error))?;
-        Ok(stats)
-    }
-
-    fn db(&self) -> &'a Db {
-        &self.shared.db
+        let full = overlay.bytes() >= self.replica.shared.write_back_bytes;
+        let bytes = if full { overlay.write_back(&self.replica.shared, &self.handle)? } else { 0 };
+        Ok(CommitStats { rows, bytes })
     }
 }
 
 impl ReadTables for ApplyBatch<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        match self.rows.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => get_row(self.db(), &self.handle, key),
+        if let Some(row) = self.rows.get(key) {
+            return Ok(row.value.clone());
         }
+        if let Some(value) = self.replica.overlay.read().get(key) {
+            return Ok(value);
+        }
+        get_row(&self.replica.shared.db, &self.handle, key)
     }
 
     fn scan(
@@ -83,52 +76,42 @@ impl ReadTables for ApplyBatch<'_> {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
         let Some(options) = range(start, end) else { return Ok(()) };
-        let mut touched: Vec<(&[u8], &Option<Bytes>)> = self
-            .rows
-            .iter()
-            .map(|(key, value)| (key.as_slice(), value))
-            .filter(|(key, _)| start <= *key && *key < end)
-            .collect();
-        touched.sort_unstable_by_key(|(key, _)| *key);
-        let mut touched = touched.into_iter().peekable();
-        let mut stored = self.db().raw_iterator_cf_opt(&self.handle, options);
-        stored.seek(start);
-        loop {
-            // The overlay row goes first when its key is not larger, and hides a stored row of the same key.
-            let overlay_first = match (touched.peek(), stored.key()) {
-                (Some((key, _)), Some(stored_key)) => *key <= stored_key,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (None, None) => break,
-            };
-            let go_on = if overlay_first {
-                let (key, value) = touched.next().expect("peeked");
-                if stored.key() == Some(key) {
-                    stored.next();
-                }
-                value.as_ref().is_none_or(|value| visit(key, value))
-            } else {
-                let (key, value) = stored.item().expect("it has a key");
-                let go_on = visit(key, value);
-                stored.next();
-                go_on
-            };
-            if !go_on {
-                return Ok(());
-            }
+        // The writer is this thread, so nothing is written back between the two looks.
+        let mut rows = self.replica.overlay_range(start, end);
+        for (key, row) in self.rows.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end)
+        {
+            rows.insert(key.clone(), row.value.clone());
         }
-        stored.status().map_err(storage)
+        let stored = self.replica.shared.db.raw_iterator_cf_opt(&self.handle, options);
+        merge_scan(rows, stored, start, visit)
     }
 }
 
 impl Tables for ApplyBatch<'_> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
-        self.rows.insert(key, Some(Bytes::from(value)));
+        let value = Some(Bytes::from(value));
+        match self.rows.entry(key) {
+            Entry::Occupied(mut row) => row.get_mut().value = value,
+            Entry::Vacant(row) => drop(row.insert(Row { value, fresh: false })),
+        }
+    }
+
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
+        let value = Some(Bytes::from(value));
+        match self.rows.entry(key) {
+            Entry::Occupied(mut row) => row.get_mut().value = value,
+            Entry::Vacant(row) => drop(row.insert(Row { value, fresh: true })),
+        }
     }
 
     fn delete(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
-        self.rows.insert(key, None);
+        match self.rows.entry(key) {
+            Entry::Occupied(row) if row.get().fresh => drop(row.remove()),
+            Entry::Occupied(mut row) => row.get_mut().value = None,
+            Entry::Vacant(row) => drop(row.insert(Row { value: None, fresh: false })),
+        }
     }
 }

@@ -5,14 +5,16 @@
 //!    memtable is flushed as a whole and in order, so what is on disk is always a prefix of the apply order and the
 //!    applied record says which.
 //!  - The raft log is the WAL: after a crash the caller replays it from [`StateDb::durable_applied`].
+//!  - Committed rows wait in memory for a while (`overlay.rs`) and reach RocksDB as one write batch.
 //!  - Any write error is final ([`StateError::Failed`] from then on).
 //!
-//! A clean drop flushes all memtables (RocksDB does), so a planned restart replays nothing.
+//! A clean drop writes back and flushes all memtables (RocksDB does), so a planned restart replays nothing.
 //! Not here: keys and records of tables (core), when to flush ([`FlushPacer`] decides, the caller acts), replay.
 
 mod batch;
 mod family;
 mod options;
+mod overlay;
 mod pacer;
 mod replica;
 mod stats;
@@ -63,6 +65,7 @@ pub(crate) struct Shared {
     pub db: Db,
     pub parts: DbParts,
     pub applied_key: Vec<u8>,
+    pub write_back_bytes: usize,
     failed: AtomicBool,
 }
 
@@ -107,6 +110,7 @@ impl StateDb {
             db,
             parts,
             applied_key: options.applied_key.clone(),
+            write_back_bytes: options.write_back_bytes,
             failed: AtomicBool::new(false),
         });
         let mut replicas = BTreeMap::new();
@@ -185,11 +189,11 @@ impl StateDb {
         decode_applied(group, value.as_deref())
     }
 
-    /// Writes a group's memtables to disk and waits for it. Blocking; for a background thread.
+    /// Writes all of a group's rows to disk and waits for it. Blocking; for a background thread.
     pub fn flush(&self, group: u32) -> Result<Option<AppliedRecord>, StateError> {
         let replica = self.existing(group)?;
         let handle = replica.handle()?;
-        self.shared.check()?;
+        replica.write_back()?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.shared.db.flush_cf_opt(&handle, &options).map_err(|error| self.shared.fail(error))?;
@@ -205,6 +209,8 @@ impl StateDb {
     pub fn metrics(&self) -> StateMetrics {
         let metrics = StateMetrics::read(&self.shared, &self.families());
         metrics.publish(&self.memory_stats());
+        let overlay: usize = self.replicas.lock().values().map(|r| r.overlay.read().bytes()).sum();
+        metrics::gauge!("carillon_state_overlay_bytes").set(overlay as f64);
         metrics
     }
 
@@ -228,6 +234,15 @@ impl StateDb {
         match self.generations(group).is_empty() {
             true => Err(StateError::NoReplica(Family { group, generation: 1 })),
             false => self.replica(group),
+        }
+    }
+}
+
+impl Drop for StateDb {
+    fn drop(&mut self) {
+        for replica in self.replicas.lock().values() {
+            // Without success the next start replays more: the log has everything.
+            drop(replica.write_back());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Sizes of the state database and what RocksDB is told.
 //!
-//! Memory of a node: memtables about `db_write_buffer_bytes`, and never more than two buffers for each family (one
+//! Memory of a node: rows that wait, about twice `write_back_bytes` for each family; memtables about `db_write_buffer_bytes`, and never more than two buffers for each family (one
 //! fills, one is flushed; then commits wait); blocks, indexes and filters `block_cache_bytes`; a table reader (a few
 //! KiB) for each open file.
 use rocksdb::statistics::StatsLevel;
@@ -16,6 +16,8 @@ pub struct StateOptions {
     pub write_buffer_bytes: usize,
     /// Of all families together. RocksDB then flushes the family with the oldest data.
     pub db_write_buffer_bytes: usize,
+    /// Committed rows of each family that may wait in memory before RocksDB gets them.
+    pub write_back_bytes: usize,
     pub background_threads: i32,
     /// Limit of flushes and compactions together, 0 = none.
     pub background_bytes_per_second: u64,
@@ -31,7 +33,8 @@ impl Default for StateOptions {
         Self {
             block_cache_bytes: 32 << 20,
             write_buffer_bytes: 12 << 20,
-            db_write_buffer_bytes: 96 << 20,
+            db_write_buffer_bytes: 64 << 20,
+            write_back_bytes: 2 << 20,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
             open_files_max: -1,

@@ -1,26 +1,36 @@
 //! One replica's rows: committed state for any thread, consistent snapshots, and the start of an apply batch.
+//!
+//! What is committed is the overlay over RocksDB. A reader looks at the overlay first and opens its iterator before the
+//! overlay can be written back, so it never misses a row that moves between the two.
 use super::batch::ApplyBatch;
+use super::overlay::Overlay;
 use super::{Family, Shared, StateError, decode_applied};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError};
 use carillon_proto::internal::AppliedRecord;
+use parking_lot::RwLock;
 use rocksdb::{
     BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Db;
 
+/// Overlay rows of a scan: `None` = deleted.
+pub(super) type OverlayRows = BTreeMap<Vec<u8>, Option<Bytes>>;
+
 /// A family of the state database. Reads see committed batches only.
 pub struct Replica {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) overlay: RwLock<Overlay>,
     family: Family,
     name: String,
 }
 
 impl Replica {
     pub(crate) fn new(shared: Arc<Shared>, family: Family) -> Self {
-        Self { shared, family, name: family.to_string() }
+        Self { shared, overlay: RwLock::default(), family, name: family.to_string() }
     }
 
     pub fn family(&self) -> Family {
@@ -34,17 +44,36 @@ impl Replica {
     /// Starts a batch; it may cover several raft entries. One at a time for a replica.
     pub fn batch(&self) -> Result<ApplyBatch<'_>, StateError> {
         self.shared.check()?;
-        Ok(ApplyBatch::new(&self.shared, self.handle()?))
+        Ok(ApplyBatch::new(self, self.handle()?))
     }
 
-    /// A view that later commits do not change. Hold it briefly: it keeps old rows alive.
+    /// A view that later commits do not change. Hold it briefly: it keeps old rows alive. Writes back first, so that
+    /// RocksDB has everything.
     pub fn snapshot(&self) -> Result<ReplicaSnapshot<'_>, StateError> {
-        Ok(ReplicaSnapshot { handle: self.handle()?, snapshot: self.shared.db.snapshot() })
+        let handle = self.handle()?;
+        let mut overlay = self.overlay.write();
+        overlay.write_back(&self.shared, &handle)?;
+        Ok(ReplicaSnapshot { handle, snapshot: self.shared.db.snapshot() })
+    }
+
+    /// Gives RocksDB what waits in memory.
+    pub(super) fn write_back(&self) -> Result<(), StateError> {
+        let handle = self.handle()?;
+        self.overlay.write().write_back(&self.shared, &handle).map(drop)
+    }
+
+    pub(super) fn overlay_range(&self, start: &[u8], end: &[u8]) -> OverlayRows {
+        self.overlay.read().range(start, end)
     }
 
     /// The applied record in memory, ahead of the durable one.
     pub fn applied(&self) -> Result<Option<AppliedRecord>, StateError> {
-        let value = self.shared.db.get_pinned_cf(&self.handle()?, &self.shared.applied_key)?;
+        let handle = self.handle()?;
+        let overlay = self.overlay.read();
+        if let Some(value) = overlay.get(&self.shared.applied_key) {
+            return decode_applied(self.family.group, value.as_deref());
+        }
+        let value = self.shared.db.get_pinned_cf(&handle, &self.shared.applied_key)?;
         decode_applied(self.family.group, value.as_deref())
     }
 
@@ -56,7 +85,11 @@ impl Replica {
 impl ReadTables for Replica {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
-        get_row(&self.shared.db, &handle, key)
+        let overlay = self.overlay.read();
+        match overlay.get(key) {
+            Some(value) => Ok(value),
+            None => get_row(&self.shared.db, &handle, key),
+        }
     }
 
     fn scan(
@@ -66,12 +99,13 @@ impl ReadTables for Replica {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
         let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
-        scan_rows(
-            range(start, end),
-            |options| self.shared.db.raw_iterator_cf_opt(&handle, options),
-            start,
-            visit,
-        )
+        let Some(options) = range(start, end) else { return Ok(()) };
+        let (rows, stored) = {
+            let overlay = self.overlay.read();
+            // The iterator sees RocksDB as of now, so the visitor runs without the lock.
+            (overlay.range(start, end), self.shared.db.raw_iterator_cf_opt(&handle, options))
+        };
+        merge_scan(rows, stored, start, visit)
     }
 }
 
@@ -93,12 +127,9 @@ impl ReadTables for ReplicaSnapshot<'_> {
         end: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
-        scan_rows(
-            range(start, end),
-            |options| self.snapshot.raw_iterator_cf_opt(&self.handle, options),
-            start,
-            visit,
-        )
+        let Some(options) = range(start, end) else { return Ok(()) };
+        let stored = self.snapshot.raw_iterator_cf_opt(&self.handle, options);
+        merge_scan(OverlayRows::new(), stored, start, visit)
     }
 }
 
@@ -121,22 +152,39 @@ pub(super) fn range(start: &[u8], end: &[u8]) -> Option<ReadOptions> {
     })
 }
 
-fn scan_rows<'a, D: DBAccess + 'a>(
-    options: Option<ReadOptions>,
-    open: impl FnOnce(ReadOptions) -> DBRawIteratorWithThreadMode<'a, D>,
+/// Visits overlay and stored rows in one order; an overlay row hides the stored one of the same key.
+pub(super) fn merge_scan<'a, D: DBAccess + 'a>(
+    overlay: OverlayRows,
+    mut stored: DBRawIteratorWithThreadMode<'a, D>,
     start: &[u8],
     visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
 ) -> Result<(), TableError> {
-    let Some(options) = options else { return Ok(()) };
-    let mut rows = open(options);
-    rows.seek(start);
-    while let Some((key, value)) = rows.item() {
-        if !visit(key, value) {
+    let mut overlay = overlay.into_iter().peekable();
+    stored.seek(start);
+    loop {
+        let overlay_first = match (overlay.peek(), stored.key()) {
+            (Some((key, _)), Some(stored_key)) => key.as_slice() <= stored_key,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => break,
+        };
+        let go_on = if overlay_first {
+            let (key, value) = overlay.next().expect("peeked");
+            if stored.key() == Some(&key) {
+                stored.next();
+            }
+            value.as_ref().is_none_or(|value| visit(&key, value))
+        } else {
+            let (key, value) = stored.item().expect("it has a key");
+            let go_on = visit(key, value);
+            stored.next();
+            go_on
+        };
+        if !go_on {
             return Ok(());
         }
-        rows.next();
     }
-    rows.status().map_err(storage)
+    stored.status().map_err(storage)
 }
 
 pub(super) fn storage(error: rocksdb::Error) -> TableError {
