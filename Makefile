@@ -23,10 +23,10 @@ LANE_LIMIT ?= 600
 PRACTICES := loadtest/data/practices.json
 LAB_UP = $(CTL) lab up --dir $(LAB) --lane-limit $(LANE_LIMIT) --practices $(PRACTICES)
 
-.PHONY: help setup build test fmt lint demo up down bench sample
+.PHONY: help setup build test fmt lint demo up down bench sample sim-soak
 
 help: ## show this
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: ## check and install what a build needs
 	@if [ ! -x $(BIN)/carillon-node ]; then \
@@ -39,6 +39,11 @@ build: setup ## compile the programs
 # Integration tests start the programs, so they are built first.
 test: build ## run all tests
 	@$(CACHED_CXX); cargo test --release --workspace --no-fail-fast
+
+# No C++ in it. One thread for each core; the exit code says whether a seed failed.
+MINUTES ?= 30
+sim-soak: ## simulate clusters from fresh seeds for MINUTES=30
+	@cargo sim --minutes $(MINUTES) --threads $$(nproc)
 
 fmt: ## format the sources
 	cargo fmt --all

@@ -40,7 +40,8 @@ pub struct GroupConfig {
     pub reads_max: usize,
     /// Followers learn a commit with the next append or heartbeat instead of an own message.
     pub skip_commit_broadcast: bool,
-    /// A replica with a higher priority is preferred in elections.
+    /// A replica with a higher priority is preferred in elections. Leave it at 0 wherever availability matters: with
+    /// priorities two live replicas of three can refuse each other for ever (`tests/priority.rs`).
     pub priority: i64,
     /// Where raft's own log lines go. At `trace` they hold entry data (sealed).
     pub logger: Logger,

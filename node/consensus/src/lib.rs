@@ -38,7 +38,6 @@ mod log_view;
 pub mod mem_log;
 mod membership;
 mod output;
-mod proposals;
 mod ready;
 pub mod wire;
 
@@ -50,4 +49,3 @@ pub use mem_log::MemLog;
 pub use output::{
     CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange,
 };
-pub use proposals::{Parts, Pending, Proposals, Taken};

@@ -66,7 +66,6 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
             GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
         // 17 groups share a node: keep each one's share of memory small.
         group_config.cache_bytes_max = 1 << 20;
-        group_config.priority = i64::from(shard::preferred_leader(*group, &members) == config.node_id);
         let log: Arc<dyn LogStore> = Arc::clone(&log) as Arc<dyn LogStore>;
         cells.insert(*group, Cell::new(Group::open(group_config, log, applied)?));
         let (sender, receiver) = watch::channel(applied);

@@ -6,16 +6,15 @@ use super::engine::{Refused, members};
 use super::node::{Cell, Waiter};
 use super::oracle::Applied;
 use super::plant::Plant;
+use super::proposals::{Parts, Proposals};
 use super::rng::{self, hash};
 use super::store::SimStore;
 use super::world::{Event, World};
-use carillon_consensus::{
-    CommittedEntry, EntryKind, Group, GroupConfig, LogStore, Parts, Proposals, bootstrap_write,
-};
+use carillon_consensus::{CommittedEntry, EntryKind, Group, GroupConfig, LogStore, bootstrap_write};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier, CommandResult, Effects, EntryMeta, ScheduleChange, applied_record, query};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Command, CommandBatch, EventRecord, command::Kind};
+use carillon_proto::internal::{Command, CommandBatch, EventRecord, FactResult, command::Kind};
 use carillon_proto::public::MessageState;
 use prost::Message as _;
 use raft::eraftpb::EntryType;
@@ -80,10 +79,8 @@ impl World {
         let log: Arc<dyn LogStore> = Arc::clone(&self.nodes[node].disk) as Arc<dyn LogStore>;
         let id = self.nodes[node].id;
         let applied = self.replay(node, group, &*log)?;
-        let preferred = u64::from(group) % self.plan.nodes as u64 + 1;
         let seed = rng::mix(self.plan.seed ^ self.nodes[node].epoch);
-        let mut config =
-            GroupConfig { priority: i64::from(preferred == id), ..GroupConfig::new(group, id, seed) };
+        let mut config = GroupConfig::new(group, id, seed);
         if self.plan.small_limits {
             config.max_size_per_msg = 2_000;
             config.max_inflight_msgs = 8;
@@ -93,6 +90,11 @@ impl World {
             config.uncommitted_bytes_max = 40_000;
         }
         config.planted_batch_append = self.planted(Plant::BatchAppend);
+        config.skip_commit_broadcast = !config.planted_batch_append;
+        if self.planted(Plant::Priorities) {
+            let preferred = u64::from(group) % self.plan.nodes as u64 + 1;
+            config.priority = i64::from(preferred == id);
+        }
         let group = Group::open(config, log, applied).map_err(|error| error.to_string())?;
         let store = &self.nodes[node].stores[&group.group()];
         let core = Applier::open(store).map_err(|error| error.to_string())?;
@@ -267,7 +269,8 @@ impl World {
     /// Shows the oracle the events of the first replica that applied them.
     fn follow(&mut self, node: usize, partition: u32, events: &[EventRecord]) {
         for event in events {
-            let store = &self.nodes[node].stores[&partition];
+            // What was written, even if a row of it rotted since.
+            let store = self.nodes[node].stores[&partition].tables();
             let message_id = MessageId::from_bytes(&event.message_id).ok();
             let found = message_id.and_then(|id| query::message(store, &id).ok().flatten());
             let Some((_, status)) = found else {
@@ -360,11 +363,12 @@ impl World {
             Waiter::Begin { partition, term, list, decided_ms } => {
                 self.begun(node, partition, term, (list, decided_ms), result);
             }
-            Waiter::Facts { partition } => self.facts_done(node, partition, result.map(drop)),
-            Waiter::Forwarded { from, batch } => self.forwarded_done(node, from, batch, result.map(drop)),
+            Waiter::Facts { partition } => self.facts_done(node, partition, result),
+            Waiter::Forwarded { from, batch } => self.forwarded_done(node, from, batch, result),
             Waiter::Looked { from, report_no } => {
-                let found = result.is_ok_and(|results| results.first() == Some(&CommandResult::Done));
-                self.looked(node, from, report_no, found);
+                let results = result.unwrap_or_default();
+                let result = results.first().map_or(FactResult::Unspecified, super::facts::fact_result);
+                self.looked(node, from, report_no, result);
             }
             Waiter::Operator { step } => self.operator.answered(step, false),
         }
@@ -375,6 +379,7 @@ impl World {
         let epoch = self.nodes[node].epoch;
         let pause = 1 + self.rng.disk.below(self.plan.rates.flush_ms_max);
         self.at(pause, Event::Flush { node, epoch });
+        self.scrub(node);
         for group in self.groups() {
             if self.rng.disk.chance(600) {
                 let batches = self.nodes[node].stores[&group].pending();
@@ -384,11 +389,25 @@ impl World {
         }
     }
 
+    /// Reads everything that is stored, now and then: what rotted is found also where apply does not look.
+    fn scrub(&mut self, node: usize) {
+        if !self.calm && !self.rng.disk.chance(100) {
+            return;
+        }
+        for group in self.groups() {
+            if self.nodes[node].stores[&group].is_rotten() && self.nodes[node].cells.contains_key(&group) {
+                self.block(node, group, "scrub: block checksum mismatch".to_owned());
+            }
+        }
+    }
+
     /// `batches` were in memory when the flush began; a crash in between has changed the epoch.
     pub fn flush_done(&mut self, node: usize, group: u32, batches: usize) {
         let before = self.nodes[node].stores[&group].pending();
         let store = self.nodes[node].stores.get_mut(&group).expect("every group has a store");
-        store.flush(batches.min(before));
+        if self.plan.plant != Some(Plant::CutAheadOfFlush) {
+            store.flush(batches.min(before));
+        }
         let durable = match self.plan.plant {
             Some(Plant::CutAheadOfFlush) => applied_record(store).map_or(0, |record| record.index),
             _ => store.durable_applied(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A receipt that was not acknowledged in this time is delivered again, through any node.
 const RECEIPT_AGAIN_MS: u64 = 4_000;
-/// How often a receipt that nobody knows is delivered.
+/// How often a receipt that nobody knows is delivered once all is calm.
 const REFUSED_MAX: u32 = 3;
 
 /// A part that left a node.
@@ -58,9 +58,10 @@ impl Carrier {
         self.receipts.remove(&receipt_no);
     }
 
-    pub fn refused(&mut self, receipt_no: u64) {
+    /// A receipt was refused. While there is trouble the carrier is patient.
+    pub fn refused(&mut self, receipt_no: u64, calm: bool) {
         let Some(receipt) = self.receipts.get_mut(&receipt_no) else { return };
-        receipt.refused += 1;
+        receipt.refused += u32::from(calm);
         if receipt.refused >= REFUSED_MAX {
             self.receipts.remove(&receipt_no);
         }

@@ -1,17 +1,20 @@
 //! The glue of a node's engine, as the simulator runs it: a mirror of the decisions of `node/src/engine` (shard turn, log
-//! writer), around the same `Group` and `Proposals`. Each step is an event of its own, so that a crash can fall between
+//! writer), around the same `Group`. Each step is an event of its own, so that a crash can fall between
 //! any two.
 use super::node::{Cell, Node, Waiter};
 use super::plant::Plant;
+use super::proposals::Pending;
 use super::world::{Event, TICK_MS, World};
 use carillon_consensus::{
-    GroupWrite, LogStore as _, Outputs, Pending, PersistTask, ProposeError, RoleChange, StepError,
+    GroupWrite, LogStore as _, Outputs, PersistTask, ProposeError, RoleChange, StepError,
 };
 use carillon_proto::internal::{Command, LeaderStart, RaftMessage, command::Kind};
 use prost::Message as _;
 
 /// Entries of this node that may wait for apply, in one group.
-const IN_FLIGHT_MAX: usize = 4;
+const IN_FLIGHT_MAX: usize = 2;
+/// The slowest write.
+const WRITE_MS_MAX: u64 = 6_000;
 /// A follower that is this far behind what is applied catches up from the log.
 const BEHIND: u64 = 20;
 /// Ticks between hints on how far logs may be cut.
@@ -174,9 +177,14 @@ impl World {
         let (before, before_term) = self.nodes[node].leaders.get(&group).copied().unwrap_or_default();
         let (was_leader, is_new_term) = (before == id, before_term != role.term);
         let mut led = false;
-        let mut dropped = Vec::new();
+        let (mut dropped, mut overwritten) = (Vec::new(), Vec::new());
+        let keep_old_waiters = self.planted(Plant::WaitersOfOldTerms);
         if let Some(cell) = self.nodes[node].cells.get_mut(&group) {
-            if role.is_leader && (!was_leader || is_new_term) && group != 0 {
+            let leads_anew = role.is_leader && (!was_leader || is_new_term);
+            if leads_anew && !keep_old_waiters {
+                overwritten = cell.proposals.take_overwritten(&cell.group);
+            }
+            if leads_anew && group != 0 {
                 cell.proposals.push_first(leader_start(role.term, id));
                 led = true;
             }
@@ -190,6 +198,10 @@ impl World {
             }
         }
         self.nodes[node].leaders.insert(group, (role.leader, role.term));
+        for waiter in overwritten {
+            self.trace.count("waiter_overwritten");
+            self.answer(node, waiter, Err(Refused::Uncertain));
+        }
         for waiter in dropped {
             self.answer(node, waiter, Err(Refused::NotLeader(role.leader)));
         }
@@ -273,7 +285,7 @@ impl World {
         }
         let high = if self.calm { 3 } else { self.plan.rates.disk_ms_max * self.nodes[node].slow };
         let high = if self.rng.disk.chance(30) { high * 4 } else { high };
-        let delay = 1 + self.rng.disk.below(high);
+        let delay = 1 + self.rng.disk.below(high.min(WRITE_MS_MAX));
         let epoch = self.nodes[node].epoch;
         self.at(delay, Event::DiskDone { node, epoch });
     }

@@ -1,14 +1,14 @@
 //! The glue of facts and receipts, as the simulator runs it: a mirror of `node/src/delivery/facts.rs` and `receipts.rs`.
 //!
-//! A fact is proposed until it is committed, here or on the leader of its partition; a receipt is acknowledged to the
-//! carrier only then.
+//! A fact is proposed until it is committed, here or on the leader of its partition. Committed is not recorded: apply may
+//! refuse it, and a receipt is acknowledged to the carrier only when it was recorded or can never match.
 use super::engine::Refused;
 use super::node::Waiter;
 use super::wing::{FactBatch, PeerCall};
 use super::world::{Event, World};
-use carillon_core::{Permit, ReadTables as _, keys};
+use carillon_core::{CommandResult, Permit, ReadTables as _, Refusal, keys};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Command, RecordOutcome, RecordReceipt, command::Kind};
+use carillon_proto::internal::{Command, FactResult, RecordOutcome, RecordReceipt, command::Kind};
 use carillon_proto::public::Outcome;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,12 +18,19 @@ const FORWARD_TIMEOUT_MS: u64 = 2_000;
 /// When a report that is not known here is looked for, counted from its arrival; after the last time it is refused.
 const LOOKUPS_MS: [u64; 4] = [200, 1_000, 3_000, 8_000];
 const LOOK_EVERY_MS: u64 = 200;
+/// Times that the fast path may be refused before only the table counts.
+const FAST_TRIES_MAX: u32 = 2;
 
-/// What follows when a fact is committed.
+/// Whom to tell what became of a fact.
 #[derive(Debug, Clone)]
 pub enum Done {
-    Learn { carrier_no: u32, refs: Vec<String>, id: MessageId },
-    Ack { carrier: usize, receipt_no: u64 },
+    Learn {
+        carrier_no: u32,
+        refs: Vec<String>,
+        id: MessageId,
+    },
+    /// A report of the fast path.
+    Report(u64),
 }
 
 #[derive(Debug, Clone)]
@@ -49,6 +56,9 @@ struct Report {
     receipt: RecordReceipt,
     since_ms: u64,
     lookups: usize,
+    fast_tries: u32,
+    /// Its fact is on the way.
+    handed: bool,
 }
 
 /// Receipts that are not known here, and the references of messages that this node handed over.
@@ -153,9 +163,9 @@ impl World {
     }
 
     /// What became of this node's own proposal of facts.
-    pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<(), Refused>) {
+    pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
-            Ok(()) => self.facts_committed(node, partition),
+            Ok(results) => self.facts_committed(node, partition, results.iter().map(fact_result).collect()),
             Err(Refused::NotLeader(hint)) if hint != 0 && hint != self.nodes[node].id => {
                 let epoch = self.nodes[node].epoch;
                 let Some(facts) = self.nodes[node].wing.facts.get(&partition) else { return };
@@ -168,21 +178,49 @@ impl World {
         }
     }
 
-    fn facts_committed(&mut self, node: usize, partition: u32) {
+    fn facts_committed(&mut self, node: usize, partition: u32, results: Vec<FactResult>) {
         let Some(facts) = self.nodes[node].wing.facts.get_mut(&partition) else { return };
         facts.retry_at = None;
-        for fact in std::mem::take(&mut facts.busy) {
+        let busy = std::mem::take(&mut facts.busy);
+        let results = results.into_iter().chain(std::iter::repeat(FactResult::Unspecified));
+        for (fact, result) in busy.into_iter().zip(results) {
             match fact.done {
-                Done::Learn { carrier_no, refs, id } => {
+                Done::Learn { carrier_no, refs, id } if result == FactResult::Recorded => {
                     for reference in refs {
                         let key = (carrier_no, keys::carrier_ref_hash(&reference));
                         self.nodes[node].wing.reports.references.insert(key, id);
                     }
                 }
-                Done::Ack { carrier, receipt_no } => self.carriers[carrier].acked(receipt_no),
+                Done::Learn { .. } => self.trace.count("outcome_refused"),
+                Done::Report(report_no) => self.fast_report(node, report_no, result),
             }
         }
         self.facts_go(node, partition);
+    }
+
+    /// The fast path ended; what it could not record is parked.
+    fn fast_report(&mut self, node: usize, report_no: u64, result: FactResult) {
+        if let Some(report) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
+            report.handed = false;
+        }
+        if !self.conclude(node, report_no, result) {
+            let epoch = self.nodes[node].epoch;
+            self.at(LOOK_EVERY_MS, Event::ReceiptLook { node, epoch, report_no });
+        }
+    }
+
+    /// Ends the report, unless its message may still turn up.
+    fn conclude(&mut self, node: usize, report_no: u64, result: FactResult) -> bool {
+        match result {
+            FactResult::Unspecified | FactResult::UnknownReference => return false,
+            FactResult::Recorded => {}
+            // In a simulation every receipt belongs to a message that a carrier took over.
+            other => self.oracle.fail(format!("I8 a receipt was thrown away: {other:?}")),
+        }
+        if let Some(report) = self.nodes[node].wing.reports.open.remove(&report_no) {
+            self.carriers[report.carrier].acked(report.receipt_no);
+        }
+        true
     }
 
     pub fn forwarded_done(
@@ -190,11 +228,11 @@ impl World {
         node: usize,
         from: usize,
         batch: FactBatch,
-        result: Result<(), Refused>,
+        result: Result<Vec<CommandResult>, Refused>,
     ) {
         let FactBatch { partition, batch_no, epoch, .. } = batch;
-        let done = result.is_ok();
-        self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, done });
+        let results = result.ok().map(|results| results.iter().map(fact_result).collect());
+        self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, results });
     }
 
     /// Sends a call to another node.
@@ -213,19 +251,19 @@ impl World {
                 let commands = batch.commands.clone();
                 self.propose(to, batch.partition, commands, Waiter::Forwarded { from, batch });
             }
-            PeerCall::FactsAnswer { partition, batch_no, epoch, done } => {
+            PeerCall::FactsAnswer { partition, batch_no, epoch, results } => {
                 let current = self.nodes[to].epoch == epoch;
                 let facts = self.nodes[to].wing.facts.get(&partition);
                 if !current || facts.is_none_or(|facts| facts.batch_no != batch_no || facts.busy.is_empty()) {
                     return;
                 }
-                match done {
-                    true => self.facts_committed(to, partition),
-                    false => self.retry_facts(to, partition, RETRY_PAUSE_MS),
+                match results {
+                    Some(results) => self.facts_committed(to, partition, results),
+                    None => self.retry_facts(to, partition, RETRY_PAUSE_MS),
                 }
             }
             PeerCall::Look { report_no, receipt } => self.look_here(to, from, report_no, receipt),
-            PeerCall::Looked { report_no, found } => self.looked(to, to, report_no, found),
+            PeerCall::Looked { report_no, result } => self.looked(to, to, report_no, result),
         }
     }
 
@@ -236,24 +274,21 @@ impl World {
         let reports = &mut self.nodes[node].wing.reports;
         reports.next_no += 1;
         let report_no = epoch << 32 | reports.next_no;
-        let report = Report { carrier, receipt_no, receipt, since_ms, lookups: 0 };
+        let report =
+            Report { carrier, receipt_no, receipt, since_ms, lookups: 0, fast_tries: 0, handed: false };
         reports.open.insert(report_no, report);
         self.look_again(node, report_no);
     }
 
     /// Hands the report over if its message is known here; looks for it elsewhere from time to time.
     pub fn look_again(&mut self, node: usize, report_no: u64) {
-        let Some(mut report) = self.nodes[node].wing.reports.open.get(&report_no).cloned() else { return };
-        let given = MessageId::from_bytes(&report.receipt.message_id).ok();
-        if let Some(id) = given.or_else(|| self.nodes[node].wing.reports.find(&report.receipt)) {
-            self.nodes[node].wing.reports.open.remove(&report_no);
-            report.receipt.message_id = id.to_bytes();
-            let done = Done::Ack { carrier: report.carrier, receipt_no: report.receipt_no };
-            return self.push_fact(node, id, Kind::RecordReceipt(report.receipt), done);
+        let Some(report) = self.nodes[node].wing.reports.open.get(&report_no).cloned() else { return };
+        if report.handed || self.try_fast(node, report_no, &report) {
+            return;
         }
         if report.lookups == LOOKUPS_MS.len() {
             self.nodes[node].wing.reports.open.remove(&report_no);
-            return self.carriers[report.carrier].refused(report.receipt_no);
+            return self.carriers[report.carrier].refused(report.receipt_no, self.calm);
         }
         let epoch = self.nodes[node].epoch;
         if self.now_ms >= report.since_ms + LOOKUPS_MS[report.lookups] {
@@ -271,6 +306,24 @@ impl World {
         self.at(LOOK_EVERY_MS, Event::ReceiptLook { node, epoch, report_no });
     }
 
+    /// Hands the report over if its message is known here.
+    fn try_fast(&mut self, node: usize, report_no: u64, report: &Report) -> bool {
+        if report.fast_tries >= FAST_TRIES_MAX {
+            return false;
+        }
+        let given = MessageId::from_bytes(&report.receipt.message_id).ok().filter(|_| report.fast_tries == 0);
+        let known = given.or_else(|| self.nodes[node].wing.reports.find(&report.receipt));
+        let Some(id) = known else { return false };
+        if let Some(open) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
+            open.fast_tries += 1;
+            open.handed = true;
+            open.receipt.message_id = id.to_bytes();
+        }
+        let receipt = RecordReceipt { message_id: id.to_bytes(), ..report.receipt.clone() };
+        self.push_fact(node, id, Kind::RecordReceipt(receipt), Done::Report(report_no));
+        true
+    }
+
     /// Records the receipt if its message is in a partition that this node leads.
     fn look_here(&mut self, node: usize, from: usize, report_no: u64, receipt: RecordReceipt) {
         let hashes = receipt.carrier_refs.iter().map(|reference| keys::carrier_ref_hash(reference));
@@ -279,18 +332,30 @@ impl World {
         let led = (1..=self.plan.partitions).filter(|partition| at.leads(*partition));
         let mut found = led
             .filter(|partition| rows.iter().any(|row| matches!(at.stores[partition].get(row), Ok(Some(_)))));
-        let Some(partition) = found.next() else { return self.looked(node, from, report_no, false) };
+        let Some(partition) = found.next() else {
+            return self.looked(node, from, report_no, FactResult::UnknownReference);
+        };
         let command = Command { kind: Some(Kind::RecordReceipt(receipt)) };
         self.propose(node, partition, vec![command], Waiter::Looked { from, report_no });
     }
 
-    pub fn looked(&mut self, node: usize, from: usize, report_no: u64, found: bool) {
+    pub fn looked(&mut self, node: usize, from: usize, report_no: u64, result: FactResult) {
         if from != node {
-            return self.peer(node, from, PeerCall::Looked { report_no, found });
+            return self.peer(node, from, PeerCall::Looked { report_no, result });
         }
-        if found && let Some(report) = self.nodes[node].wing.reports.open.remove(&report_no) {
+        if self.conclude(node, report_no, result) {
             self.trace.count("receipt_found_by_reference");
-            self.carriers[report.carrier].acked(report.receipt_no);
         }
+    }
+}
+
+/// What apply said to a fact, as it travels between nodes.
+pub fn fact_result(result: &CommandResult) -> FactResult {
+    match result {
+        CommandResult::Done => FactResult::Recorded,
+        CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
+        CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
+        CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
+        _ => FactResult::Malformed,
     }
 }

@@ -94,8 +94,27 @@ impl World {
         self.oracle.messages.iter().find_map(|(id, seen)| {
             let rests = message::is_final(seen.state)
                 || matches!(seen.state, MessageState::Submitted | MessageState::Unknown);
-            (!rests).then(|| format!("message {id} is {:?} ({})", seen.state, seen.detail))
+            (!rests)
+                .then(|| format!("message {id} is {:?} ({}); {}", seen.state, seen.detail, self.picture(id)))
         })
+    }
+
+    /// What the leader of a message's partition has of it.
+    fn picture(&self, id: &MessageId) -> String {
+        let partition = id.slot().partition(self.plan.partitions);
+        let Some(leader) = self.nodes.iter().find(|node| node.leads(partition) && node.up) else {
+            return "no leader".to_owned();
+        };
+        let store = leader.stores[&partition].tables();
+        let Ok(Some((_, status))) = query::message(store, id) else { return "no record".to_owned() };
+        let rows = store.rows().keys().filter_map(|key| keys::decode_due(key));
+        let due: Vec<u64> = rows.filter(|(_, _, row)| row == id).map(|(_, due_ms, _)| due_ms).collect();
+        let now_ms = self.wall_ms(leader.index);
+        let stats = leader.wing.stats(now_ms, self.mono(leader.index));
+        format!(
+            "leader n{} now {now_ms} due {} expires {} rows of D {due:?}; {stats:?}",
+            leader.id, status.due_ms, status.expires_at_ms
+        )
     }
 
     fn group_unsettled(&self, group: u32) -> Option<String> {

@@ -2,9 +2,9 @@
 //!
 //! # What runs
 //! Three or five nodes with a meta group and several partitions run the production code of the pure crates: the raft
-//! `Group` and `Proposals` of `carillon_consensus`, `apply` of `carillon_core` for partitions and meta group, `Scheduler`
+//! `Group` of `carillon_consensus`, `apply` of `carillon_core` for partitions and meta group, `Scheduler`
 //! and `LaneGate` of `carillon_delivery`. What surrounds them in a node is threads and sockets; its decisions are mirrored
-//! here, one file for each: `engine.rs` (shard turn, log writer), `apply.rs` (applier, recovery, maintenance), `wing.rs`
+//! here, one file for each: `proposals.rs` (cell), `engine.rs` (shard turn, log writer), `apply.rs` (applier, recovery, maintenance), `wing.rs`
 //! (driver, lanes), `sending.rs` (one attempt), `facts.rs` (facts, receipts), `client.rs` (router and callers).
 //! A change of that glue in `node/` or `router/` must be made here, too.
 //!
@@ -48,6 +48,7 @@ mod operator;
 mod oracle;
 mod plan;
 mod plant;
+mod proposals;
 mod rng;
 mod sending;
 mod shrink;

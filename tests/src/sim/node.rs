@@ -1,9 +1,10 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
+use super::proposals::{Parts, Proposals};
 use super::store::SimStore;
 use super::wing::{FactBatch, Wing};
 use super::world::START_MS;
-use carillon_consensus::{CommittedEntry, Group, Parts, PersistTask, Proposals};
+use carillon_consensus::{CommittedEntry, Group, PersistTask};
 use carillon_core::Applier;
 use carillon_core::meta::MetaView;
 use carillon_delivery::BeginDecision;

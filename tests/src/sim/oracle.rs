@@ -216,8 +216,10 @@ impl Oracle {
 fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> Option<String> {
     let earlier = status.attempts.iter().filter(|a| a.number < attempt_no);
     let policy = status.retry.unwrap_or_default().unknown_policy();
+    let begun = status.attempts.iter().find(|a| a.number == attempt_no).map_or(0, |a| a.begin_ms);
     for attempt in earlier {
         let outcome = Outcome::try_from(attempt.outcome).unwrap_or(Outcome::Unspecified);
+        let last = attempt.number + 1 == attempt_no;
         let fine = match outcome {
             Outcome::Throttled
             | Outcome::CapReached
@@ -225,7 +227,12 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
             | Outcome::LaneBroken
             | Outcome::NotSent => true,
             Outcome::Ambiguous => policy == UnknownPolicy::ResendOnce,
-            _ => false,
+            Outcome::Unspecified => false,
+            // Its answer came later, in the same entry: what counted was that there was none.
+            _ if attempt.end_ms >= begun => policy == UnknownPolicy::ResendOnce,
+            Outcome::Accepted => false,
+            // A late refusal of an attempt before the last one: nothing was handed over by it.
+            _ => !last && policy == UnknownPolicy::ResendOnce,
         };
         if !fine {
             return Some(format!(

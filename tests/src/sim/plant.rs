@@ -29,10 +29,14 @@ pub enum Plant {
     KeyForgotten,
     /// The log is cut below what is durable in the state.
     CutAheadOfFlush,
+    /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
+    WaitersOfOldTerms,
+    /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
+    Priorities,
 }
 
 impl Plant {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -45,6 +49,8 @@ impl Plant {
         Self::SendBeforeCommit,
         Self::KeyForgotten,
         Self::CutAheadOfFlush,
+        Self::WaitersOfOldTerms,
+        Self::Priorities,
     ];
 
     /// As given on a command line.

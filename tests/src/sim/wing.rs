@@ -13,7 +13,7 @@ use carillon_delivery::{
     share,
 };
 use carillon_proto::MessageId;
-use carillon_proto::internal::{BeginAttempt, Command, Expire, RecordReceipt, command::Kind};
+use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
@@ -32,9 +32,9 @@ pub const RESPONSE_TIMEOUT_MS: u64 = 1_500;
 #[derive(Debug, Clone)]
 pub enum PeerCall {
     Facts(FactBatch),
-    FactsAnswer { partition: u32, batch_no: u64, epoch: u64, done: bool },
+    FactsAnswer { partition: u32, batch_no: u64, epoch: u64, results: Option<Vec<FactResult>> },
     Look { report_no: u64, receipt: RecordReceipt },
-    Looked { report_no: u64, found: bool },
+    Looked { report_no: u64, result: FactResult },
 }
 
 /// Facts on their way to a leader.
@@ -123,6 +123,10 @@ impl Default for Wing {
 impl Wing {
     pub fn current(&self, partition: u32, term: u64) -> bool {
         self.terms.get(&partition) == Some(&term)
+    }
+
+    pub fn stats(&self, now_ms: u64, mono: std::time::Duration) -> carillon_delivery::SchedulerStats {
+        self.scheduler.stats(now_ms, mono)
     }
 
     pub fn gate_opens(&mut self, carrier_no: u32) {

@@ -1,7 +1,7 @@
 //! Proposals of one group on their way into the log and back: what waits to be appended, and who waits for which entry.
 //!
-//! Sans-IO and generic over the waiter `W` (a channel in a node, a note in the simulator): waiters are handed back,
-//! never called here.
+//! A mirror of the decisions of `node/src/engine/cell.rs`, where waiters are channels. Here they are notes that are handed
+//! back and never called.
 //!
 //! Invariants
 //!  - A caller's commands are never split over two entries.
@@ -10,11 +10,9 @@
 //!  - The clock that is stamped into batches never goes back.
 //!
 //! Does not: bound what is pushed (the caller admits), talk to waiters.
-use crate::batch::{BatchLimits, cut};
-use crate::error::ProposeError;
-use crate::group::Group;
-use crate::output::Proposal;
-use bytes::Bytes;
+use carillon_consensus::batch::{BatchLimits, cut};
+use carillon_consensus::{Group, Proposal, ProposeError};
+use prost::bytes::Bytes;
 use std::collections::VecDeque;
 
 /// A caller's commands, not appended yet.
@@ -71,11 +69,6 @@ impl<W> Proposals<W> {
         self.pending.push_front(pending);
     }
 
-    /// Entries that somebody waits for.
-    pub fn entries_waiting(&self) -> usize {
-        self.waiters.len()
-    }
-
     /// Appends what waits as long as fewer than `in_flight_max` entries wait for apply: the rest waits and so makes
     /// larger entries under load (natural batching, no timer). Returns the waiters of what was refused.
     pub fn append(
@@ -115,6 +108,15 @@ impl<W> Proposals<W> {
             commands.extend(next.commands);
         }
         (commands, parts)
+    }
+
+    /// This replica leads a new term: gives back who waits for an entry that its log no longer has. Their indexes may be
+    /// higher than those of the new term, so they would stand before its waiters and use up its room for ever.
+    pub fn take_overwritten(&mut self, group: &Group) -> Vec<W> {
+        let ours = |entry: &EntryWaiters<W>| group.term_at(entry.index) == Some(entry.term);
+        let (kept, gone): (VecDeque<_>, VecDeque<_>) = self.waiters.drain(..).partition(ours);
+        self.waiters = kept;
+        gone.into_iter().flat_map(|entry| entry.parts).map(|(_, waiter)| waiter).collect()
     }
 
     /// The waiters of a committed entry, and of those that it overwrote.
