@@ -12,6 +12,7 @@ use crate::edge::peer::PeerApi;
 use crate::edge::query::Queries;
 use crate::engine::{self, Engine, NodeHandle, transport};
 use crate::meta::{MetaClient, run_steward};
+use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::internal::node_server::NodeServer;
@@ -77,6 +78,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         }
     });
 
+    tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
+
     let stopping = Arc::new(AtomicBool::new(false));
     let (close, closed) = watch::channel(false);
     let peer_api = PeerApi {
@@ -139,8 +142,9 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         }
         let leaders = handle.leaders();
         let leaders = leaders.borrow();
-        let without =
-            (0..=handle.partitions()).filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
+        let without = (0..=handle.partitions()).filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0));
+        // A replica that is out of service knows nothing; the node serves with the others.
+        let without = without.filter(|group| !handle.is_fenced(*group)).count();
         if without > 0 {
             return Err(format!("{without} groups have no known leader"));
         }

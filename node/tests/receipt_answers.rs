@@ -38,7 +38,7 @@ async fn a_receipt_that_overtakes_its_outcome_counts_when_the_outcome_comes() {
     let first = world.report(Some(id), &["a"], Delivered);
     until_applied_after(&world, before).await;
     assert_eq!(world.status(id).receipts_final, 0);
-    // Recorded as if another node had forwarded it: only table R knows the references.
+    // Recorded as if another node had forwarded it.
     world.propose(taken_over(id, &["a", "b"])).await;
     assert_eq!(tokio::time::timeout(LIMIT, first).await.unwrap(), Ok(true));
     assert_eq!((world.state(id), world.status(id).receipts_final), (MessageState::Submitted, 1));

@@ -3,8 +3,8 @@
 //! Owns: connecting, deadlines, and the rule which answers are worth a repeat. Every call has a deadline.
 use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
-    GetStatusRequest, GetStatusResponse, PutCarrierRequest, PutPracticeRequest, SetLogFilterRequest,
-    TransferLeaderRequest,
+    GetStatusRequest, GetStatusResponse, PutCarrierRequest, PutPracticeRequest, ScrubRequest, ScrubResponse,
+    SetLogFilterRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
@@ -15,6 +15,8 @@ use tonic::{Code, Request, Status};
 
 /// Longest single call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Reading a full disk slowly takes hours.
+const SCRUB_TIMEOUT: Duration = Duration::from_secs(24 * 3_600);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +114,14 @@ impl Admin {
         let answer =
             client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
         answer.map(drop).map_err(|s| AdminError::of("transfer of the leader", s))
+    }
+
+    /// Answers when the node has read everything.
+    pub async fn scrub(&self) -> Result<ScrubResponse, AdminError> {
+        let mut request = Request::new(ScrubRequest {});
+        request.set_timeout(SCRUB_TIMEOUT);
+        let answer = self.client.clone().scrub(request).await;
+        Ok(answer.map_err(|s| AdminError::of("scrub", s))?.into_inner())
     }
 
     pub async fn set_log_filter(&self, filter: &str) -> Result<(), AdminError> {

@@ -1,5 +1,5 @@
 //! What the commands of one entry share: the tables, the clock, and what they cause.
-use crate::effect::ScheduleChange;
+use crate::effect::{Reference, ScheduleChange};
 use crate::tables::{ReadTables, TableError, Tables};
 use crate::{keys, records};
 use carillon_proto::internal::EventRecord;
@@ -11,6 +11,7 @@ pub(crate) struct Turn<'a> {
     pub tables: &'a mut dyn Tables,
     pub schedule: &'a mut Vec<ScheduleChange>,
     pub events: Vec<EventRecord>,
+    pub references: &'a mut Vec<Reference>,
     pub highest: &'a mut HighestIds,
     /// The clamped clock.
     pub now_ms: u64,

@@ -5,11 +5,11 @@
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
-use super::references::References;
 use super::sending::Sender;
 use crate::config::Config;
 use crate::engine::transport::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
+use crate::failpoints;
 use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
@@ -89,8 +89,7 @@ pub fn start(
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
-    let references = References::default();
-    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references.clone());
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
     tokio::spawn(receipts.clone().run(reports));
     let (local, locals) = mpsc::channel(LOCALS_MAX);
     let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
@@ -107,14 +106,7 @@ pub fn start(
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender {
-            handle,
-            keyring,
-            facts: facts.clone(),
-            references,
-            local,
-            attempts: attempts.clone(),
-        },
+        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
         clock,
@@ -329,6 +321,7 @@ impl Driver {
             .collect();
         let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
         self.sender.attempts.spawn(async move {
+            failpoints::hit("send::before_intent");
             let answers = handle.propose(partition, commands).await.unwrap_or_default();
             let mut answers = answers.into_iter();
             let mut results = Vec::with_capacity(list.len());
@@ -343,6 +336,9 @@ impl Driver {
                     _ => BeginResult::Refused,
                 };
                 results.push((decided.message_id, begun));
+            }
+            if !permits.is_empty() {
+                failpoints::hit("send::after_intent");
             }
             drop(sender.local.send(Local::Begun { partition, term, results }).await);
             let now_ms = clock_ms();

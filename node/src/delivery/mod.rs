@@ -11,11 +11,10 @@ mod driver;
 mod facts;
 mod lanes;
 mod receipts;
-mod references;
+mod refused;
 mod sending;
 
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
 pub use lanes::{LaneStatus, LaneTable};
 pub use receipts::{ReceiptRouter, ReceiptSink};
-pub use references::References;

@@ -1,8 +1,8 @@
 //! The receipt router: brings delivery reports to the partition of their message and acknowledges them once they are
 //! recorded.
 //!
-//! Fast path: this node sent the message and remembers the carrier's reference (bounded memory). Slow path (after a restart, or the
-//! report came to another node): every node looks into table R of the partitions it leads.
+//! Fast path: this node saw the carrier's reference become known and remembers it (`engine/references.rs`). Slow path (after a
+//! restart, or it was long ago): every node looks into table R of the partitions it leads.
 //!
 //! What becomes of a report
 //!  - Recorded: acknowledged. Committed alone does not count, apply may have refused it.
@@ -14,7 +14,7 @@
 //! Bounds: [`REPORTS_MAX`] reports wait to be looked at, as many come back from the fast path, twice as many are parked;
 //! beyond that they are refused.
 use super::facts::{Fact, Facts, fact_result};
-use super::references::{References, Refused};
+use super::refused::Refused;
 use crate::engine::NodeHandle;
 use crate::engine::transport::PeerChannels;
 use bytes::Bytes;
@@ -102,7 +102,6 @@ pub struct ReceiptRouter {
     handle: NodeHandle,
     channels: Arc<PeerChannels>,
     facts: Facts,
-    references: References,
     reports: mpsc::Sender<Report>,
     /// From the fast path, to be parked.
     back: mpsc::Sender<Report>,
@@ -143,20 +142,15 @@ impl InboundSink for ReceiptSink {
             retry_after_ms: 0,
             segments: 1,
         };
-        self.router.late(self.carrier_no, outcome);
+        self.router.late(outcome);
     }
 }
 
 impl ReceiptRouter {
-    pub fn new(
-        handle: NodeHandle,
-        channels: Arc<PeerChannels>,
-        facts: Facts,
-        references: References,
-    ) -> (Self, Reports) {
+    pub fn new(handle: NodeHandle, channels: Arc<PeerChannels>, facts: Facts) -> (Self, Reports) {
         let ((reports, new), (back, returned)) = (mpsc::channel(REPORTS_MAX), mpsc::channel(REPORTS_MAX));
         let stopping = CancellationToken::new();
-        let router = Self { handle, channels, facts, references, reports, back, stopping };
+        let router = Self { handle, channels, facts, reports, back, stopping };
         (router, Reports { new, back: returned })
     }
 
@@ -174,17 +168,11 @@ impl ReceiptRouter {
     }
 
     /// Rare, so each one gets a task of its own.
-    fn late(&self, carrier_no: u32, outcome: RecordOutcome) {
+    fn late(&self, outcome: RecordOutcome) {
         let Ok(id) = MessageId::from_bytes(&outcome.message_id) else { return };
-        let (references, refs) = (self.references.clone(), outcome.carrier_refs.clone());
-        let done: super::facts::Done = Box::new(move |result| {
-            if result == FactResult::Recorded {
-                references.learn(carrier_no, &refs, id);
-            }
-        });
         let command = Command { kind: Some(Kind::RecordOutcome(outcome)) };
         let (facts, partition) = (self.facts.clone(), id.slot().partition(self.handle.partitions()));
-        tokio::spawn(async move { facts.push(partition, Fact { command, done: Some(done) }).await });
+        tokio::spawn(async move { facts.push(partition, Fact { command, done: None }).await });
     }
 
     /// Runs for the life of the node.
@@ -224,7 +212,8 @@ impl ReceiptRouter {
         let receipt = &report.receipt;
         // A message that was given and did not do is tried again only when its outcome came in.
         let given = MessageId::from_bytes(&receipt.message_id).ok().filter(|_| report.fast_tries == 0);
-        let Some(id) = given.or_else(|| self.references.find(receipt.carrier_no, &receipt.carrier_refs))
+        let Some(id) =
+            given.or_else(|| self.handle.references().find(receipt.carrier_no, &receipt.carrier_refs))
         else {
             return Some(report);
         };

@@ -2,13 +2,13 @@
 use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::Lane;
-use super::references::References;
 use crate::engine::NodeHandle;
+use crate::failpoints;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
-use carillon_proto::internal::{Command, FactResult, RecordOutcome, command::Kind};
+use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +23,6 @@ pub struct Sender {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
     pub facts: Facts,
-    pub references: References,
     pub local: mpsc::Sender<Local>,
     /// Attempts under way, for the drain.
     pub attempts: TaskTracker,
@@ -64,7 +63,10 @@ impl Sender {
                         left: AtomicU32::new(permit.segments.max(1)),
                         sent: Box::new(sent),
                     };
-                    lane.connector.send(request, &gate).await
+                    failpoints::hit("send::before_first_byte");
+                    let outcome = lane.connector.send(request, &gate).await;
+                    failpoints::hit("send::after_answer");
+                    outcome
                 }
             },
         };
@@ -109,13 +111,11 @@ impl Sender {
         })
     }
 
-    /// The outcome becomes a fact; the carrier's references are known to the receipt router once it is recorded.
+    /// The outcome becomes a fact.
     async fn report(&self, partition: u32, permit: &Permit, outcome: SendOutcome) {
-        let (references, id) = (self.references.clone(), permit.message_id);
-        let (carrier_no, refs) = (permit.carrier_no, outcome.carrier_refs.clone());
         let command = Command {
             kind: Some(Kind::RecordOutcome(RecordOutcome {
-                message_id: id.to_bytes(),
+                message_id: permit.message_id.to_bytes(),
                 attempt_no: permit.attempt_no,
                 outcome: outcome.outcome as i32,
                 carrier_refs: outcome.carrier_refs,
@@ -124,14 +124,7 @@ impl Sender {
                 segments: outcome.segments,
             })),
         };
-        let done = (!refs.is_empty()).then(|| -> super::facts::Done {
-            Box::new(move |result| {
-                if result == FactResult::Recorded {
-                    references.learn(carrier_no, &refs, id);
-                }
-            })
-        });
-        self.facts.push(partition, Fact { command, done }).await;
+        self.facts.push(partition, Fact { command, done: None }).await;
     }
 }
 

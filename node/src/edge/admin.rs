@@ -5,9 +5,9 @@ use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
-    CarrierStatus, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
-    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest, SetLogFilterResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    CarrierStatus, DamagedReplica, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
+    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, ScrubRequest, ScrubResponse,
+    SetLogFilterRequest, SetLogFilterResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -52,14 +52,21 @@ impl Admin for AdminApi {
     ) -> Result<Response<GetStatusResponse>, Status> {
         self.check(&request)?;
         let view = self.handle.meta();
-        let partitions = self.handle.status().await.into_iter().map(|s| PartitionStatus {
-            partition: s.group,
-            leader: s.leader,
-            term: s.term,
-            commit: s.commit,
-            applied: s.applied,
-            last_index: s.last_index,
-            blocked: s.blocked,
+        let partitions = self.handle.status().await.into_iter().map(|s| {
+            // Index and digest are one row, so they belong together. A replica that cannot be read shows none.
+            let tables = self.handle.local_tables(s.group).ok();
+            let record = tables.and_then(|t| carillon_core::applied_record(&*t).ok()).unwrap_or_default();
+            PartitionStatus {
+                partition: s.group,
+                leader: s.leader,
+                term: s.term,
+                commit: s.commit,
+                applied: s.applied,
+                last_index: s.last_index,
+                blocked: s.blocked,
+                digest: record.digest,
+                digest_index: record.index,
+            }
         });
         let carriers = view.carriers.values().map(|carrier| {
             let lane = self.lanes.status(carrier.carrier_no);
@@ -79,6 +86,7 @@ impl Admin for AdminApi {
             partitions: partitions.collect(),
             practices: view.practices.values().cloned().collect(),
             carriers: carriers.collect(),
+            storage_near_full: self.handle.space().near_full(),
         }))
     }
 
@@ -132,6 +140,17 @@ impl Admin for AdminApi {
             ))),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubResponse>, Status> {
+        self.check(&request)?;
+        let report = self.handle.scrub().await;
+        let report = report.ok_or_else(|| Status::failed_precondition("a scrub is running already"))?;
+        let damaged = report.damaged.into_iter();
+        Ok(Response::new(ScrubResponse {
+            bytes: report.bytes,
+            damaged: damaged.map(|(partition, reason)| DamagedReplica { partition, reason }).collect(),
+        }))
     }
 
     async fn set_log_filter(

@@ -35,6 +35,7 @@ impl PeerApi {
                 .increment(1);
             return;
         }
+        self.handle.space().peer(node, frame.storage_near_full);
         let own =
             |m: &carillon_proto::internal::GroupMessage| m.message.as_ref().is_some_and(|r| r.from == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();

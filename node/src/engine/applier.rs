@@ -3,13 +3,15 @@
 //! State is written before anyone learns of it, and the applied index is in the same write. Effects go to the
 //! delivery driver only while this node leads with an applied `LeaderStart` of the current term.
 use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
+use super::references::References;
 use super::shard::Completion;
+use crate::failpoints;
 use arc_swap::ArcSwap;
 use carillon_consensus::{CommittedEntry, EntryKind};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
 use carillon_proto::internal::{Command, command::Kind};
-use carillon_store::{Replica, StateDb};
+use carillon_store::{ApplyBatch, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -56,6 +58,7 @@ pub(super) struct Applier {
     pub meta: Arc<ArcSwap<MetaView>>,
     pub meta_changed: watch::Sender<u64>,
     pub applied: Vec<watch::Sender<u64>>,
+    pub references: Arc<References>,
     /// Log bytes applied and not reported to the flush pacing yet, by group.
     pub unflushed: Arc<Vec<AtomicU64>>,
 }
@@ -91,6 +94,11 @@ impl Applier {
                     };
                     if let Err(reason) = result {
                         state.blocked = true;
+                        // What apply cannot read, it cannot read after a restart either.
+                        let damage = StateError::Damaged(reason.clone());
+                        if let Err(error) = self.state.note_damage(Some(group), &damage) {
+                            tracing::error!(group, %error, "the fence will not outlast a restart");
+                        }
                         drop(self.completions.send(Completion::Blocked { group, reason }));
                     }
                 }
@@ -109,7 +117,7 @@ impl Applier {
         let (mut answers, mut changes, mut bytes): (Answers, Vec<ScheduleChange>, u64) = Default::default();
         let (mut last, mut commands, mut lead) = (0, 0, None);
         let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
-        let mut effects = Effects::default();
+        let (mut effects, mut references) = (Effects::default(), Vec::new());
         for ApplyEntry { entry, waiters } in entries {
             let meta = EntryMeta { index: entry.index, term: entry.term };
             bytes += entry.data.len() as u64;
@@ -125,6 +133,7 @@ impl Applier {
             if is_own_start(&entry, &waiters, self.node_id) && self.leads(group, entry.term) {
                 lead = Some(entry.term);
             }
+            references.append(&mut effects.references);
             if state.leading.is_some() || lead.is_some() {
                 changes.append(&mut effects.schedule);
             }
@@ -133,10 +142,8 @@ impl Applier {
                 answers.push((waiter, results.by_ref().take(count).collect()));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(group, %error, "state write failed; stopping");
-            std::process::abort();
-        }
+        self.commit(group, batch);
+        self.references.learn(&references);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
         metrics::histogram!("carillon_apply_seconds").record(start.elapsed().as_secs_f64());
@@ -147,9 +154,29 @@ impl Applier {
                 other => other.fail(ProposeError::Uncertain),
             }
         }
+        failpoints::hit("apply::after_answers");
         self.applied[group as usize].send_replace(last);
         drop(self.completions.send(Completion::Applied { group, index: last }));
         Ok(())
+    }
+
+    /// Writes rows and applied index. A failed write may be in memory and not on disk, or the other way round: the process stops and
+    /// replays.
+    fn commit(&self, group: u32, batch: ApplyBatch<'_>) {
+        failpoints::hit("apply::before_batch");
+        let written = match failpoints::fails("apply::write_error") {
+            true => Err(StateError::Database("fail point apply::write_error".to_owned())),
+            false => batch.commit(),
+        };
+        if let Err(error) = written {
+            // A compaction may have met damaged tables of another replica: after the restart that one is fenced and the rest runs.
+            if let Err(error) = self.state.note_damage(None, &error) {
+                tracing::error!(%error, "the damaged replica cannot be remembered");
+            }
+            tracing::error!(group, %error, "state write failed; stopping");
+            std::process::abort();
+        }
+        failpoints::hit("apply::after_batch");
     }
 
     fn tell_driver(
@@ -192,10 +219,7 @@ impl Applier {
                 answers.push((waiter, entry.index, texts));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(%error, "state write failed; stopping");
-            std::process::abort();
-        }
+        self.commit(0, batch);
         self.unflushed[0].fetch_add(1, Ordering::Relaxed);
         if changed {
             let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;

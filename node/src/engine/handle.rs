@@ -1,10 +1,14 @@
 //! What the rest of the node holds of the engine: propose, read, follow. Never a database and never a group.
+use super::references::References;
+use super::scrub::{ScrubMessage, ScrubReport};
 use super::shard::ShardMessage;
+use crate::space::Space;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use carillon_core::meta::MetaView;
 use carillon_core::{CommandResult, ScheduleChange};
 use carillon_store::{Replica, StateDb};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -68,6 +72,9 @@ pub struct Leadership {
     pub term: u64,
 }
 
+/// Replicas of this node that are out of service, and why.
+pub type Fenced = Arc<Mutex<BTreeMap<u32, String>>>;
+
 /// Leaders by group.
 pub type Leaders = BTreeMap<u32, Leadership>;
 
@@ -110,7 +117,11 @@ pub(crate) struct Shared {
     pub meta_changed: watch::Receiver<u64>,
     /// Applied index of each group, index = group.
     pub applied: Vec<watch::Receiver<u64>>,
+    pub references: Arc<References>,
     pub admission: Arc<Semaphore>,
+    pub space: Arc<Space>,
+    pub fenced: Fenced,
+    pub scrub: crossbeam_channel::Sender<ScrubMessage>,
 }
 
 /// Cheap to clone.
@@ -122,6 +133,23 @@ pub struct NodeHandle {
 impl NodeHandle {
     pub fn node_id(&self) -> u64 {
         self.shared.node_id
+    }
+
+    /// Room on this node's disk and on its peers'.
+    pub fn space(&self) -> &Space {
+        &self.shared.space
+    }
+
+    /// Whether this node's replica of a group is out of service.
+    pub fn is_fenced(&self, group: u32) -> bool {
+        self.shared.fenced.lock().contains_key(&group)
+    }
+
+    /// Reads everything that is stored here, with checksums. `None`: a pass is running already, or the node stops.
+    pub async fn scrub(&self) -> Option<ScrubReport> {
+        let (reply, report) = oneshot::channel();
+        self.shared.scrub.try_send(ScrubMessage::Run { reply }).ok()?;
+        report.await.ok()
     }
 
     /// Partitions are numbered 1..=partitions; group 0 is the meta group.
@@ -154,6 +182,11 @@ impl NodeHandle {
     /// Applied index of a group; changes with each applied batch.
     pub fn applied(&self, group: u32) -> watch::Receiver<u64> {
         self.shared.applied[group as usize].clone()
+    }
+
+    /// Carrier references that became known lately.
+    pub fn references(&self) -> &References {
+        &self.shared.references
     }
 
     /// The committed state of a partition on this node, without any check of leadership.

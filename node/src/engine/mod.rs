@@ -10,21 +10,27 @@ pub mod handle;
 mod log_writer;
 pub mod maintenance;
 mod recovery;
+mod references;
+pub mod scrub;
 pub mod shard;
 pub mod transport;
 
 use crate::config::Config;
+use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
-use carillon_consensus::{Group, GroupConfig, LogStore, Outputs};
+use carillon_consensus::{GroupConfig, LogStore, Outputs};
 use carillon_core::meta::MetaView;
-use carillon_store::{EngineLog, EngineLogOptions, StateDb, StateOptions};
+use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
 use hand_over::{HAND_OVERS_MAX, HandOver};
 pub use handle::{DriverEvent, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
-use handle::{IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use handle::{Fenced, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
+use parking_lot::Mutex;
+pub use references::References;
+use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +46,7 @@ pub struct Engine {
     driver_events: Option<mpsc::Receiver<DriverEvent>>,
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
+    scrub: crossbeam_channel::Sender<ScrubMessage>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -48,7 +55,13 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let members = config.member_ids();
     let groups: Vec<u32> = (0..=config.partitions).collect();
     fs_err::create_dir_all(&config.data_dir)?;
-    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &EngineLogOptions::default())?);
+    let space = Space::new(&members);
+    space.watch(&config.data_dir, &config.disk)?;
+    let log_options = EngineLogOptions {
+        purge_threshold_bytes: config.tuning.log_bytes_max,
+        ..EngineLogOptions::default()
+    };
+    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &log_options)?);
     let options = StateOptions {
         block_cache_bytes: config.tuning.block_cache_bytes,
         db_write_buffer_bytes: config.tuning.write_buffers_bytes,
@@ -58,37 +71,59 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     recovery::create_groups(&log, &groups, &members)?;
 
     let mut cells = BTreeMap::new();
+    let mut fenced = BTreeMap::new();
     let mut applied_senders = Vec::new();
     let mut applied_receivers = Vec::new();
     for group in &groups {
-        let applied = recovery::replay(&log, &state, *group)?;
         let mut group_config =
             GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
         // 17 groups share a node: keep each one's share of memory small.
         group_config.cache_bytes_max = 1 << 20;
-        let log: Arc<dyn LogStore> = Arc::clone(&log) as Arc<dyn LogStore>;
-        cells.insert(*group, Cell::new(Group::open(group_config, log, applied)?));
+        let applied = match recovery::open_group(&log, &state, group_config)? {
+            Ok((opened, applied)) => {
+                cells.insert(*group, Cell::new(opened));
+                applied
+            }
+            Err(reason) => {
+                tracing::error!(group, reason, "replica fenced");
+                fenced.insert(*group, reason);
+                0
+            }
+        };
         let (sender, receiver) = watch::channel(applied);
         applied_senders.push(sender);
         applied_receivers.push(receiver);
     }
-    let meta = Arc::new(ArcSwap::from_pointee(MetaView::load(&*state.replica(0)?)?));
+    metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
+    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
+    let running: Vec<u32> = cells.keys().copied().collect();
+    // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
+    let view = match MetaView::load(&*state.replica(0)?) {
+        Err(_) if fenced.contains_key(&0) => MetaView::default(),
+        loaded => loaded?,
+    };
+    let meta = Arc::new(ArcSwap::from_pointee(view));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
     let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
+    let (scrub, scrub_receiver) = crossbeam_channel::bounded(4);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
     let unflushed = Arc::new((0..groups.len()).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers = transport::start(config.node_id, &config.cluster_id, channels, inbox.clone());
+    let peers =
+        transport::start(config.node_id, &config.cluster_id, Arc::clone(&space), channels, inbox.clone());
+
+    let references = Arc::new(References::default());
 
     let shard = Shard {
         node_id: config.node_id,
         members,
         cells,
+        fenced: Arc::clone(&shared_fenced),
         inbox: inbox_receiver,
         completions: completions_receiver,
         log_writer: HandOver::new("log_writer", log_tasks),
@@ -118,25 +153,43 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         meta: Arc::clone(&meta),
         meta_changed: meta_changed_sender,
         applied: applied_senders,
+        references: Arc::clone(&references),
         unflushed: Arc::clone(&unflushed),
     };
     let keeper = Maintenance {
-        log,
+        log: Arc::clone(&log),
         state: Arc::clone(&state),
         messages: maintenance_receiver,
-        completions,
+        completions: completions.clone(),
         unflushed,
+        limits: PacerLimits {
+            unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
+            unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
+            ..PacerLimits::default()
+        },
+        space: Arc::clone(&space),
+        fenced: fenced.into_keys().collect(),
+    };
+    let scrubber = Scrubber {
+        log,
+        state: Arc::clone(&state),
+        groups: running.clone(),
+        messages: scrub_receiver,
+        completions,
+        settings: config.scrub.clone(),
+        last_file: LastPass::new(&config.data_dir),
     };
 
     let threads = vec![
         spawn("log-writer", move || writer.run())?,
         spawn("applier", move || {
-            if let Err(error) = applier.run(&groups) {
+            if let Err(error) = applier.run(&running) {
                 tracing::error!(%error, "applier cannot start; stopping");
                 std::process::abort();
             }
         })?,
         spawn("maintenance", move || keeper.run())?,
+        spawn("scrub", move || scrubber.run())?,
         spawn("shard-0", move || shard.run())?,
     ];
     let shared = Shared {
@@ -148,10 +201,14 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         meta,
         meta_changed,
         applied: applied_receivers,
+        references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+        space,
+        fenced: shared_fenced,
+        scrub: scrub.clone(),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
-    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, threads })
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, threads })
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
@@ -173,6 +230,7 @@ impl Engine {
     pub fn stop(self) {
         drop(self.inbox.send(ShardMessage::Stop));
         drop(self.maintenance.send(MaintenanceMessage::Stop));
+        drop(self.scrub.send(ScrubMessage::Stop));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended badly");

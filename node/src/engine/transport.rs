@@ -3,6 +3,7 @@
 //! Two streams for each peer, so that heartbeats and votes never wait behind entries. Queues are bounded; a full one drops,
 //! because raft repeats. Order holds within a stream.
 use super::shard::ShardMessage;
+use crate::space::Space;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
@@ -27,6 +28,7 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 pub struct PeerSender {
     node_id: u64,
     cluster_id: Arc<str>,
+    space: Arc<Space>,
     lanes: Arc<BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>>,
 }
 
@@ -62,8 +64,13 @@ impl PeerSender {
             return;
         }
         let Some(lanes) = self.lanes.get(&node) else { return };
-        let frame =
-            RaftFrame { from_node: self.node_id, cluster_id: self.cluster_id.to_string(), messages, hints };
+        let frame = RaftFrame {
+            from_node: self.node_id,
+            cluster_id: self.cluster_id.to_string(),
+            messages,
+            hints,
+            storage_near_full: self.space.near_full(),
+        };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
                 .increment(1);
@@ -99,6 +106,7 @@ pub fn channels(
 pub fn start(
     node_id: u64,
     cluster_id: &str,
+    space: Arc<Space>,
     channels: &PeerChannels,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
@@ -111,7 +119,7 @@ pub fn start(
         };
         lanes.insert(*id, [make(), make()]);
     }
-    PeerSender { node_id, cluster_id: Arc::from(cluster_id), lanes: Arc::new(lanes) }
+    PeerSender { node_id, cluster_id: Arc::from(cluster_id), space, lanes: Arc::new(lanes) }
 }
 
 /// Keeps one stream to a peer up for as long as the sender lives.

@@ -18,6 +18,6 @@ pub mod state;
 
 pub use log::{EngineLog, EngineLogOptions, OpenError, RocksLog, RocksLogOptions};
 pub use state::{
-    ApplyBatch, CommitStats, Family, FlushPacer, MemoryStats, PacerLimits, Replica, ReplicaSnapshot, StateDb,
-    StateError, StateMetrics, StateOptions,
+    ApplyBatch, CommitStats, DAMAGED_FILE, Family, FlushPacer, MemoryStats, PacerLimits, Replica,
+    ReplicaSnapshot, ScrubPosition, StateDb, StateError, StateMetrics, StateOptions,
 };

@@ -6,7 +6,7 @@ use carillon_carriers::ReceiptAck;
 use carillon_carriers::connector::{InboundSink as _, ReceiptReport};
 use carillon_core::{CommandResult, query};
 use carillon_node::config::{Config, KeyConfig, Member, Tuning};
-use carillon_node::delivery::{Facts, ReceiptRouter, ReceiptSink, References};
+use carillon_node::delivery::{Facts, ReceiptRouter, ReceiptSink};
 use carillon_node::engine::{self, Engine, NodeHandle};
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{
@@ -80,8 +80,7 @@ impl World {
         let engine = engine::start(&config, &channels).unwrap();
         let handle = engine.handle.clone();
         let facts = Facts::start(&handle, &channels);
-        let references = References::default();
-        let (router, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone(), references);
+        let (router, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
         tokio::spawn(router.clone().run(reports));
         let sink = ReceiptSink { carrier_no: CARRIER, router: router.clone() };
         Self { config, handle, facts, router, engine: Some(engine), sink, dir }

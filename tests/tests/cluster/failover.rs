@@ -88,21 +88,12 @@ impl Load {
     }
 }
 
-/// The node that leads the most groups: its death hurts the most.
-async fn busiest(rig: &Rig) -> u64 {
-    let mut counts = BTreeMap::<u64, usize>::new();
-    for leader in rig.leaders().await.into_values() {
-        *counts.entry(leader).or_default() += 1;
-    }
-    counts.into_iter().max_by_key(|(_, count)| *count).unwrap().0
-}
-
 pub async fn killed_under_load(rig: &Rig) {
     let since = carillon_tests::api::now_ms();
     let mark = rig.carrier.mark().await.unwrap();
     let load = Load::start(rig);
     load.until_more(300).await;
-    let victim = busiest(rig).await;
+    let victim = rig.busiest().await;
     rig.lab.kill_node(victim).unwrap();
     load.until_more(1_200).await;
     rig.start_node(victim).await;

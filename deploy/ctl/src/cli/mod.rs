@@ -3,6 +3,7 @@ mod cluster;
 mod lab;
 mod message;
 mod output;
+mod storage;
 
 use carillon_ctl::admin::AdminError;
 use carillon_ctl::lab::LabError;
@@ -39,6 +40,8 @@ enum Command {
     /// Partitions.
     #[command(subcommand)]
     Partition(cluster::PartitionCommand),
+    /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
+    Scrub(cluster::Target),
     /// What a running node logs.
     #[command(subcommand)]
     LogFilter(cluster::LogFilterCommand),
@@ -62,6 +65,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
         Command::Partition(command) => cluster::partition(command).await,
+        Command::Scrub(target) => storage::scrub(&target, format).await,
         Command::LogFilter(command) => cluster::log_filter(command).await,
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");
