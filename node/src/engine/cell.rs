@@ -162,6 +162,19 @@ impl Cell {
         Vec::new()
     }
 
+    /// This replica leads a new term: who waits for an entry that its log no longer has learns that its fate is unknown.
+    /// The indexes of such entries may be higher than those of the new term, so their waiters would stand before its own
+    /// (`take_waiters` looks at the front) and use up the room of `append_pending`: a leader that never appends.
+    pub fn forget_overwritten(&mut self) {
+        let group = &self.group;
+        let ours = |entry: &EntryWaiters| group.term_at(entry.index) == Some(entry.term);
+        let (kept, gone): (VecDeque<_>, VecDeque<_>) = self.waiters.drain(..).partition(ours);
+        self.waiters = kept;
+        for (_, waiter) in gone.into_iter().flat_map(|entry| entry.parts) {
+            waiter.fail(ProposeError::Uncertain);
+        }
+    }
+
     /// Leadership is gone: what was not appended fails; what was appended waits for the log to decide.
     pub fn on_step_down(&mut self, leader_hint: u64) {
         for pending in self.pending.drain(..) {

@@ -446,6 +446,7 @@ impl Shard {
             if role.is_leader && (!was_leader || is_new_term) {
                 metrics::counter!("carillon_raft_leader_changes_total").increment(1);
                 tracing::info!(group, term = role.term, "leading");
+                cell.forget_overwritten();
                 if group != 0 {
                     cell.pending.push_front(leader_start(role.term, self.node_id));
                 }
