@@ -23,7 +23,7 @@ LANE_LIMIT ?= 600
 PRACTICES := loadtest/data/practices.json
 LAB_UP = $(CTL) lab up --dir $(LAB) --lane-limit $(LANE_LIMIT) --practices $(PRACTICES)
 
-.PHONY: help setup build test fmt lint demo up down bench sample
+.PHONY: help setup build test fmt lint demo up down bench chaos sample
 
 help: ## show this
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -74,6 +74,11 @@ bench: build ## measure the promised figures
 	@trap '$(CTL) lab down --dir $(BENCH_LAB)' EXIT; trap 'exit 130' INT TERM; \
 	  $(CTL) lab up --dir $(BENCH_LAB) --lane-limit 50000 --profile perfect --log-filter warn --practices $(PRACTICES); \
 	  $(LOADTEST) bench numbers --lab $(BENCH_LAB)
+
+# SEED= repeats a run. Needs root for namespaces and mounts; keeps data, histories and logs when a promise was not kept.
+MINUTES ?= 10
+chaos: build ## kill, pause, cut, unplug and misdate nodes under load for MINUTES=10, then prove that nothing is lost or doubled
+	@$(BIN)/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 sample: build ## show the bundled sample day
 	@$(LOADTEST) sample-day

@@ -62,6 +62,22 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
 fi
 
+# For the suites that cut networks and power (`power`, `partition`, `make chaos`): without them these suites say that they
+# were skipped. Nothing else needs them, so failing to get them is no error.
+fault_tools=(nft:nftables xfs_io:xfsprogs ip:iproute2 mkfs.ext4:e2fsprogs nsenter:util-linux)
+lacking=()
+for pair in "${fault_tools[@]}"; do
+    if ! PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null; then lacking+=("${pair##*:}"); fi
+done
+if [ "${#lacking[@]}" -gt 0 ]; then
+    if may_install && DEBIAN_FRONTEND=noninteractive "${as_root[@]}" \
+        apt-get install -y -q --no-install-recommends "${lacking[@]}" >/dev/null 2>&1; then
+        echo "setup: installed ${lacking[*]} for the fault suites"
+    else
+        echo "setup: the fault suites will be skipped without: ${lacking[*]}"
+    fi
+fi
+
 if ! command -v cargo >/dev/null; then
     echo "setup: cargo is missing: get Rust $RUST_MIN or newer from https://rustup.rs" >&2
     exit 1

@@ -32,10 +32,14 @@ pub enum CarrierError {
 pub struct Received {
     /// Whole messages accepted.
     pub accepted: u32,
+    /// How often it arrived whole, accepted or not.
+    pub arrivals: u32,
     /// The last time that it arrived, accepted or not, in ms since the epoch.
     pub last_arrival_ms: i64,
     /// A receipt reported this last.
     pub state: Option<String>,
+    /// A final receipt of a message in one part was acknowledged.
+    pub acknowledged: bool,
 }
 
 /// Where a run begins in the ground truth.
@@ -89,11 +93,15 @@ impl Truth {
         // A long message is what its worst part is.
         let worst = part_of.filter(|_| entry.completes).and_then(|part_of| self.worst_parts.remove(&part_of));
         let received = self.received.entry(key).or_default();
+        received.arrivals += 1;
         received.last_arrival_ms = received.last_arrival_ms.max((entry.at_us / 1000) as i64);
         if entry.completes {
             received.accepted += 1;
             self.messages += 1;
         }
+        received.acknowledged |= entry.total == 1
+            && entry.receipts_acked > 0
+            && entry.state.as_deref().is_some_and(|state| state != "ENROUTE");
         if worst.is_some() {
             received.state = worst;
         } else if entry.state.is_some() {
@@ -132,6 +140,12 @@ impl Carrier {
     pub async fn set_profile(&self, toml: &str) -> Result<(), CarrierError> {
         let body = Bytes::copy_from_slice(toml.as_bytes());
         self.http.call(Method::POST, &self.address, "/profile", body).await?;
+        Ok(())
+    }
+
+    /// Drops every connection at once.
+    pub async fn disconnect(&self) -> Result<(), CarrierError> {
+        self.http.call(Method::POST, &self.address, "/disconnect", Bytes::new()).await?;
         Ok(())
     }
 
@@ -212,7 +226,13 @@ mod tests {
             truth.add(&entry(1, 2, states[0]));
             assert!(truth.received.is_empty());
             truth.add(&entry(2, 2, states[1]));
-            let received = Received { accepted: 1, last_arrival_ms: 10, state: Some(wanted.to_owned()) };
+            let received = Received {
+                accepted: 1,
+                arrivals: 1,
+                last_arrival_ms: 10,
+                state: Some(wanted.to_owned()),
+                acknowledged: false,
+            };
             assert_eq!(truth.received, HashMap::from([(7, received)]), "{states:?}");
             assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
             assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));
@@ -225,7 +245,7 @@ mod tests {
         let refused =
             TruthEntry { accepted: false, completes: false, fault: "storm".to_owned(), ..entry(1, 1, "") };
         truth.add(&TruthEntry { state: None, message: Some(7), ..refused });
-        assert_eq!(truth.received[&7], Received { accepted: 0, last_arrival_ms: 5, state: None });
+        assert_eq!(truth.received[&7], Received { arrivals: 1, last_arrival_ms: 5, ..Received::default() });
         assert_eq!((truth.messages, truth.parts.len(), truth.faults["storm"]), (0, 0, 1));
     }
 }

@@ -1,4 +1,6 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+mod storage;
+
 use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
 use carillon_proto::tls::{TlsError, TlsFiles};
@@ -6,6 +8,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+pub use storage::{Disk, Retention, Scrub};
 
 /// Everything a node must be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,6 +52,12 @@ pub struct Config {
     pub peer_tls: TlsFiles,
     pub admin_tls: TlsFiles,
     pub keys: KeyConfig,
+    #[serde(default)]
+    pub retention: Retention,
+    #[serde(default)]
+    pub disk: Disk,
+    #[serde(default)]
+    pub scrub: Scrub,
     #[serde(default)]
     pub tuning: Tuning,
 }
@@ -123,6 +132,13 @@ pub struct Tuning {
     pub block_cache_bytes: usize,
     /// All memtables together. Default 64 MiB.
     pub write_buffers_bytes: usize,
+    /// Bytes of the raft log on disk above which files are freed. 64 MiB to 16 GiB, default 256 MiB.
+    pub log_bytes_max: u64,
+    /// Log bytes of all partitions that only memory covers, so the bytes that a restart applies again. 16 MiB to 4 GiB, default
+    /// 256 MiB.
+    pub unflushed_log_bytes_max: u64,
+    /// The same for one partition, in time. 1 s to 1 hour, default 5 minutes.
+    pub unflushed_log_age_max_s: u64,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
     /// Bytes per second for making, sending and fetching snapshots, each. 0 = no limit, default 32 MiB.
@@ -134,8 +150,6 @@ pub struct Tuning {
     pub log_slack_bytes: u64,
     /// The same in entries. 64 to 10000000, default 100000.
     pub log_slack_entries: u64,
-    /// A state that was not written to disk for so long is; bounds what a restart replays. 1000 to 3600000, default 300000.
-    pub flush_age_ms_max: u64,
 }
 
 impl Default for Tuning {
@@ -145,12 +159,14 @@ impl Default for Tuning {
             proposals_in_flight_max: 2,
             block_cache_bytes: 32 << 20,
             write_buffers_bytes: 64 << 20,
+            log_bytes_max: 256 << 20,
+            unflushed_log_bytes_max: 256 << 20,
+            unflushed_log_age_max_s: 300,
             worker_threads: 2,
             snapshot_bytes_per_s_max: 32 << 20,
             snapshot_idle_ms_max: 30_000,
             log_slack_bytes: 64 << 20,
             log_slack_entries: 100_000,
-            flush_age_ms_max: 300_000,
         }
     }
 }
@@ -202,6 +218,21 @@ impl Config {
             ),
             ((1..=64).contains(&tuning.worker_threads), "tuning.worker_threads", "must be 1 to 64"),
             (
+                (64 << 20..=16 << 30).contains(&tuning.log_bytes_max),
+                "tuning.log_bytes_max",
+                "must be 67108864 to 17179869184",
+            ),
+            (
+                (16 << 20..=4 << 30).contains(&tuning.unflushed_log_bytes_max),
+                "tuning.unflushed_log_bytes_max",
+                "must be 16777216 to 4294967296",
+            ),
+            (
+                (1..=3_600).contains(&tuning.unflushed_log_age_max_s),
+                "tuning.unflushed_log_age_max_s",
+                "must be 1 to 3600",
+            ),
+            (
                 (1_000..=600_000).contains(&tuning.snapshot_idle_ms_max),
                 "tuning.snapshot_idle_ms_max",
                 "must be 1000 to 600000",
@@ -212,16 +243,14 @@ impl Config {
                 "must be 64 to 10000000",
             ),
             (
-                (1_000..=3_600_000).contains(&tuning.flush_age_ms_max),
-                "tuning.flush_age_ms_max",
-                "must be 1000 to 3600000",
-            ),
-            (
                 self.lab,
                 "keys.provider",
                 "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
             ),
-        ])
+        ])?;
+        self.retention.validate(self.lab)?;
+        self.disk.validate()?;
+        self.scrub.validate()
     }
 
     /// Checks that the certificates can be used.
@@ -296,8 +325,16 @@ mod tests {
             ),
             ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
+            ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
+            ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),
+            (
+                "lab = true",
+                "lab = true\nretention = { idempotency_keys_s = 0 }",
+                "retention.idempotency_keys_s",
+            ),
+            ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
+            ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
-            ("lab = true", "lab = true\ntuning = { flush_age_ms_max = 5 }", "tuning.flush_age_ms_max"),
             (
                 "lab = true",
                 "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",

@@ -1,6 +1,6 @@
 //! `carillon-node`: one node of a cluster.
 use carillon_node::config::{Config, Join};
-use carillon_node::node;
+use carillon_node::{failpoints, node};
 use carillon_proto::{telemetry, tls};
 use clap::Parser;
 use std::path::PathBuf;
@@ -57,6 +57,9 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     let telemetry = telemetry::install("node", &config.log_filter)?;
+    if config.lab {
+        failpoints::arm(&config.data_dir)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.tuning.worker_threads)
         .thread_name("worker")

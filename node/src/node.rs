@@ -17,6 +17,7 @@ use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
 use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
+use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::internal::node_server::NodeServer;
@@ -81,6 +82,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         meta.clone(),
         events,
     )?;
+    tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
     let stopping = Arc::new(AtomicBool::new(false));
     let own = SelfView {
         handle: handle.clone(),

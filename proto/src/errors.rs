@@ -31,6 +31,9 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::NoItems => (Code::InvalidArgument, None, "send at least one item"),
         R::PracticeNotFound => (Code::NotFound, None, "check the practice name, or have it registered"),
         R::MessageNotFound => (Code::NotFound, None, "check the message id"),
+        R::MessageRetired => {
+            (Code::NotFound, None, "keep what you need to know about old messages; watch their events")
+        }
         R::IdempotencyKeyReused => {
             (Code::AlreadyExists, None, "use a new key, or repeat exactly the same content")
         }

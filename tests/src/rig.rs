@@ -1,9 +1,10 @@
 //! A cluster of real processes in a temporary directory, with clients to every side of it.
 //!
-//! Invariant: dropping the rig kills exactly what it started and removes the directory; with `CARILLON_TEST_KEEP` set
-//! the directory stays, for a look at its logs.
+//! Invariant: dropping the rig kills exactly what it started and removes the directory; with `CARILLON_TEST_KEEP` set,
+//! or after [`Rig::keep`], the directory stays, for a look at its logs.
 
 use crate::api::{DEADLINE, accepted, timed};
+use crate::faults::{Arena, Needs};
 use crate::steps::say;
 use carillon_ctl::lab::{Lab, LabOptions, Plane, Practice, TENANT};
 use carillon_loadtest::carrier::Carrier;
@@ -18,7 +19,7 @@ use carillon_proto::public::{
 };
 use carillon_proto::tls::{self, TlsFiles};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -48,7 +49,10 @@ pub struct Rig {
     pub http: Http,
     /// The practices of the sample day, largest first; together they cover every partition.
     pub practices: Vec<String>,
+    /// Networks, disks and clocks of the nodes; undone after the cluster is gone and before its directory is.
+    pub arena: Arena,
     dir: Option<TempDir>,
+    keep: bool,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -80,14 +84,21 @@ pub fn program(name: &str) -> PathBuf {
 impl Rig {
     /// Starts a cluster with the practices of the sample day.
     pub async fn start(options: LabOptions) -> Self {
-        Self::start_with(options, |_| {}).await
+        Self::start_in(options, Needs::default(), |_| {}).await
     }
 
     /// The same, after a change of its files.
     pub async fn start_with(options: LabOptions, change: impl Fn(&Lab)) -> Self {
+        Self::start_in(options, Needs::default(), change).await
+    }
+
+    /// The same in an arena; ask `faults::missing` before.
+    pub async fn start_in(options: LabOptions, needs: Needs, change: impl Fn(&Lab)) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         tls::install_provider();
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let arena = Arena::new(dir.path(), options.nodes, needs).expect("the arena can be made");
+        let options = arena.place(options);
         let began = Instant::now();
         let day = sample_day::practices().expect("the bundled practices parse");
         let practice =
@@ -109,7 +120,9 @@ impl Rig {
             carrier: Carrier::new(http.clone(), &lab.smsc_http()),
             http,
             practices: day.into_iter().map(|p| p.name).collect(),
+            arena,
             dir: Some(dir),
+            keep: std::env::var_os("CARILLON_TEST_KEEP").is_some(),
             _turn: turn,
             lab,
         };
@@ -207,6 +220,39 @@ impl Rig {
         .await
     }
 
+    /// The node that leads the most groups: its death hurts the most.
+    pub async fn busiest(&self) -> u64 {
+        let mut counts = BTreeMap::<u64, usize>::new();
+        for leader in self.leaders().await.into_values() {
+            *counts.entry(leader).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or(1, |(node, _)| node)
+    }
+
+    /// The power of these nodes fails and comes back; start them afterwards. They stand still before it fails: ext4's
+    /// shutdown lets a sync that is under way return success without being durable, which no disk does, and a node that
+    /// runs would acknowledge on the strength of it.
+    pub fn cut_power(&mut self, nodes: &[u64]) -> Result<(), String> {
+        for node in nodes {
+            self.lab.pause_node(*node).map_err(|e| e.to_string())?;
+        }
+        self.arena.cut_power(nodes)?;
+        for node in nodes {
+            self.lab.kill_node(*node).map_err(|e| e.to_string())?;
+        }
+        nodes.iter().try_for_each(|node| self.arena.disks[*node as usize - 1].mount_again())
+    }
+
+    /// The directory stays when the rig is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Everything of this cluster: configuration, logs, data.
+    pub fn dir(&self) -> &Path {
+        self.dir.as_ref().map_or(self.lab.dir(), TempDir::path)
+    }
+
     pub async fn leader_of(&self, practice: &str) -> u64 {
         self.leaders().await[&self.partition_of(practice)]
     }
@@ -263,7 +309,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        if std::env::var_os("CARILLON_TEST_KEEP").is_some()
+        if self.keep
             && let Some(dir) = self.dir.take()
         {
             say(&format!("kept: {}", dir.keep().display()));

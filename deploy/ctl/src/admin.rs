@@ -4,8 +4,8 @@
 use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
-    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, SetLogFilterRequest,
-    SetNodeRequest, TransferLeaderRequest,
+    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, ScrubRequest, ScrubResponse,
+    SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
@@ -16,6 +16,8 @@ use tonic::{Code, Request, Status};
 
 /// Longest single call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Reading a full disk slowly takes hours.
+const SCRUB_TIMEOUT: Duration = Duration::from_secs(24 * 3_600);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +115,14 @@ impl Admin {
         let answer =
             client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
         answer.map(drop).map_err(|s| AdminError::of("transfer of the leader", s))
+    }
+
+    /// Answers when the node has read everything.
+    pub async fn scrub(&self) -> Result<ScrubResponse, AdminError> {
+        let mut request = Request::new(ScrubRequest {});
+        request.set_timeout(SCRUB_TIMEOUT);
+        let answer = self.client.clone().scrub(request).await;
+        Ok(answer.map_err(|s| AdminError::of("scrub", s))?.into_inner())
     }
 
     /// Allows one node to join. 0 = for an hour.

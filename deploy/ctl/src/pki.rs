@@ -51,11 +51,18 @@ pub struct Leaf {
     pub uri: Option<String>,
     pub usage: Usage,
     pub validity: Validity,
+    /// Where it is reached besides loopback.
+    pub address: Option<Ipv4Addr>,
 }
 
 impl Leaf {
     pub fn new(identity: &Identity, usage: Usage) -> Self {
-        Self { uri: Some(identity.to_string()), usage, validity: Validity::OneYear }
+        Self { uri: Some(identity.to_string()), usage, validity: Validity::OneYear, address: None }
+    }
+
+    /// The same, for a server with this address.
+    pub fn reached_at(self, address: Ipv4Addr) -> Self {
+        Self { address: Some(address), ..self }
     }
 
     /// The same, but its life has ended.
@@ -126,6 +133,9 @@ impl Ca {
             SanType::DnsName(Ia5String::try_from("localhost")?),
             SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         ];
+        if let Some(address) = leaf.address.filter(|a| *a != Ipv4Addr::LOCALHOST) {
+            params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(address)));
+        }
         if let Some(uri) = &leaf.uri {
             params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri.as_str())?));
         }

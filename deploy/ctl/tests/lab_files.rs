@@ -1,5 +1,5 @@
 //! What `lab init` writes: complete, private, and kept when it is called again.
-use carillon_ctl::lab::{Lab, LabError, LabOptions, Plane};
+use carillon_ctl::lab::{Lab, LabError, LabOptions, Placement, Plane};
 use carillon_ctl::pki::{Leaf, Usage};
 use carillon_proto::identity::{Identity, Role};
 use carillon_proto::tls;
@@ -72,6 +72,50 @@ fn every_certificate_loads_and_names_whom_it_should() {
 
 fn lab_identity() -> Identity {
     Identity { cluster: "lab".to_owned(), role: Role::Tenant("lakeside".to_owned()) }
+}
+
+#[test]
+fn a_placed_node_is_configured_certified_and_reached_at_its_address() {
+    tls::install_provider();
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("lab");
+    let address = "10.213.7.2".parse().unwrap();
+    let data_dir = home.path().join("elsewhere");
+    let placement =
+        Placement { address: Some(address), data_dir: Some(data_dir.clone()), ..Placement::default() };
+    let options = LabOptions {
+        placements: vec![placement],
+        smsc_address: "10.213.7.1".parse().ok(),
+        ..LabOptions::default()
+    };
+    let lab = Lab::init(&dir, &options).unwrap();
+    assert!(lab.node_peer(1).unwrap().starts_with("10.213.7.2:"), "{:?}", lab.node_peer(1));
+    assert!(lab.node_peer(2).unwrap().starts_with("127.0.0.1:"));
+    assert!(lab.plan().smsc().starts_with("10.213.7.1:"));
+    assert_eq!((lab.data_dir(1), lab.data_dir(2)), (data_dir.clone(), dir.join("node-2/data")));
+    assert!(data_dir.is_dir());
+    let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
+    let (first, second) = (read("node-1/config.toml"), read("node-2/config.toml"));
+    assert_eq!(first.matches("10.213.7.2:").count(), 4, "three listeners and a member: {first}");
+    assert_eq!(second.matches("10.213.7.2:").count(), 1, "{second}");
+    assert!(read("router.toml").contains("10.213.7.2:"));
+    // A client checks the address in the certificate: its octets are in it.
+    let certificate = |stem: &str| tls::certificates(&lab.tls(stem, Plane::Peers).cert).unwrap().remove(0);
+    let names = |stem: &str| certificate(stem).windows(6).any(|w| w == [0x87, 4, 10, 213, 7, 2]);
+    assert!(names("node-1") && !names("node-2"));
+}
+
+#[test]
+fn the_environment_of_a_node_is_kept_with_the_plan() {
+    tls::install_provider();
+    let home = tempfile::tempdir().unwrap();
+    let lab = Lab::init(home.path(), &LabOptions::default()).unwrap();
+    lab.set_node_env(2, "FAILPOINTS", Some("x=return")).unwrap();
+    let env = |lab: &Lab| lab.plan().nodes[1].placement.env.get("FAILPOINTS").cloned();
+    assert_eq!(env(&Lab::open(home.path()).unwrap()).as_deref(), Some("x=return"));
+    lab.set_node_env(2, "FAILPOINTS", None).unwrap();
+    assert_eq!(env(&Lab::open(home.path()).unwrap()), None);
+    assert!(lab.set_node_env(9, "A", None).is_err());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod e2e;
+pub mod failover;
 pub mod feed;
 pub mod fsync;
 pub mod idle;
@@ -89,6 +90,8 @@ pub enum Command {
         #[arg(long, default_value = "max")]
         rate: Pace,
     },
+    /// Kill a node, again and again: when do all of its partitions accept again?
+    Failover(failover::Args),
     /// What the disk can do: 64 KiB append + fdatasync.
     Fsync {
         /// A directory on the disk.
@@ -215,6 +218,12 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
             println!("end to end, bodies of {} octets\n{result}", load.e2e_body_bytes);
             keep(load.json.as_ref(), &result)?;
             Ok(verdict(result.invalid.is_some(), result.unfinished == 0))
+        }
+        Command::Failover(args) => {
+            let result = failover::run(&args).await?;
+            println!("failover\n{result}");
+            keep(args.json.as_ref(), &result)?;
+            Ok(verdict(false, result.held()))
         }
         Command::Fsync { dir, secs } => {
             let length = Duration::from_secs(secs);

@@ -54,7 +54,10 @@ fn world() -> World {
             _ => continue,
         };
         let state = receipt.map(str::to_owned);
-        world.truth.received.insert(truth_key, Received { accepted: 1, last_arrival_ms: 1_000, state });
+        world.truth.received.insert(
+            truth_key,
+            Received { accepted: 1, arrivals: 1, last_arrival_ms: 1_000, state, acknowledged: false },
+        );
         world.truth.messages += 1;
     }
     world
@@ -205,9 +208,16 @@ fn a_class_that_gives_up_after_a_lost_answer_is_explained() {
     let mut world = world();
     let at = world.at(MessageState::Undelivered);
     world.listed[at].reason = ABANDONED.to_owned();
-    for received in
-        [Received::default(), Received { accepted: 1, last_arrival_ms: 1, state: Some("DELIVRD".to_owned()) }]
-    {
+    for received in [
+        Received::default(),
+        Received {
+            accepted: 1,
+            arrivals: 1,
+            last_arrival_ms: 1,
+            state: Some("DELIVRD".to_owned()),
+            acknowledged: false,
+        },
+    ] {
         *world.received(at) = received;
         assert!(world.compare().is_clean());
     }

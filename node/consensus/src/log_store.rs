@@ -67,6 +67,9 @@ impl GroupWrite {
 pub enum LogError {
     #[error("raft log i/o: {0}")]
     Io(String),
+    /// Some stored bytes are damaged; which groups they belong to is not known here.
+    #[error("raft log is damaged: {0}")]
+    Damaged(String),
     #[error("raft log of group {group} is corrupt: {reason}")]
     Corrupt { group: u32, reason: String },
     /// The range was cut off; a snapshot is needed.

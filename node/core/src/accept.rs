@@ -47,10 +47,15 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
         Step::accepted(turn.now_ms)
     };
     let mut message = Message::new(id, status(&accept, turn.now_ms));
-    let payload = MessagePayload { accept: Some(accept), accepted_at_ms: turn.now_ms };
-    turn.tables.put(keys::payload(&id), encode(&payload));
+    turn.tables.put(keys::payload(&id), encode(&stored(accept, turn.now_ms)));
     message.advance(turn, step);
     Ok(CommandResult::Accepted)
+}
+
+/// What table M keeps: not what its key, the idempotency row or the status says anyway.
+fn stored(accept: Accept, now_ms: u64) -> MessagePayload {
+    let accept = Accept { message_id: Bytes::new(), content_mac: Bytes::new(), retry: None, ..accept };
+    MessagePayload { accept: Some(accept), accepted_at_ms: now_ms }
 }
 
 /// The key is known: the same content is a repeat, another one a mistake of the caller.

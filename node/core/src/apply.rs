@@ -10,7 +10,7 @@ use crate::effect::{CommandResult, Effects, Refusal};
 use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, Turn};
-use crate::{accept, attempt, cancel, keys, leader, outcome, receipt, schedule};
+use crate::{accept, attempt, cancel, keys, leader, outcome, receipt, retire, schedule};
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
@@ -77,6 +77,11 @@ impl Applier {
         for command in batch.commands {
             let result = run(&mut turn, command)?;
             digest.add(&summary(&result));
+            if let CommandResult::Retired(retired) = &result {
+                [retired.messages, retired.keys, retired.event_blocks]
+                    .iter()
+                    .for_each(|n| digest.add(&n.to_be_bytes()));
+            }
             effects.results.push(result);
         }
         let Turn { events, now_ms, leader_start_term, .. } = turn;
@@ -116,6 +121,7 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::Expire(c)) => schedule::expire(turn, &c),
         Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
+        Some(Kind::Retire(c)) => retire::retire(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
     }
 }
@@ -156,5 +162,6 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::UnknownReference => [11, 0],
             Refusal::Malformed => [12, 0],
         },
+        CommandResult::Retired(retired) => [13, u8::from(retired.more)],
     }
 }

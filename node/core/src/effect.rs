@@ -19,8 +19,21 @@ pub enum CommandResult {
     Begun(Box<Permit>),
     /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart: done (also when it changed nothing new).
     Done,
+    /// Retire: what was dropped.
+    Retired(Retired),
     /// The command does not fit the present state; nothing was changed.
     Refused(Refusal),
+}
+
+/// What one Retire dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub messages: u32,
+    /// Idempotency keys, with their message or after it.
+    pub keys: u32,
+    pub event_blocks: u32,
+    /// The limit was reached: there may be more.
+    pub more: bool,
 }
 
 /// A committed attempt: the permission to hand one message to a carrier once.

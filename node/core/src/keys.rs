@@ -4,7 +4,7 @@
 //!
 //! | table | key after the letter | row |
 //! |---|---|---|
-//! | M | slot(2) message_id(16) | what never changes of a message |
+//! | M | message_id(16) | what never changes of a message |
 //! | S | slot(2) message_id(16) | what changes of a message |
 //! | I | practice_no(4) idempotency index(16) | the message that a key names |
 //! | D | priority(1) due_ms(8) message_id(16) | a message that waits (ACCEPTED, WAITING) |
@@ -12,10 +12,14 @@
 //! | R | carrier_no(4) hash(16) | a carrier's reference |
 //! | X | practice_no(4) reference index(16) message_id(16) | an external reference; no value |
 //! | E | entry index(8) | the events of one entry |
+//! | K | accepted_ms(8) practice_no(4) idempotency index(16) | a key that outlives its message; no value |
+//! | P | nothing | how far retention has come |
 //! | A | nothing | how far the log was applied |
 //!
-//! A slot's messages are one contiguous range of M and of S. The slot of a key is always the slot of its id; a key
-//! where they differ does not decode.
+//! A slot's messages are one contiguous range of S. The slot of a key is always the slot of its id; a key where they
+//! differ does not decode. M, E and K are in the order of time: new rows go to the end and old ones leave at the front, so
+//! compaction moves most of the bytes without rewriting them and dead ranges go as a whole. M holds the payload, which is
+//! most of what is stored.
 use carillon_proto::{MessageId, Slot};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use std::hash::Hasher as _;
@@ -107,11 +111,11 @@ fn decode_by_slot(letter: u8, key: &[u8]) -> Option<MessageId> {
 
 /// Table M.
 pub fn payload(id: &MessageId) -> Vec<u8> {
-    by_slot(b'M', id)
+    join(b'M', &[id.as_bytes()])
 }
 
 pub fn decode_payload(key: &[u8]) -> Option<MessageId> {
-    decode_by_slot(b'M', key)
+    MessageId::from_bytes(body(key, b'M', 16)?).ok()
 }
 
 /// Table S.
@@ -230,6 +234,31 @@ pub fn events_after(index: u64) -> KeyRange {
     KeyRange::of_prefix(b"E").after(&events(index))
 }
 
+/// Table K.
+pub fn kept_key(accepted_ms: u64, practice_no: u32, index: &Index) -> Vec<u8> {
+    join(b'K', &[&accepted_ms.to_be_bytes(), &practice_no.to_be_bytes(), index])
+}
+
+pub fn decode_kept_key(key: &[u8]) -> Option<(u64, u32, Index)> {
+    let mut rest = body(key, b'K', 28)?;
+    let accepted_ms = u64::from_be_bytes(take(&mut rest)?);
+    let practice_no = u32::from_be_bytes(take(&mut rest)?);
+    Some((accepted_ms, practice_no, take(&mut rest)?))
+}
+
+/// Kept keys of messages accepted from `from_ms` to `until_ms`, both included.
+pub fn kept_keys(from_ms: u64, until_ms: u64) -> KeyRange {
+    KeyRange {
+        start: join(b'K', &[&from_ms.to_be_bytes()]),
+        end: prefix_end(&join(b'K', &[&until_ms.to_be_bytes()])),
+    }
+}
+
+/// The one row of table P.
+pub fn retention() -> Vec<u8> {
+    vec![b'P']
+}
+
 /// The one row of table A. The meta group has it too.
 pub fn applied() -> Vec<u8> {
     vec![b'A']
@@ -254,6 +283,7 @@ mod tests {
         assert_eq!(decode_receipt(&receipt(9, &h)), Some((9, h)));
         assert_eq!(decode_reference(&reference(9, &h, &a)), Some((9, h, a)));
         assert_eq!(decode_events(&events(77)), Some(77));
+        assert_eq!(decode_kept_key(&kept_key(7, 9, &h)), Some((7, 9, h)));
     }
 
     #[test]
@@ -278,6 +308,12 @@ mod tests {
         assert!(!inside(&due(1, 11, &a)) && !inside(&due(2, 0, &a)));
         let all = due_range(1, u64::MAX);
         assert!(due(1, u64::MAX, &b) < all.end && all.end <= due(2, 0, &a));
+        let kept = kept_keys(5, 6);
+        let inside = |k: &[u8]| kept.start.as_slice() <= k && k < kept.end.as_slice();
+        let h = [0xffu8; 16];
+        assert!(inside(&kept_key(5, 0, &h)) && inside(&kept_key(6, u32::MAX, &h)));
+        assert!(!inside(&kept_key(4, u32::MAX, &h)) && !inside(&kept_key(7, 0, &[0; 16])));
+        assert!(payload(&a) < payload(&b), "payloads are in the order of time");
         assert!(events_after(5).start > events(5) && events_after(5).start <= events(6));
     }
 

@@ -26,6 +26,7 @@ mod outcome;
 pub mod query;
 mod receipt;
 mod records;
+mod retire;
 mod retry;
 mod schedule;
 pub mod tables;
@@ -35,9 +36,10 @@ pub use applied::EntryMeta;
 pub use apply::{Applier, apply};
 pub use cancel::CANCEL_BY_REFERENCE_MAX;
 pub use effect::{
-    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, ScheduleChange,
+    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Retired, ScheduleChange,
 };
 pub use leader::CODE_LEADER_CHANGED;
 pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
 pub use records::applied_record;
+pub use retire::RETIRE_LIMIT_MAX;
 pub use tables::{MemTables, ReadTables, TableError, Tables};

@@ -166,8 +166,9 @@ fn write_attempt(now_ms: u64, message: &mut Message, position: usize, before: Ou
     receipt::restart_if_decisive_changed(status, decisive);
 }
 
-/// Table R: so that receipts find the message.
-fn write_refs(turn: &mut Turn, message: &Message, position: usize, answer: &Answer) {
+/// Table R: so that receipts find the message. The attempt remembers the hashes, so that the rows can go with it.
+fn write_refs(turn: &mut Turn, message: &mut Message, position: usize, answer: &Answer) {
+    let mut hashes = Vec::with_capacity(answer.refs.len() * keys::INDEX_BYTES);
     let attempt = &message.status.attempts[position];
     for (i, carrier_ref) in answer.refs.iter().enumerate() {
         let part = if answer.refs.len() == 1 { receipt::PART_WHOLE } else { i as u32 + 1 };
@@ -178,10 +179,12 @@ fn write_refs(turn: &mut Turn, message: &Message, position: usize, answer: &Answ
             r#final: false,
         };
         let hash = keys::carrier_ref_hash(carrier_ref);
+        hashes.extend_from_slice(&hash);
         turn.tables.put(keys::receipt(attempt.carrier_no, &hash), encode(&row));
         let (carrier_no, message_id) = (attempt.carrier_no, message.id);
         turn.references.push(Reference { carrier_no, hash, message_id });
     }
+    message.status.attempts[position].carrier_ref_hashes = hashes.into();
 }
 
 /// The next state of a message that is moved by this answer.

@@ -3,7 +3,9 @@ use crate::effect::DueEntry;
 use crate::keys::{self, Index, KeyRange};
 use crate::records::{self, corrupt, decode};
 use crate::tables::{ReadTables, TableError};
-use carillon_proto::internal::{DueRecord, EventBlock, InFlightRecord, MessagePayload, MessageStatus};
+use carillon_proto::internal::{
+    DueRecord, EventBlock, InFlightRecord, MessagePayload, MessageStatus, RetentionRecord,
+};
 use carillon_proto::public::{MessageClass, MessageState};
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeSet;
@@ -238,9 +240,26 @@ pub fn events_after(
     })
 }
 
+/// How far retention has come.
+pub fn retention(tables: &dyn ReadTables) -> Result<RetentionRecord, TableError> {
+    records::retention(tables)
+}
+
+/// When the oldest thing that retention would drop next was written, if anything is left: the oldest event block, or the
+/// oldest key that outlived its message. Reads two rows.
+pub fn oldest_kept_ms(tables: &dyn ReadTables) -> Result<(Option<u64>, Option<u64>), TableError> {
+    let record = records::retention(tables)?;
+    let block = events_after(tables, record.events_index, 1)?.pop().map(|(_, block)| block.now_ms);
+    let key = collect(tables, &keys::kept_keys(record.keys_done_ms, u64::MAX), 1, |key, _| {
+        keys::decode_kept_key(key).map(|(accepted_ms, ..)| accepted_ms).ok_or_else(|| corrupt('K', "key"))
+    })?;
+    Ok((block, key.first().copied()))
+}
+
 /// The last entry that caused events, 0 if none did. Reads a logarithmic number of rows.
 pub fn last_event_index(tables: &dyn ReadTables) -> Result<u64, TableError> {
-    let (mut known, mut beyond) = (0, records::applied_record(tables)?.index.saturating_add(1));
+    let mut known = records::retention(tables)?.events_index;
+    let mut beyond = records::applied_record(tables)?.index.saturating_add(1);
     // `known` has events or is 0; nothing at or after `beyond` has.
     while known + 1 < beyond {
         let middle = known + (beyond - known) / 2;

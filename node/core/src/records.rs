@@ -2,7 +2,7 @@
 use crate::keys;
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{AppliedRecord, MessagePayload, MessageStatus};
+use carillon_proto::internal::{AppliedRecord, MessagePayload, MessageStatus, RetentionRecord};
 use prost::bytes::Buf;
 
 /// Decodes a row of `table`.
@@ -19,6 +19,14 @@ pub fn applied_record(tables: &dyn ReadTables) -> Result<AppliedRecord, TableErr
     match tables.get(&keys::applied())? {
         Some(row) => decode('A', row),
         None => Ok(AppliedRecord::default()),
+    }
+}
+
+/// How far retention has come; all zero where nothing was dropped yet.
+pub(crate) fn retention(tables: &dyn ReadTables) -> Result<RetentionRecord, TableError> {
+    match tables.get(&keys::retention())? {
+        Some(row) => decode('P', row),
+        None => Ok(RetentionRecord::default()),
     }
 }
 

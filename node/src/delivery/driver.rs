@@ -10,6 +10,7 @@ use super::shares::ShareKeeper;
 use crate::config::Config;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
+use crate::failpoints;
 use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
@@ -346,6 +347,7 @@ impl Driver {
             .collect();
         let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
         self.sender.attempts.spawn(async move {
+            failpoints::hit("send::before_intent");
             let answers = handle.propose(partition, commands).await.unwrap_or_default();
             let mut answers = answers.into_iter();
             let mut results = Vec::with_capacity(list.len());
@@ -360,6 +362,9 @@ impl Driver {
                     _ => BeginResult::Refused,
                 };
                 results.push((decided.message_id, begun));
+            }
+            if !permits.is_empty() {
+                failpoints::hit("send::after_intent");
             }
             drop(sender.local.send(Local::Begun { partition, term, results }).await);
             let now_ms = clock_ms();

@@ -5,6 +5,7 @@
 //! fact, and each one's own result is told. Bounded: [`FACTS_MAX`] facts wait in each partition, then the senders wait.
 use crate::engine::peers::PeerChannels;
 use crate::engine::{NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
+use crate::failpoints;
 use bytes::Bytes;
 use carillon_core::{CommandResult, Refusal};
 use carillon_proto::internal::peer_client::PeerClient;
@@ -166,7 +167,9 @@ impl Batcher {
             let mut batch = batch.drain(..);
             for range in proposals(&encoded) {
                 let count = range.len();
+                failpoints::hit("fact::before_commit");
                 let results = self.commit(&commands[range.clone()], &encoded[range]).await;
+                failpoints::hit("fact::after_commit");
                 for (waiting, result) in batch.by_ref().take(count).zip(results) {
                     if let Some(done) = waiting.fact.done {
                         done(result);

@@ -3,6 +3,7 @@ use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::Lane;
 use crate::engine::NodeHandle;
+use crate::failpoints;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
@@ -62,7 +63,10 @@ impl Sender {
                         left: AtomicU32::new(permit.segments.max(1)),
                         sent: Box::new(sent),
                     };
-                    lane.connector.send(request, &gate).await
+                    failpoints::hit("send::before_first_byte");
+                    let outcome = lane.connector.send(request, &gate).await;
+                    failpoints::hit("send::after_answer");
+                    outcome
                 }
             },
         };

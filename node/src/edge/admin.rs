@@ -7,9 +7,10 @@ use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
     BalanceLeadersRequest, BalanceLeadersResponse, CarrierStatus, CreateTokenRequest, CreateTokenResponse,
-    GetStatusRequest, GetStatusResponse, MovePartitionRequest, MovePartitionResponse, PartitionStatus,
-    PutCarrierRequest, PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, SetLogFilterRequest,
-    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
+    DamagedReplica, GetStatusRequest, GetStatusResponse, MovePartitionRequest, MovePartitionResponse,
+    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest, PutPracticeResponse,
+    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse, SetNodeRequest, SetNodeResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -99,6 +100,7 @@ impl Admin for AdminApi {
             partitions: partitions.collect(),
             practices: view.practices.values().cloned().collect(),
             carriers: carriers.collect(),
+            storage_near_full: self.handle.space().near_full(),
             map: view.map.values().cloned().collect(),
             shares: Some(view.shares.clone()),
             feature_level: view.level,
@@ -187,6 +189,17 @@ impl Admin for AdminApi {
             ))),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubResponse>, Status> {
+        self.check(&request)?;
+        let report = self.handle.scrub().await;
+        let report = report.ok_or_else(|| Status::failed_precondition("a scrub is running already"))?;
+        let damaged = report.damaged.into_iter();
+        Ok(Response::new(ScrubResponse {
+            bytes: report.bytes,
+            damaged: damaged.map(|(partition, reason)| DamagedReplica { partition, reason }).collect(),
+        }))
     }
 
     async fn set_log_filter(

@@ -6,8 +6,9 @@ use crate::engine::NodeHandle;
 use carillon_core::meta::MetaView;
 use carillon_core::query;
 use carillon_proto::MessageId;
+use carillon_proto::errors;
 use carillon_proto::internal::{EventBlock, NodeWatchRequest, NodeWatchResponse, NotLeader};
-use carillon_proto::public::Event;
+use carillon_proto::public::{ErrorReason, Event};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,6 +45,14 @@ async fn feed(
     }
     let mut applied = handle.applied(partition);
     let mut after = if request.from_now { *applied.borrow() } else { request.after_index };
+    if !request.from_now && after != 0 {
+        let tables = handle.local_tables(partition).map_err(|_| super::internal("no such replica"))?;
+        let retired = query::retention(&*tables).map_err(|_| super::internal("unreadable record"))?;
+        if after < retired.events_index {
+            let what = "events after this cursor were dropped after their retention";
+            return Err(errors::status(ErrorReason::InvalidToken, what));
+        }
+    }
     let mut first = true;
     loop {
         if !handle.is_leader(partition) {

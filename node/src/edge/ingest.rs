@@ -6,6 +6,7 @@ use super::propose_status;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
+use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::CommandResult;
 use carillon_core::classes::default_policy;
@@ -75,6 +76,9 @@ impl Ingest {
             return not_leader(self.handle.leadership(partition).leader);
         }
         let count = part.messages.len();
+        if let Some(refused) = self.refused_for_space(count) {
+            return PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results: refused };
+        }
         let mut results: Vec<IngestResult> = vec![IngestResult::default(); count];
         let (mut chunks, mut chunk, mut chunk_bytes) = (Vec::new(), Vec::new(), 0);
         let mut practices = HashMap::new();
@@ -124,6 +128,17 @@ impl Ingest {
             }
             None => PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results },
         }
+    }
+
+    /// Nothing new while the disks are nearly full; what was accepted goes on to its end.
+    fn refused_for_space(&self, count: usize) -> Option<Vec<IngestResult>> {
+        let what = match self.handle.space().refusal()? {
+            NearFull::Here => "the disk of the partition's leader is nearly full",
+            NearFull::Majority => "the disks of most replicas are nearly full",
+        };
+        metrics::counter!("carillon_storage_refused_total").increment(count as u64);
+        let error = Some(errors::to_rpc(&errors::status(ErrorReason::StorageFull, what)));
+        Some(vec![IngestResult { error, ..Default::default() }; count])
     }
 
     /// The practice, if it is the tenant's and lives in this partition; with its keys.

@@ -41,6 +41,7 @@ impl PeerApi {
             dropped("wrong_store");
             return;
         }
+        self.handle.space().peer(node, frame.storage_near_full);
         let own = |m: &GroupMessage| m.message.as_ref().is_some_and(|r| node_of(r.from) == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
         if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {

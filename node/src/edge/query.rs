@@ -55,7 +55,17 @@ impl Queries {
             meta.practices.get(&status.practice_no).is_some_and(|p| p.tenant == request.tenant)
         });
         let Some((payload, status)) = found else {
-            return Ok(NodeGetResponse { result: Some(GetResult::Error(errors::to_rpc(&missing()))) });
+            let retired = query::retention(&*tables).map_err(|_| internal("unreadable record"))?;
+            // Of this time no final message is left, so it may have been one.
+            let status = match id.time_ms() <= retired.finals_before_ms {
+                true => errors::status_with(
+                    ErrorReason::MessageRetired,
+                    "no such message, or it was dropped after its retention",
+                    &[("finals_before_ms", retired.finals_before_ms.to_string())],
+                ),
+                false => missing(),
+            };
+            return Ok(NodeGetResponse { result: Some(GetResult::Error(errors::to_rpc(&status))) });
         };
         let detail = MessageView::try_from(request.view).unwrap_or(MessageView::Basic);
         let message = view::message(&meta, &self.keyring, &id, &payload, &status, detail)

@@ -6,13 +6,14 @@ use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
 use super::references::References;
 use super::shard::Completion;
 use super::snapshot::{Hub, Work};
+use crate::failpoints;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use carillon_consensus::{CommittedEntry, EntryKind, SnapshotMark};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
 use carillon_proto::internal::{Command, command::Kind};
-use carillon_store::{Family, Replica, StateDb};
+use carillon_store::{ApplyBatch, Family, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -124,6 +125,11 @@ impl Applier {
                     };
                     if let Err(reason) = result {
                         state.blocked = true;
+                        // What apply cannot read, it cannot read after a restart either.
+                        let damage = StateError::Damaged(reason.clone());
+                        if let Err(error) = self.state.note_damage(Some(group), &damage) {
+                            tracing::error!(group, %error, "the fence will not outlast a restart");
+                        }
                         self.block(group, reason);
                     }
                 }
@@ -203,10 +209,7 @@ impl Applier {
                 answers.push((waiter, results.by_ref().take(count).collect()));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(group, %error, "state write failed; stopping");
-            std::process::abort();
-        }
+        self.commit(group, batch);
         self.references.learn(&references);
         self.unflushed[group as usize].fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("carillon_commands_applied_total").increment(commands as u64);
@@ -218,9 +221,29 @@ impl Applier {
                 other => other.fail(ProposeError::Uncertain),
             }
         }
+        failpoints::hit("apply::after_answers");
         self.applied[group as usize].send_replace(last);
         drop(self.completions.send(Completion::Applied { group, index: last }));
         Ok(())
+    }
+
+    /// Writes rows and applied index. A failed write may be in memory and not on disk, or the other way round: the process stops and
+    /// replays.
+    fn commit(&self, group: u32, batch: ApplyBatch<'_>) {
+        failpoints::hit("apply::before_batch");
+        let written = match failpoints::fails("apply::write_error") {
+            true => Err(StateError::Database("fail point apply::write_error".to_owned())),
+            false => batch.commit(),
+        };
+        if let Err(error) = written {
+            // A compaction may have met damaged tables of another replica: after the restart that one is fenced and the rest runs.
+            if let Err(error) = self.state.note_damage(None, &error) {
+                tracing::error!(%error, "the damaged replica cannot be remembered");
+            }
+            tracing::error!(group, %error, "state write failed; stopping");
+            std::process::abort();
+        }
+        failpoints::hit("apply::after_batch");
     }
 
     fn tell_driver(
@@ -265,10 +288,7 @@ impl Applier {
                 answers.push((waiter, entry.index, texts));
             }
         }
-        if let Err(error) = batch.commit() {
-            tracing::error!(%error, "state write failed; stopping");
-            std::process::abort();
-        }
+        self.commit(0, batch);
         self.unflushed[0].fetch_add(1, Ordering::Relaxed);
         if changed {
             let view = MetaView::load(&*state.replica).map_err(|e| e.to_string())?;

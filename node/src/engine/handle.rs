@@ -1,8 +1,10 @@
 //! What the rest of the node holds of the engine: propose, read, follow. Never a database and never a group.
 use super::members::MemberMessage;
 use super::references::References;
+use super::scrub::{ScrubMessage, ScrubReport};
 use super::shard::ShardMessage;
 use super::snapshot::Hub;
+use crate::space::Space;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use carillon_consensus::Follower;
@@ -10,6 +12,7 @@ use carillon_core::meta::MetaView;
 use carillon_core::{CommandResult, ScheduleChange};
 use carillon_proto::internal::ConfState;
 use carillon_store::{Replica, StateDb};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -72,6 +75,9 @@ pub struct Leadership {
     pub leader: u64,
     pub term: u64,
 }
+
+/// Replicas of this node that are out of service, and why.
+pub type Fenced = Arc<Mutex<BTreeMap<u32, String>>>;
 
 /// Leaders by group.
 pub type Leaders = BTreeMap<u32, Leadership>;
@@ -154,6 +160,9 @@ pub(crate) struct Shared {
     pub applied: Vec<watch::Receiver<u64>>,
     pub references: Arc<References>,
     pub admission: Arc<Semaphore>,
+    pub space: Arc<Space>,
+    pub fenced: Fenced,
+    pub scrub: crossbeam_channel::Sender<ScrubMessage>,
 }
 
 /// Cheap to clone.
@@ -165,6 +174,23 @@ pub struct NodeHandle {
 impl NodeHandle {
     pub fn node_id(&self) -> u64 {
         self.shared.node_id
+    }
+
+    /// Room on this node's disk and on its peers'.
+    pub fn space(&self) -> &Space {
+        &self.shared.space
+    }
+
+    /// Whether this node's replica of a group is out of service.
+    pub fn is_fenced(&self, group: u32) -> bool {
+        self.shared.fenced.lock().contains_key(&group)
+    }
+
+    /// Reads everything that is stored here, with checksums. `None`: a pass is running already, or the node stops.
+    pub async fn scrub(&self) -> Option<ScrubReport> {
+        let (reply, report) = oneshot::channel();
+        self.shared.scrub.try_send(ScrubMessage::Run { reply }).ok()?;
+        report.await.ok()
     }
 
     /// Partitions are numbered 1..=partitions; group 0 is the meta group.

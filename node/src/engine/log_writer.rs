@@ -5,7 +5,8 @@
 //! tried again after one.
 use super::shard::Completion;
 use super::transport::PeerSender;
-use carillon_consensus::{GroupWrite, LogStore, PersistTask};
+use crate::failpoints;
+use carillon_consensus::{GroupWrite, LogError, LogStore, PersistTask};
 use carillon_proto::internal::GroupMessage;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
@@ -88,7 +89,7 @@ impl LogWriter {
         }
         if !writes.is_empty() {
             let start = Instant::now();
-            if let Err(error) = self.log.write(&writes, sync) {
+            if let Err(error) = self.persist(&writes, sync) {
                 tracing::error!(%error, "raft log write failed; stopping so that nothing unsynced is acknowledged");
                 std::process::abort();
             }
@@ -102,9 +103,30 @@ impl LogWriter {
         for (group, written) in own {
             drop(self.completions.send(Completion::Written { group, written }));
         }
-        for (node, messages) in after {
-            self.peers.send(node, messages);
+        if !after.is_empty() {
+            failpoints::hit("log::before_replies");
+            for (node, messages) in after {
+                self.peers.send(node, messages);
+            }
+            failpoints::hit("log::after_replies");
         }
+    }
+
+    fn persist(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
+        let conf = writes.iter().any(|write| write.conf.is_some());
+        failpoints::hit("log::before_sync");
+        if conf {
+            failpoints::hit("log::before_conf");
+        }
+        if failpoints::fails("log::sync_error") {
+            return Err(LogError::Io("fail point log::sync_error".to_owned()));
+        }
+        self.log.write(writes, sync)?;
+        if conf {
+            failpoints::hit("log::after_conf");
+        }
+        failpoints::hit("log::after_sync");
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
 //! and what the leader says that nobody needs, then lets the log free files. Nothing waits for it.
 use super::shard::{Completion, clock_ms};
-use carillon_consensus::LogStore;
+use crate::failpoints;
+use crate::space::Space;
+use carillon_consensus::{LogError, LogStore};
 use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb, StateError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,6 +32,9 @@ pub(super) struct Maintenance {
     pub completions: Sender<Completion>,
     pub unflushed: Arc<Vec<AtomicU64>>,
     pub limits: PacerLimits,
+    pub space: Arc<Space>,
+    /// Groups that are out of service since the start: nothing of them is cut.
+    pub fenced: BTreeSet<u32>,
 }
 
 impl Maintenance {
@@ -50,40 +55,80 @@ impl Maintenance {
             }
             round += 1;
             self.flush(&mut pacer);
-            for (group, index) in &safe {
+            for (group, index) in safe.iter().filter(|(group, _)| !self.fenced.contains(group)) {
                 self.truncate(*group, *index, cut.entry(*group).or_default());
             }
-            if round.is_multiple_of(PURGE_ROUNDS)
-                && let Err(error) = self.log.purge()
-            {
-                tracing::error!(%error, "raft log purge failed; stopping");
-                std::process::abort();
+            if round.is_multiple_of(PURGE_ROUNDS) || self.space.near_full() {
+                self.purge();
             }
             self.report();
         }
     }
 
+    fn purge(&self) {
+        failpoints::hit("log::before_purge");
+        match self.log.purge() {
+            Ok(_) => {}
+            // Entries that cannot be read cannot be moved to another file. Nothing was lost by trying; the replica they belong
+            // to is fenced by whoever reads them, at the latest by the scrub.
+            Err(error @ (LogError::Damaged(_) | LogError::Corrupt { .. })) => {
+                metrics::counter!("carillon_log_purge_failures_total").increment(1);
+                tracing::error!(%error, "log files cannot be freed");
+            }
+            Err(error) => {
+                tracing::error!(%error, "raft log purge failed; stopping");
+                std::process::abort();
+            }
+        }
+        failpoints::hit("log::after_purge");
+    }
+
     fn flush(&self, pacer: &mut FlushPacer) {
         let now_ms = clock_ms();
         for (group, bytes) in self.unflushed.iter().enumerate() {
-            let bytes = bytes.swap(0, Ordering::Relaxed);
+            let (group, bytes) = (group as u32, bytes.swap(0, Ordering::Relaxed));
             if bytes > 0 {
-                pacer.committed(group as u32, bytes, now_ms);
+                // Read after the bytes were taken, so the index covers them.
+                let applied = self.state.replica(group).and_then(|replica| replica.applied());
+                let index = applied.ok().flatten().map_or(u64::MAX, |record| record.index);
+                pacer.committed(group, index, bytes, now_ms);
             }
         }
+        for group in pacer.unflushed_groups() {
+            if let Ok(Some(record)) = self.state.durable_applied(group) {
+                pacer.durable(group, record.index);
+            }
+        }
+        metrics::gauge!("carillon_log_unflushed_bytes").set(pacer.unflushed_total_bytes() as f64);
         while let Some(group) = pacer.next(now_ms) {
-            if let Err(error) = self.state.flush(group) {
-                if matches!(error, StateError::NoReplica(_)) {
-                    // The group left this node meanwhile.
-                    pacer.forget(group);
-                    continue;
-                }
-                tracing::error!(group, %error, "state flush failed; stopping");
-                std::process::abort();
-            }
-            metrics::counter!("carillon_state_flushes_total").increment(1);
-            pacer.flushed(group);
+            self.flush_group(pacer, group);
         }
+        // What is flushed can be cut from the log: one replica a round, so that a full disk is not filled by flushes.
+        if self.space.near_full()
+            && let Some(group) = pacer.largest()
+        {
+            self.flush_group(pacer, group);
+        }
+    }
+
+    fn flush_group(&self, pacer: &mut FlushPacer, group: u32) {
+        failpoints::hit("state::before_flush");
+        if let Err(error) = self.state.flush(group) {
+            if matches!(error, StateError::NoReplica(_)) {
+                // The group left this node meanwhile.
+                pacer.forget(group);
+                return;
+            }
+            // Damaged tables of one replica: after the restart it is fenced and the others run.
+            if let Err(error) = self.state.note_damage(None, &error) {
+                tracing::error!(%error, "the damaged replica cannot be remembered");
+            }
+            tracing::error!(group, %error, "state flush failed; stopping");
+            std::process::abort();
+        }
+        failpoints::hit("state::after_flush");
+        metrics::counter!("carillon_state_flushes_total").increment(1);
+        pacer.flushed(group);
     }
 
     fn truncate(&self, group: u32, safe: u64, cut: &mut u64) {
@@ -106,10 +151,12 @@ impl Maintenance {
                 return;
             }
         };
+        failpoints::hit("log::before_truncate");
         if let Err(error) = self.log.truncate(group, index, term) {
             tracing::error!(group, %error, "raft log truncation failed; stopping");
             std::process::abort();
         }
+        failpoints::hit("log::after_truncate");
         *cut = index;
         drop(self.completions.send(Completion::Truncated { group, index, term }));
     }

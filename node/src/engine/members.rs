@@ -89,8 +89,13 @@ impl Shard {
 
     fn destroy(&mut self, group: u32, replica_id: u64, reply: MemberReply) {
         let Some(cell) = self.cells.get(&group) else {
-            let busy = self.creating.contains_key(&group);
-            return drop(reply.send(if busy { Err(MemberError::Busy) } else { Ok(()) }));
+            let busy = self.creating.contains_key(&group) || self.leaving.contains_key(&group);
+            if busy || !self.fenced.lock().contains_key(&group) {
+                return drop(reply.send(if busy { Err(MemberError::Busy) } else { Ok(()) }));
+            }
+            // It could not be opened, so neither the shard nor the applier holds anything of it.
+            self.leaving.insert(group, Some(reply));
+            return self.closed(group);
         };
         if cell.replica_id() != replica_id {
             return drop(reply.send(Err(MemberError::OtherReplica(cell.replica_id()))));
@@ -191,6 +196,12 @@ impl Shard {
     /// Nothing is left of it.
     pub(super) fn destroyed(&mut self, group: u32) {
         tracing::info!(group, "replica is gone");
+        let left = {
+            let mut fenced = self.fenced.lock();
+            fenced.remove(&group);
+            fenced.len()
+        };
+        metrics::gauge!("carillon_replicas_fenced").set(left as f64);
         if let Some(Some(reply)) = self.leaving.remove(&group) {
             drop(reply.send(Ok(())));
         }

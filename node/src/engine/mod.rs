@@ -15,6 +15,7 @@ pub mod members;
 pub mod peers;
 mod recovery;
 mod references;
+pub mod scrub;
 pub mod shard;
 pub mod snapshot;
 pub mod transport;
@@ -22,22 +23,25 @@ pub mod upkeep;
 
 use crate::config::Config;
 use crate::meta::Membership;
+use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
-use carillon_consensus::{Group, LogStore, Outputs};
+use carillon_consensus::{LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
 use hand_over::{HAND_OVERS_MAX, HandOver};
 pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
-use handle::{Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use handle::{Fenced, Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
 use identity::Identity;
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
+use parking_lot::Mutex;
 use peers::PeerChannels;
 pub use references::References;
+use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
 use snapshot::{Hub, HubParts, WORK_MAX};
 use std::collections::BTreeMap;
@@ -54,6 +58,7 @@ pub struct Engine {
     driver_events: Option<mpsc::Receiver<DriverEvent>>,
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
+    scrub: crossbeam_channel::Sender<ScrubMessage>,
     snapshots: Arc<Hub>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -69,7 +74,11 @@ struct Stores {
 }
 
 fn open_stores(config: &Config, membership: &Membership, identity: &Identity) -> anyhow::Result<Stores> {
-    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &EngineLogOptions::default())?);
+    let log_options = EngineLogOptions {
+        purge_threshold_bytes: config.tuning.log_bytes_max,
+        ..EngineLogOptions::default()
+    };
+    let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &log_options)?);
     let options = StateOptions {
         block_cache_bytes: config.tuning.block_cache_bytes,
         db_write_buffer_bytes: config.tuning.write_buffers_bytes,
@@ -86,13 +95,12 @@ fn open_stores(config: &Config, membership: &Membership, identity: &Identity) ->
     Ok(Stores { log, state })
 }
 
-/// The groups that live here, opened and replayed, and the applied index of each.
-fn open_groups(
-    membership: &Membership,
-    settings: &GroupSettings,
-    stores: &Stores,
-) -> anyhow::Result<BTreeMap<u32, (Cell, u64)>> {
-    let mut cells = BTreeMap::new();
+/// Groups that run, with the applied index of each, and those that cannot, with the reason.
+type Opened = (BTreeMap<u32, (Cell, u64)>, BTreeMap<u32, String>);
+
+/// The groups that live here, opened and replayed.
+fn open_groups(membership: &Membership, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+    let (mut cells, mut fenced) = (BTreeMap::new(), BTreeMap::new());
     for recovery::Hosted { group, replica_id } in
         recovery::settle(&stores.log, &stores.state, membership.node_id)?
     {
@@ -101,12 +109,16 @@ fn open_groups(
             "the log has group {group} of {} partitions",
             membership.partitions
         );
-        let applied = recovery::replay(&stores.log, &stores.state, group)?;
-        let log: Arc<dyn LogStore> = Arc::clone(&stores.log) as Arc<dyn LogStore>;
-        let opened = Group::open(settings.config(group, replica_id), log, applied)?;
-        cells.insert(group, (Cell::new(opened), applied));
+        match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
+            Ok((opened, applied)) => drop(cells.insert(group, (Cell::new(opened), applied))),
+            Err(reason) => {
+                tracing::error!(group, reason, "replica fenced");
+                fenced.insert(group, reason);
+            }
+        }
     }
-    Ok(cells)
+    metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
+    Ok((cells, fenced))
 }
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
@@ -116,23 +128,28 @@ pub fn start(
     channels: &Arc<PeerChannels>,
     identity: &Identity,
 ) -> anyhow::Result<Engine> {
+    let space = Space::new(membership.node_id);
+    space.watch(&config.data_dir, &config.disk)?;
     let stores = open_stores(config, membership, identity)?;
     let Stores { log, state } = &stores;
     let settings = GroupSettings {
         node_id: config.node_id,
         snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
     };
-    let opened = open_groups(membership, &settings, &stores)?;
+    let (opened, fenced) = open_groups(membership, &settings, &stores)?;
+    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
     let groups: Vec<u32> = opened.keys().copied().collect();
     let groups_max = membership.partitions as usize + 1;
     let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
     let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
         (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
-    let view = match hosted.contains_key(&0) {
-        true => MetaView::load(&*state.replica(0)?)?,
+    let view = match MetaView::load(&*state.replica(0)?) {
         // It comes with the first snapshot of the meta group.
-        false => MetaView::default(),
+        Ok(_) if !hosted.contains_key(&0) && !fenced.contains_key(&0) => MetaView::default(),
+        // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
+        Err(_) if fenced.contains_key(&0) => MetaView::default(),
+        loaded => loaded?,
     };
     let meta = Arc::new(ArcSwap::from_pointee(view));
 
@@ -142,19 +159,26 @@ pub fn start(
     let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (work, work_receiver) = crossbeam_channel::bounded(WORK_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
+    let (scrub, scrub_receiver) = crossbeam_channel::bounded(4);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
     let (hosted_sender, hosted) = watch::channel(Arc::new(hosted));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
     let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers =
-        transport::start(config.node_id, identity.store_id(), &config.cluster_id, channels, inbox.clone());
+    let peers = transport::start(
+        (config.node_id, identity.store_id()),
+        &config.cluster_id,
+        Arc::clone(&space),
+        channels,
+        inbox.clone(),
+    );
     let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
 
     let references = Arc::new(References::default());
 
     let shard = Shard {
         node_id: config.node_id,
+        fenced: Arc::clone(&shared_fenced),
         settings,
         cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
         inbox: inbox_receiver,
@@ -202,17 +226,29 @@ pub fn start(
         log: Arc::clone(log),
         state: Arc::clone(state),
         messages: maintenance_receiver,
-        completions,
+        completions: completions.clone(),
         unflushed,
         limits: PacerLimits {
-            unflushed_age_max_ms: config.tuning.flush_age_ms_max,
+            unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
+            unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
             ..PacerLimits::default()
         },
+        space: Arc::clone(&space),
+        fenced: fenced.into_keys().collect(),
+    };
+    let scrubber = Scrubber {
+        log: Arc::clone(log),
+        state: Arc::clone(state),
+        groups: groups.clone(),
+        messages: scrub_receiver,
+        completions,
+        settings: config.scrub.clone(),
+        last_file: LastPass::new(&config.data_dir),
     };
 
     let worker = Arc::clone(&snapshots);
     let work = move || snapshot::run_worker(&worker, &work_receiver);
-    let threads = spawn_all(shard, writer, (applier, groups), keeper, work)?;
+    let threads = spawn_all(shard, writer, (applier, groups), (keeper, scrubber), work)?;
     let shared = Shared {
         node_id: config.node_id,
         partitions: membership.partitions,
@@ -226,9 +262,12 @@ pub fn start(
         applied: applied_receivers,
         references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+        space,
+        fenced: shared_fenced,
+        scrub: scrub.clone(),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
-    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, snapshots, threads })
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, snapshots, threads })
 }
 
 fn open_hub(
@@ -253,7 +292,7 @@ fn spawn_all(
     shard: Shard,
     writer: LogWriter,
     (applier, groups): (Applier, Vec<u32>),
-    keeper: Maintenance,
+    (keeper, scrubber): (Maintenance, Scrubber),
     snapshot_work: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let apply = move || {
@@ -266,6 +305,7 @@ fn spawn_all(
         spawn("log-writer", move || writer.run())?,
         spawn("applier", apply)?,
         spawn("maintenance", move || keeper.run())?,
+        spawn("scrub", move || scrubber.run())?,
         spawn("snapshots", snapshot_work)?,
         spawn("shard-0", move || shard.run())?,
     ])
@@ -291,6 +331,7 @@ impl Engine {
         self.snapshots.stop();
         drop(self.inbox.send(ShardMessage::Stop));
         drop(self.maintenance.send(MaintenanceMessage::Stop));
+        drop(self.scrub.send(ScrubMessage::Stop));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended badly");

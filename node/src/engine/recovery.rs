@@ -1,14 +1,16 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
+use crate::failpoints;
 use crate::meta::Membership;
 use bytes::Bytes;
-use carillon_consensus::{GroupWrite, LogStore, bootstrap_write};
-use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, meta};
+use carillon_consensus::{Group, GroupConfig, GroupError, GroupWrite, LogError, LogStore, bootstrap_write};
+use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, TableError, meta};
 use carillon_proto::internal::ReplicaRole;
 use carillon_proto::replica::node_of;
-use carillon_store::{EngineLog, FIRST_GENERATION, StateDb};
+use carillon_store::{EngineLog, FIRST_GENERATION, StateDb, StateError};
 use raft::eraftpb::EntryType;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Bytes of entries read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
@@ -43,7 +45,18 @@ pub(super) struct Hosted {
 pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Vec<Hosted>> {
     let (mut hosted, mut live) = (Vec::new(), BTreeMap::new());
     for group in log.groups() {
-        let Some(stored) = log.load(group)? else { continue };
+        let stored = match log.load(group) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => continue,
+            // Out of service, see `open_group`; what there is of its state stays.
+            Err(_) if log.damaged().contains_key(&group) => {
+                let families = state.families().into_iter().filter(|family| family.group == group);
+                live.insert(group, families.map(|f| f.generation).max().unwrap_or(FIRST_GENERATION));
+                hosted.push(Hosted { group, replica_id: node_id });
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let replica_id = if stored.replica_id == 0 { node_id } else { stored.replica_id };
         anyhow::ensure!(
             node_of(replica_id) == node_id,
@@ -77,6 +90,9 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
     let mut applied = core.last().index;
     let first = applied;
     let (mut effects, mut meta_effects) = (Effects::default(), meta::MetaEffects::default());
+    if applied < commit {
+        failpoints::hit("recovery::before_replay");
+    }
     while applied < commit {
         let entries = log.entries(group, applied + 1, commit + 1, PAGE_BYTES)?;
         let mut batch = replica.batch()?;
@@ -99,9 +115,51 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
             }
         }
         batch.commit()?;
+        failpoints::hit("recovery::after_batch");
     }
     if applied > first {
         tracing::info!(group, from = first, to = applied, "replayed the log");
     }
     Ok(applied)
+}
+
+/// Brings one group up to what it knows. `Ok(Err(reason))`: this replica cannot run, the others can.
+pub(super) fn open_group(
+    log: &Arc<EngineLog>,
+    state: &StateDb,
+    config: GroupConfig,
+) -> anyhow::Result<Result<(Group, u64), String>> {
+    let group = config.group;
+    if let Some(reason) = log.damaged().get(&group) {
+        return Ok(Err(reason.clone()));
+    }
+    if let Some((family, reason)) = state.damaged().into_iter().find(|(family, _)| family.group == group) {
+        return Ok(Err(format!("state of replica {family} is damaged: {reason}")));
+    }
+    let opened = replay(log, state, group).and_then(|applied| {
+        let log = Arc::clone(log) as Arc<dyn LogStore>;
+        Ok((Group::open(config, log, applied)?, applied))
+    });
+    match opened {
+        Ok(opened) => Ok(Ok(opened)),
+        Err(error) if is_of_this_replica(&error) => Ok(Err(format!("{error:#}"))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the stored bytes of one replica are at fault, and not the disk or the configuration.
+fn is_of_this_replica(error: &anyhow::Error) -> bool {
+    let by_log = |error: &LogError| !matches!(error, LogError::Io(_));
+    if let Some(error) = error.downcast_ref::<GroupError>() {
+        return match error {
+            GroupError::AppliedAheadOfLog { .. }
+            | GroupError::AppliedBehindLog { .. }
+            | GroupError::CommitAheadOfLog { .. } => true,
+            GroupError::Log(error) => by_log(error),
+            _ => false,
+        };
+    }
+    error.downcast_ref::<LogError>().is_some_and(by_log)
+        || error.downcast_ref::<TableError>().is_some()
+        || error.downcast_ref::<StateError>().is_some_and(StateError::is_damage)
 }

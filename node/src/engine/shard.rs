@@ -8,7 +8,7 @@
 use super::applier::{ApplyEntry, ApplyMessage};
 use super::cell::{Cell, Pending, convert};
 use super::hand_over::HandOver;
-use super::handle::{GroupStatus, Hosted, Leaders, Leadership, ProposeError, Waiter};
+use super::handle::{Fenced, GroupStatus, Hosted, Leaders, Leadership, ProposeError, Waiter};
 use super::log_writer::{LogTask, Written};
 use super::maintenance::MaintenanceMessage;
 use super::members::{GroupSettings, MemberMessage, MemberReply};
@@ -123,6 +123,8 @@ pub(super) struct Shard {
     pub node_id: u64,
     pub settings: GroupSettings,
     pub cells: BTreeMap<u32, Cell>,
+    /// Replicas out of service, and why. Those that could not be opened have no cell.
+    pub fenced: Fenced,
     pub inbox: Receiver<ShardMessage>,
     pub completions: Receiver<Completion>,
     pub log_writer: HandOver<Vec<LogTask>>,
@@ -206,7 +208,10 @@ impl Shard {
                 Some(cell) => {
                     waiter.fail(ProposeError::NotLeader { leader_hint: node_of(cell.group.leader_id()) })
                 }
-                None => waiter.fail(ProposeError::NotLeader { leader_hint: 0 }),
+                None => waiter.fail(match self.fenced.lock().get(&group) {
+                    Some(reason) => ProposeError::Blocked(reason.clone()),
+                    None => ProposeError::NotLeader { leader_hint: 0 },
+                }),
             },
             ShardMessage::Read { group, reply } => self.read(group, reply),
             ShardMessage::Transfer { group, to, reply } => {
@@ -250,8 +255,7 @@ impl Shard {
         match cell.group.step(raft) {
             Ok(()) => {}
             Err(error @ carillon_consensus::StepError::LogLost { .. }) => {
-                tracing::error!(group = message.group, %error, "replica fenced");
-                cell.block(error.to_string());
+                self.fence(message.group, error.to_string());
             }
             Err(error) => {
                 metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "refused").increment(1);
@@ -299,14 +303,26 @@ impl Shard {
                     cell.group.log_truncated(index, term);
                 }
             }
-            Completion::Blocked { group, reason } => {
-                if let Some(cell) = self.cells.get_mut(&group) {
-                    tracing::error!(group, reason, "replica fenced");
-                    cell.block(reason);
-                }
-                self.publish(group, Leadership::default());
-            }
+            Completion::Blocked { group, reason } => self.fence(group, reason),
         }
+    }
+
+    /// Takes one replica out of service; the others go on, and another replica of the group leads.
+    fn fence(&mut self, group: u32, reason: String) {
+        tracing::error!(group, reason, "replica fenced");
+        if let Some(cell) = self.cells.get_mut(&group) {
+            cell.block(reason.clone());
+        }
+        let count = {
+            let mut fenced = self.fenced.lock();
+            fenced.insert(group, reason);
+            fenced.len()
+        };
+        metrics::gauge!("carillon_replicas_fenced").set(count as f64);
+        if group != 0 && self.leaders.borrow().get(&group).is_some_and(|l| l.leader == self.node_id) {
+            self.applier.push(ApplyMessage::StepDown { group });
+        }
+        self.publish(group, Leadership::default());
     }
 
     fn tick_all(&mut self) {
@@ -461,6 +477,13 @@ impl Shard {
     }
 
     fn status(&self) -> Vec<GroupStatus> {
+        let fenced = self.fenced.lock();
+        let closed = fenced.iter().filter(|(group, _)| !self.cells.contains_key(group));
+        let closed = closed.map(|(group, reason)| GroupStatus {
+            group: *group,
+            blocked: reason.clone(),
+            ..GroupStatus::default()
+        });
         self.cells
             .iter()
             .map(|(group, cell)| GroupStatus {
@@ -478,6 +501,7 @@ impl Shard {
                 installing: cell.group.is_installing(),
                 followers: cell.group.followers(),
             })
+            .chain(closed)
             .collect()
     }
 }

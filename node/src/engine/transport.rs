@@ -4,6 +4,7 @@
 //! because raft repeats. Order holds within a stream.
 use super::peers::PeerChannels;
 use super::shard::ShardMessage;
+use crate::space::Space;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
 use parking_lot::RwLock;
@@ -27,6 +28,7 @@ pub struct PeerSender {
     node_id: u64,
     store_id: u64,
     cluster_id: Arc<str>,
+    space: Arc<Space>,
     lanes: Arc<RwLock<Lanes>>,
 }
 
@@ -71,6 +73,7 @@ impl PeerSender {
             cluster_id: self.cluster_id.to_string(),
             messages,
             hints,
+            storage_near_full: self.space.near_full(),
             from_store: self.store_id,
         };
         if lanes[lane].try_send(frame).is_err() {
@@ -90,17 +93,20 @@ fn entry_bytes(message: &GroupMessage) -> usize {
 
 /// Starts the streams to all peers on the current runtime, and those to peers that come later.
 pub fn start(
-    node_id: u64,
-    store_id: u64,
+    (node_id, store_id): (u64, u64),
     cluster_id: &str,
+    space: Arc<Space>,
     channels: &Arc<PeerChannels>,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
-    let sender = PeerSender { node_id, store_id, cluster_id: Arc::from(cluster_id), lanes: Arc::default() };
+    let cluster_id = Arc::from(cluster_id);
+    let sender =
+        PeerSender { node_id, store_id, cluster_id, space: Arc::clone(&space), lanes: Arc::default() };
     let (lanes, channels) = (Arc::downgrade(&sender.lanes), Arc::clone(channels));
     let mut changes = channels.changes();
     let follow = move || {
         let Some(lanes) = lanes.upgrade() else { return false };
+        space.set_peers(&channels.ids());
         follow_book(&channels, &mut lanes.write(), &inbox);
         true
     };

@@ -57,7 +57,7 @@ fn main() {
         commit += begun.elapsed();
         worst_commit = worst_commit.max(begun.elapsed());
         let now_ms = start.elapsed().as_millis() as u64;
-        pacer.committed(group, (COMMANDS * 800) as u64, now_ms);
+        pacer.committed(group, number as u64, (COMMANDS * 800) as u64, now_ms);
         if let Some(group) = pacer.next(now_ms) {
             let begun = Instant::now();
             state.flush(group).expect("flush");

@@ -21,6 +21,6 @@ pub mod state;
 pub use log::{EngineLog, EngineLogOptions, OpenError, RocksLog, RocksLogOptions};
 pub use snapshot::SnapshotError;
 pub use state::{
-    ApplyBatch, CommitStats, FIRST_GENERATION, Family, FlushPacer, MemoryStats, PacerLimits, Replica,
-    ReplicaSnapshot, StateDb, StateError, StateMetrics, StateOptions,
+    ApplyBatch, CommitStats, DAMAGED_FILE, FIRST_GENERATION, Family, FlushPacer, MemoryStats, PacerLimits,
+    Replica, ReplicaSnapshot, ScrubPosition, StateDb, StateError, StateMetrics, StateOptions,
 };

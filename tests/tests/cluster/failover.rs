@@ -16,7 +16,7 @@ pub async fn killed_under_load(rig: &Rig) {
     let mark = rig.carrier.mark().await.unwrap();
     let load = Load::start(rig, "load", PAUSE);
     load.until_more(300).await;
-    let victim = busiest(rig).await;
+    let victim = rig.busiest().await;
     rig.lab.kill_node(victim).unwrap();
     load.until_more(1_200).await;
     rig.start_node(victim).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Little log is kept and states are written often, so that a few hundred messages are enough.
-const TUNING: &str = "\n[tuning]\nlog_slack_entries = 64\nflush_age_ms_max = 1000\n";
+const TUNING: &str = "\n[tuning]\nlog_slack_entries = 64\nunflushed_log_age_max_s = 1\n";
 
 /// Positions of the replicas of a node by partition.
 async fn last_indexes(rig: &Rig, node: u64) -> BTreeMap<u32, u64> {

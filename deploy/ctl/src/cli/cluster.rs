@@ -248,6 +248,9 @@ fn problems(status: &GetStatusResponse) -> Vec<String> {
             problems.push(format!("partition {} is fenced on this node: {}", p.partition, p.blocked));
         }
     }
+    if status.storage_near_full {
+        problems.push("the disk of this node is nearly full; submits are refused".to_owned());
+    }
     for c in &status.carriers {
         if c.binds_up == 0 {
             problems.push(format!("carrier {} has no bind on this node", carrier_name(c)));
@@ -296,6 +299,7 @@ fn status_json(status: &GetStatusResponse, problems: &[String]) -> Value {
         json!({
             "partition": p.partition, "leader": p.leader, "term": p.term, "commit": p.commit,
             "applied": p.applied, "last_index": p.last_index, "blocked": p.blocked,
+            "digest": hex::encode(&p.digest), "digest_index": p.digest_index,
         })
     });
     let practices = status.practices.iter().map(|p| {

@@ -42,6 +42,9 @@ pub struct Up {
     /// Behaviour of the carrier: perfect, realistic, storm, lossy, throttled, or the path of a profile (TOML).
     #[arg(long, default_value = "realistic")]
     profile: String,
+    /// More tables of the nodes' configuration (TOML), for example `[retention]`.
+    #[arg(long)]
+    node_config: Option<PathBuf>,
     /// Seconds to wait until all is ready.
     #[arg(long, default_value_t = 60)]
     ready_limit_s: u64,
@@ -100,6 +103,18 @@ pub enum Command {
         #[arg(long, default_value_t = 60)]
         ready_limit_s: u64,
     },
+    /// Stop a node with SIGSTOP: it stands still, its connections stay.
+    PauseNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Let a paused node go on.
+    ResumeNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
     /// What runs and is ready; exit code 3 if not everything.
     Status {
         #[command(flatten)]
@@ -130,6 +145,16 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         Command::KillNode { node, dir } => {
             Lab::open(&dir.dir)?.kill_node(node)?;
             print(format, &json!({ "killed": node }), || println!("node {node} killed"))?;
+            Ok(Verdict::Done)
+        }
+        Command::PauseNode { node, dir } => {
+            Lab::open(&dir.dir)?.pause_node(node)?;
+            print(format, &json!({ "paused": node }), || println!("node {node} paused"))?;
+            Ok(Verdict::Done)
+        }
+        Command::ResumeNode { node, dir } => {
+            Lab::open(&dir.dir)?.resume_node(node)?;
+            print(format, &json!({ "resumed": node }), || println!("node {node} goes on"))?;
             Ok(Verdict::Done)
         }
         Command::AddNode { dir, log_filter, ready_limit_s } => {
@@ -173,7 +198,12 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         None => Vec::new(),
     };
     let registered = practices.len();
+    let node_config = match &up.node_config {
+        Some(path) => fs_err::read_to_string(path)?,
+        None => String::new(),
+    };
     let options = LabOptions {
+        node_config,
         nodes: up.size.nodes,
         partitions: up.size.partitions,
         lane_limit: up.lane_limit,
@@ -181,6 +211,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         profile: up.profile,
         log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
+        ..LabOptions::default()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;
     let members = lab.status().await?;
@@ -218,7 +249,7 @@ fn endpoints(lab: &Lab, dir: &Path, practices: usize) {
     println!("  CA               {dir}/pki/clients-ca.pem");
     println!("  certificate      {dir}/pki/tenant-{TENANT}.pem and .key ({practices} practices)");
     println!("Operators          {dir}/pki/operator-{OPERATOR}.pem and .key");
-    println!("Carrier simulator  SMPP 127.0.0.1:{}, control http://{}", plan.smsc_port, lab.smsc_http());
+    println!("Carrier simulator  SMPP {}, control http://{}", plan.smsc(), lab.smsc_http());
     println!("Lane limit         {} segments/s", plan.lane_limit);
     println!("Metrics and logs   http://{}/metrics, {dir}/logs/", lab.router_http());
 }

@@ -4,6 +4,7 @@ mod lab;
 mod members;
 mod message;
 mod output;
+mod storage;
 
 use carillon_ctl::admin::AdminError;
 use carillon_ctl::lab::LabError;
@@ -46,6 +47,8 @@ enum Command {
     /// Leaders.
     #[command(subcommand)]
     Leader(members::LeaderCommand),
+    /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
+    Scrub(cluster::Target),
     /// What a running node logs.
     #[command(subcommand)]
     LogFilter(cluster::LogFilterCommand),
@@ -71,6 +74,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,
         Command::Leader(command) => members::leader(command, format).await,
+        Command::Scrub(target) => storage::scrub(&target, format).await,
         Command::LogFilter(command) => cluster::log_filter(command).await,
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");

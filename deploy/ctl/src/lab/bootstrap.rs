@@ -1,5 +1,5 @@
 //! What a new cluster must be told before it can send: the carrier and the practices.
-use super::plan::{SYSTEM_ID, TENANT, local};
+use super::plan::{SYSTEM_ID, TENANT};
 use super::{Lab, LabError};
 use crate::admin::{Admin, retry};
 use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
@@ -33,12 +33,12 @@ impl Practice {
 }
 
 /// The account at the simulator.
-pub fn carrier_record(smsc_port: u16, lane_limit: u32) -> CarrierRecord {
+pub fn carrier_record(address: String, lane_limit: u32) -> CarrierRecord {
     CarrierRecord {
         carrier_no: 0,
         name: CARRIER.to_owned(),
         smpp: Some(SmppSettings {
-            address: local(smsc_port),
+            address,
             tls: false,
             tls_ca_pem: String::new(),
             tls_server_name: String::new(),
@@ -64,7 +64,7 @@ fn admins(lab: &Lab) -> Result<Vec<Admin>, LabError> {
 pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration) -> Result<(), LabError> {
     let plan = lab.plan();
     let admins = admins(lab)?;
-    let carrier = carrier_record(plan.smsc_port, plan.lane_limit);
+    let carrier = carrier_record(plan.smsc(), plan.lane_limit);
     retry(limit, || admins[0].put_carrier(carrier.clone())).await?;
     stream::iter(practices.iter().enumerate())
         .map(|(at, practice)| {

@@ -17,6 +17,14 @@ pub(super) fn pki_dir(dir: &Path) -> PathBuf {
     dir.join("pki")
 }
 
+/// Where a node keeps its data.
+pub(super) fn data_dir(dir: &Path, node: &super::NodePlan) -> PathBuf {
+    match &node.placement.data_dir {
+        Some(data) => data.clone(),
+        None => dir.join(format!("node-{}", node.id)).join("data"),
+    }
+}
+
 pub(super) fn tls(dir: &Path, stem: &str, plane: Plane) -> TlsFiles {
     let pki = pki_dir(dir);
     TlsFiles {
@@ -47,8 +55,12 @@ pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result
     for node in &plan.nodes {
         let home = dir.join(format!("node-{}", node.id));
         make_dir(&home)?;
-        make_dir(&home.join("data"))?;
-        write_toml(&home.join("config.toml"), &NodeConfig::new(dir, plan, node.id, options)?)?;
+        make_dir(&data_dir(dir, node))?;
+        let path = home.join("config.toml");
+        write_toml(&path, &NodeConfig::new(dir, plan, node.id, options)?)?;
+        // Tables may follow tables, and the configuration ends with one.
+        let text = fs_err::read_to_string(&path)?;
+        fs_err::write(&path, format!("{text}\n{}", options.node_config))?;
     }
     write_toml(&dir.join("router.toml"), &RouterConfig::new(dir, plan, options))?;
     fs_err::write(dir.join("smsc-profile.toml"), profile_text(&options.profile)?)?;
@@ -76,12 +88,15 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         Ok(ca)
     };
     let (peers, clients, operators) = (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
-    let issue = |ca: &Ca, role: Role, usage: Usage, stem: &str| -> Result<(), LabError> {
+    let leaf = |role: Role, usage: Usage| {
         let identity = Identity { cluster: CLUSTER.to_owned(), role };
-        Ok(ca.issue(&Leaf::new(&identity, usage))?.write(&pki, stem)?)
+        Leaf::new(&identity, usage)
+    };
+    let issue = |ca: &Ca, role: Role, usage: Usage, stem: &str| -> Result<(), LabError> {
+        Ok(ca.issue(&leaf(role, usage))?.write(&pki, stem)?)
     };
     for node in &plan.nodes {
-        issue_node(dir, &peers, &operators, node.id)?;
+        issue_node(dir, &peers, &operators, node)?;
     }
     let router = || Role::Router(ROUTER.to_owned());
     issue(&peers, router(), Usage::Client, &format!("router-{ROUTER}"))?;
@@ -93,11 +108,13 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
 }
 
 /// The two certificates of a node.
-fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, id: u64) -> Result<(), LabError> {
+fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, node: &super::NodePlan) -> Result<(), LabError> {
+    let id = node.id;
     let identity = Identity { cluster: CLUSTER.to_owned(), role: Role::Node(id) };
     let pki = pki_dir(dir);
-    peers.issue(&Leaf::new(&identity, Usage::Both))?.write(&pki, &format!("node-{id}"))?;
-    operators.issue(&Leaf::new(&identity, Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
+    let at = |usage| Leaf::new(&identity, usage).reached_at(node.placement.address());
+    peers.issue(&at(Usage::Both))?.write(&pki, &format!("node-{id}"))?;
+    operators.issue(&at(Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
     Ok(())
 }
 
@@ -105,17 +122,17 @@ fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, id: u64) -> Result<(), Lab
 pub(super) fn write_joining(
     dir: &Path,
     plan: &Plan,
-    id: u64,
+    node: &super::NodePlan,
     log_filter: &str,
     peers: Vec<String>,
     token: &str,
 ) -> Result<(), LabError> {
-    let pki = pki_dir(dir);
+    let (id, pki) = (node.id, pki_dir(dir));
     let ca = |plane: Plane| Ca::load(&plane.name(), &pki, plane.stem());
-    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, id)?;
+    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, node)?;
     let home = dir.join(format!("node-{id}"));
     make_dir(&home)?;
-    make_dir(&home.join("data"))?;
+    make_dir(&data_dir(dir, node))?;
     let token_file = home.join("join-token");
     write_private(&token_file, format!("{token}\n").as_bytes())?;
     let options = LabOptions { log_filter: log_filter.to_owned(), ..LabOptions::default() };
@@ -174,16 +191,16 @@ impl NodeConfig {
     fn new(dir: &Path, plan: &Plan, id: u64, options: &LabOptions) -> Result<Self, LabError> {
         let node = plan.nodes.iter().find(|n| n.id == id);
         let node = node.ok_or_else(|| LabError::Wrong(format!("the plan has no node {id}")))?;
-        let member = |n: &super::NodePlan| MemberConfig { node_id: n.id, peer_address: local(n.peer_port) };
+        let member = |n: &super::NodePlan| MemberConfig { node_id: n.id, peer_address: n.peer() };
         Ok(Self {
             cluster_id: CLUSTER,
             node_id: id,
-            data_dir: dir.join(format!("node-{id}")).join("data"),
+            data_dir: data_dir(dir, node),
             lab: true,
             partitions: plan.partitions,
-            peer_listen: local(node.peer_port),
-            admin_listen: local(node.admin_port),
-            http_listen: local(node.http_port),
+            peer_listen: node.peer(),
+            admin_listen: node.admin(),
+            http_listen: node.http(),
             log_filter: options.log_filter.clone(),
             secrets_dir: dir.join("secrets"),
             members: plan.nodes.iter().map(member).collect(),
@@ -216,7 +233,7 @@ impl RouterConfig {
             listen: local(plan.router_port),
             http_listen: local(plan.router_http_port),
             log_filter: options.log_filter.clone(),
-            nodes: plan.nodes.iter().map(|n| local(n.peer_port)).collect(),
+            nodes: plan.nodes.iter().map(super::NodePlan::peer).collect(),
             public_tls: tls(dir, &format!("router-{ROUTER}-public"), Plane::Clients),
             node_tls: tls(dir, &format!("router-{ROUTER}"), Plane::Peers),
         }

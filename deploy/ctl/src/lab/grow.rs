@@ -1,6 +1,6 @@
 //! Labs that grow and shrink: a node more with a token, a node without its disk, a node that pretends to be older.
 use super::plan::{NodePlan, free_ports};
-use super::{Lab, LabError, files, node_name};
+use super::{Lab, LabError, Placement, files, node_name};
 use crate::admin::retry;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,12 +22,17 @@ impl Lab {
         let token = retry(TOKEN_LIMIT, || admin.create_token(0)).await?;
         let mut ports = free_ports(3)?.into_iter();
         let mut port = || ports.next().ok_or_else(|| LabError::Wrong("no free port".to_owned()));
-        let node =
-            NodePlan { id: token.node_id, peer_port: port()?, admin_port: port()?, http_port: port()? };
+        let node = NodePlan {
+            id: token.node_id,
+            peer_port: port()?,
+            admin_port: port()?,
+            http_port: port()?,
+            placement: Placement::default(),
+        };
         {
             let mut plan = self.plan.lock();
             plan.nodes.push(node.clone());
-            files::write_joining(&self.dir, &plan, node.id, log_filter, token.peers, &token.token)?;
+            files::write_joining(&self.dir, &plan, &node, log_filter, token.peers, &token.token)?;
             plan.save(&self.dir)?;
         }
         self.start_node(node.id)?;

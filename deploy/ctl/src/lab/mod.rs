@@ -8,11 +8,13 @@
 mod bootstrap;
 mod files;
 mod grow;
+mod placement;
 mod plan;
 mod process;
 mod ready;
 
 pub use bootstrap::{CARRIER, Practice, carrier_record};
+pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
 
@@ -21,6 +23,7 @@ use crate::pki::{Ca, PkiError};
 use carillon_proto::tls::TlsFiles;
 use parking_lot::Mutex;
 use process::Processes;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,8 +71,14 @@ pub struct LabOptions {
     /// A preset of the simulator, or the path of a profile (TOML).
     pub profile: String,
     pub log_filter: String,
+    /// More tables of the nodes' configuration (TOML), for example `[retention]`.
+    pub node_config: String,
     /// For all waiting together, in milliseconds.
     pub ready_limit_ms: u64,
+    /// Of node 1, 2 and so on; those that are missing run on loopback.
+    pub placements: Vec<Placement>,
+    /// Where the carrier simulator listens for the nodes; loopback if not set.
+    pub smsc_address: Option<Ipv4Addr>,
 }
 
 impl Default for LabOptions {
@@ -81,7 +90,10 @@ impl Default for LabOptions {
             practices: Vec::new(),
             profile: "realistic".to_owned(),
             log_filter: "info".to_owned(),
+            node_config: String::new(),
             ready_limit_ms: 60_000,
+            placements: Vec::new(),
+            smsc_address: None,
         }
     }
 }
@@ -233,24 +245,27 @@ impl Lab {
 
     /// host:port of metrics and health of a node.
     pub fn node_http(&self, id: u64) -> Result<String, LabError> {
-        Ok(plan::local(self.node(id)?.http_port))
+        Ok(self.node(id)?.http())
     }
 
     /// host:port of the peer plane of a node.
     pub fn node_peer(&self, id: u64) -> Result<String, LabError> {
-        Ok(plan::local(self.node(id)?.peer_port))
+        Ok(self.node(id)?.peer())
     }
 
     /// The admin API of a node.
     pub fn admin(&self, id: u64) -> Result<Admin, LabError> {
-        let address = plan::local(self.node(id)?.admin_port);
+        let address = self.node(id)?.admin();
         let files = self.tls(&format!("operator-{OPERATOR}"), Plane::Operators);
         Ok(Admin::connect(&address, &files, Some(id))?)
     }
 
     /// Where a node keeps its data.
     pub fn data_dir(&self, id: u64) -> PathBuf {
-        self.dir.join(format!("node-{id}")).join("data")
+        match self.node(id) {
+            Ok(node) => files::data_dir(&self.dir, &node),
+            Err(_) => self.dir.join(node_name(id)).join("data"),
+        }
     }
 
     /// Standard output and error of a process.
@@ -268,31 +283,59 @@ impl Lab {
         let plan = self.plan();
         let arguments = [
             "smsc".to_owned(),
-            format!("--listen={}", plan::local(plan.smsc_port)),
+            format!("--listen={}", plan.smsc()),
             format!("--http-port={}", plan.smsc_http_port),
             format!("--account={}:{}", plan::SYSTEM_ID, password.trim()),
             format!("--profile={}", self.dir.join("smsc-profile.toml").display()),
             format!("--limit={}", plan.lane_limit),
         ];
-        self.processes.start(SMSC, "carillon-loadtest", &arguments)
+        self.processes.start(SMSC, "carillon-loadtest", &arguments, &Placement::default())
     }
 
     /// Starts the router; nothing happens if it runs.
     pub fn start_router(&self) -> Result<(), LabError> {
         let config = format!("--config={}", self.dir.join("router.toml").display());
-        self.processes.start(ROUTER_PROCESS, "carillon-router", &[config])
+        self.processes.start(ROUTER_PROCESS, "carillon-router", &[config], &Placement::default())
     }
 
     /// Starts a node; nothing happens if it runs. Does not wait: see [`Lab::until_node_ready`].
     pub fn start_node(&self, id: u64) -> Result<(), LabError> {
-        self.node(id)?;
+        let node = self.node(id)?;
         let config =
             format!("--config={}", self.dir.join(format!("node-{id}")).join("config.toml").display());
-        self.processes.start(&node_name(id), "carillon-node", &[config])?;
+        self.processes.start(&node_name(id), "carillon-node", &[config], &node.placement)?;
         if self.dir.join("lab.json").exists() {
             self.write_lab_json()?;
         }
         Ok(())
+    }
+
+    /// Changes the environment of a node; it counts from its next start.
+    pub fn set_node_env(&self, id: u64, name: &str, value: Option<&str>) -> Result<(), LabError> {
+        let mut plan = self.plan.lock();
+        let node = plan.nodes.iter_mut().find(|n| n.id == id);
+        let node = node.ok_or_else(|| LabError::Wrong(format!("the lab has no node {id}")))?;
+        match value {
+            Some(value) => drop(node.placement.env.insert(name.to_owned(), value.to_owned())),
+            None => drop(node.placement.env.remove(name)),
+        }
+        plan.save(&self.dir)
+    }
+
+    /// SIGSTOP: the node stands still and its clocks go on.
+    pub fn pause_node(&self, id: u64) -> Result<(), LabError> {
+        self.node(id)?;
+        self.processes.pause(&node_name(id))
+    }
+
+    /// SIGCONT.
+    pub fn resume_node(&self, id: u64) -> Result<(), LabError> {
+        self.node(id)?;
+        self.processes.resume(&node_name(id))
+    }
+
+    pub fn node_state(&self, id: u64) -> ProcessState {
+        self.processes.state(&node_name(id))
     }
 
     /// SIGKILL: what a crash is like.
@@ -384,7 +427,7 @@ impl Lab {
             .iter()
             .map(|n| {
                 serde_json::json!({
-                    "id": n.id, "http": plan::local(n.http_port), "admin": plan::local(n.admin_port),
+                    "id": n.id, "http": n.http(), "admin": n.admin(),
                     "pid": self.pid(&node_name(n.id)).unwrap_or(0),
                 })
             })
@@ -398,7 +441,7 @@ impl Lab {
             "tenant_cert": stem(&tenant, "pem"), "tenant_key": stem(&tenant, "key"),
             "operators_ca": stem(Plane::Operators.stem(), "pem"),
             "operator_cert": stem(&operator, "pem"), "operator_key": stem(&operator, "key"),
-            "smsc": plan::local(plan.smsc_port), "smsc_http": plan::local(plan.smsc_http_port),
+            "smsc": plan.smsc(), "smsc_http": plan::local(plan.smsc_http_port),
             "lane_limit": plan.lane_limit,
             "nodes": nodes,
         });

@@ -2,7 +2,7 @@
 //!
 //! Ports are below the range from which the kernel takes ports for outgoing connections: a node that is killed must
 //! find its port free again.
-use super::{LabError, LabOptions};
+use super::{LabError, LabOptions, Placement};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, TcpListener};
@@ -29,6 +29,25 @@ pub struct NodePlan {
     pub peer_port: u16,
     pub admin_port: u16,
     pub http_port: u16,
+    #[serde(default)]
+    pub placement: Placement,
+}
+
+impl NodePlan {
+    /// host:port of the peer plane.
+    pub fn peer(&self) -> String {
+        self.placement.at(self.peer_port)
+    }
+
+    /// host:port of the operators' plane.
+    pub fn admin(&self) -> String {
+        self.placement.at(self.admin_port)
+    }
+
+    /// host:port of metrics and health.
+    pub fn http(&self) -> String {
+        self.placement.at(self.http_port)
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +59,9 @@ pub struct Plan {
     pub router_http_port: u16,
     pub smsc_port: u16,
     pub smsc_http_port: u16,
+    /// Where the carrier simulator listens for the nodes; loopback if not set.
+    #[serde(default)]
+    pub smsc_address: Option<Ipv4Addr>,
 }
 
 impl Plan {
@@ -51,7 +73,14 @@ impl Plan {
         let mut port = || ports.next().ok_or_else(|| LabError::Wrong("no free port".to_owned()));
         let mut nodes = Vec::new();
         for id in 1..=options.nodes {
-            nodes.push(NodePlan { id, peer_port: port()?, admin_port: port()?, http_port: port()? });
+            let placement = options.placements.get(id as usize - 1).cloned().unwrap_or_default();
+            nodes.push(NodePlan {
+                id,
+                peer_port: port()?,
+                admin_port: port()?,
+                http_port: port()?,
+                placement,
+            });
         }
         Ok(Self {
             partitions: options.partitions,
@@ -61,7 +90,13 @@ impl Plan {
             router_http_port: port()?,
             smsc_port: port()?,
             smsc_http_port: port()?,
+            smsc_address: options.smsc_address,
         })
+    }
+
+    /// host:port of the carrier simulator, as the nodes reach it.
+    pub fn smsc(&self) -> String {
+        format!("{}:{}", self.smsc_address.unwrap_or(Ipv4Addr::LOCALHOST), self.smsc_port)
     }
 
     pub(super) fn load(dir: &Path) -> Result<Self, LabError> {

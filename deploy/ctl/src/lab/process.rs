@@ -4,11 +4,12 @@
 //! its program; a signal goes to a pid only while `/proc` says the same, so that a pid that was given to somebody else
 //! is never signalled. A process has ended when its last thread has: one that was killed keeps its ports while a thread
 //! of it is still inside an fsync, although its first thread is a zombie already. A record is written before [`Processes::start`] returns.
-use super::LabError;
+use super::{LabError, Placement};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,10 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// A killed process disappears at once, unless the kernel is busy writing its pages.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// A prefix such as `nsenter` takes milliseconds.
+const EXEC_LIMIT: Duration = Duration::from_secs(10);
+/// Threads stop within a scheduler tick.
+const STOPPED_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,16 +84,30 @@ impl Processes {
         name: &str,
         program: &'static str,
         arguments: &[String],
+        placement: &Placement,
     ) -> Result<(), LabError> {
         if self.state(name) == ProcessState::Running {
             return Ok(());
         }
-        let program = find_program(program)?;
+        self.start_program(name, find_program(program)?, arguments, placement)
+    }
+
+    fn start_program(
+        &self,
+        name: &str,
+        program: PathBuf,
+        arguments: &[String],
+        placement: &Placement,
+    ) -> Result<(), LabError> {
         let mut options = fs_err::OpenOptions::new();
         let log = options.create(true).append(true).open(self.log_path(name))?;
         let log = log.into_parts().0;
-        let child = Command::new(&program)
+        let mut line = placement.command_prefix.iter().map(OsStr::new).collect::<Vec<_>>();
+        line.push(program.as_os_str());
+        let child = Command::new(line[0])
+            .args(&line[1..])
             .args(arguments)
+            .envs(&placement.env)
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -96,14 +115,54 @@ impl Processes {
             // Ctrl-C at the terminal is for us, not for the cluster.
             .process_group(0)
             .spawn()
-            .map_err(|e| LabError::File { path: program.display().to_string(), reason: e.to_string() })?;
+            .map_err(|e| LabError::File { path: line[0].display().to_string(), reason: e.to_string() })?;
         let pid = child.id();
         let start_ticks = proc_stat(pid).map_or(0, |stat| stat.start_ticks);
         self.children.lock().insert(name.to_owned(), child);
         let record = Record { pid, start_ticks, program };
         let text = serde_json::to_vec(&record).map_err(|e| LabError::Wrong(e.to_string()))?;
         fs_err::write(self.record_path(name), text)?;
+        if placement.command_prefix.is_empty() { Ok(()) } else { self.until_executed(name) }
+    }
+
+    /// Waits until the prefix has become the program: before that the record names another program.
+    fn until_executed(&self, name: &str) -> Result<(), LabError> {
+        let until = Instant::now() + EXEC_LIMIT;
+        while self.state(name) != ProcessState::Running {
+            let child_ended = !self.children.lock().contains_key(name);
+            if child_ended || Instant::now() >= until {
+                return Err(LabError::Wrong(format!("{name} did not start; see its log")));
+            }
+            std::thread::sleep(POLL);
+        }
         Ok(())
+    }
+
+    /// SIGSTOP; an error if it does not run. Returns once no thread can execute another instruction of its own: it is
+    /// stopped, or in the kernel and stops before it comes back.
+    pub(super) fn pause(&self, name: &str) -> Result<(), LabError> {
+        let record = self.signal_running(name, Signal::STOP)?;
+        let until = Instant::now() + STOPPED_LIMIT;
+        while !stands_still(record.pid) {
+            if Instant::now() >= until {
+                return Err(LabError::Wrong(format!("{name} (pid {}) does not stand still", record.pid)));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// SIGCONT; an error if it does not run.
+    pub(super) fn resume(&self, name: &str) -> Result<(), LabError> {
+        self.signal_running(name, Signal::CONT).map(drop)
+    }
+
+    fn signal_running(&self, name: &str, what: Signal) -> Result<Record, LabError> {
+        self.reap(name);
+        let record = self.record(name).filter(is_alive);
+        let record = record.ok_or_else(|| LabError::Wrong(format!("{name} is not running")))?;
+        signal(&record, what)?;
+        Ok(record)
     }
 
     /// SIGKILL. False if it was not running.
@@ -130,6 +189,8 @@ impl Processes {
             self.reap(name);
             if let Some(record) = self.record(name).filter(is_alive) {
                 signal(&record, Signal::TERM)?;
+                // A paused process would never see it.
+                signal(&record, Signal::CONT)?;
                 stopping.push((name, record));
             }
         }
@@ -230,6 +291,16 @@ fn is_alive(record: &Record) -> bool {
     Path::new(program).file_name() == record.program.file_name()
 }
 
+/// Every thread is stopped (T) or waits in the kernel without being interruptible (D). One that has ended counts too.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        state.is_none_or(|state| matches!(state, 'T' | 't' | 'D' | 'Z' | 'X'))
+    })
+}
+
 fn signal(record: &Record, signal: Signal) -> Result<(), LabError> {
     let pid = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| LabError::Wrong(format!("{} is no pid", record.pid)))?;
@@ -285,6 +356,47 @@ mod tests {
         signal(&record, Signal::KILL).unwrap();
         child.wait().unwrap();
         assert!(!is_alive(&record));
+    }
+
+    #[test]
+    fn a_prefix_becomes_the_program_with_its_environment_and_it_can_be_paused() {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["logs", "run"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        let processes = Processes::new(dir.path());
+        let placement = Placement {
+            command_prefix: vec!["nice".to_owned(), "-n".to_owned(), "1".to_owned()],
+            env: BTreeMap::from([("PLACED".to_owned(), "here".to_owned())]),
+            ..Placement::default()
+        };
+        let program = PathBuf::from(which_sleep());
+        processes.start_program("a", program, &["600".to_owned()], &placement).unwrap();
+        assert_eq!(processes.state("a"), ProcessState::Running);
+        let pid = processes.pid("a").unwrap();
+        let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        assert!(env.split(|b| *b == 0).any(|pair| pair == b"PLACED=here"));
+        let state = |wanted: &[char]| {
+            let until = Instant::now() + KILL_LIMIT;
+            while !proc_stat(pid).is_some_and(|s| wanted.contains(&s.state)) {
+                assert!(Instant::now() < until, "it is never in {wanted:?}");
+                std::thread::yield_now();
+            }
+        };
+        processes.pause("a").unwrap();
+        state(&['T']);
+        assert_eq!(processes.state("a"), ProcessState::Running);
+        processes.resume("a").unwrap();
+        state(&['S', 'R']);
+        processes.pause("a").unwrap();
+        assert!(processes.stop("a", KILL_LIMIT).unwrap(), "a paused process is stopped too");
+        assert!(processes.pause("a").is_err());
+        let missing = Placement { command_prefix: vec!["false".to_owned()], ..Placement::default() };
+        assert!(processes.start_program("b", which_sleep().into(), &[], &missing).is_err());
+    }
+
+    fn which_sleep() -> &'static str {
+        ["/usr/bin/sleep", "/bin/sleep"].into_iter().find(|path| Path::new(path).is_file()).unwrap()
     }
 
     #[test]

@@ -328,7 +328,13 @@ impl Session {
         }
         if self.flush_due && self.outbox.is_empty() {
             match Pin::new(&mut *self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.flush_due = false,
+                Poll::Ready(Ok(())) => {
+                    self.flush_due = false;
+                    // Listed with the others in failpoints.rs of carillon-node.
+                    if !self.in_flight.is_empty() {
+                        fail::fail_point!("send::after_last_byte", |_| std::process::abort());
+                    }
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(SessionEnd::WriteFailed)),
                 Poll::Pending => {}
             }

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 use carillon_core::message::{next_attempt_no, waits};
 use carillon_core::{
-    Applier, CommandResult, DueEntry, Effects, EntryMeta, MemTables, Refusal, ScheduleChange, keys, query,
+    Applier, CommandResult, DueEntry, Effects, EntryMeta, MemTables, ReadTables, Refusal, ScheduleChange,
+    TableError, Tables, keys, query,
 };
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::*;
@@ -62,7 +63,7 @@ impl World {
         let mut second = Effects::default();
         let mut other = Applier::open(&self.replica).unwrap();
         other.set_permits(false);
-        other.apply(&mut self.replica, meta, data, &mut second).unwrap();
+        other.apply(&mut Strict(&mut self.replica), meta, data, &mut second).unwrap();
         assert!(self.tables == self.replica, "replicas differ after entry {}", self.index);
         assert_eq!((&effects.events, &effects.schedule), (&second.events, &second.schedule));
         self.follow(&effects);
@@ -155,6 +156,39 @@ impl World {
         let block = query::events_after(&self.tables, self.index - 1, 9).unwrap();
         let written = block.first().map(|(_, b)| b.events.clone()).unwrap_or_default();
         assert_eq!(written, effects.events);
+    }
+}
+
+/// Tables that insist on the rule of `put_new`.
+struct Strict<'a>(&'a mut MemTables);
+
+impl ReadTables for Strict<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        self.0.get(key)
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        self.0.scan(start, end, visit)
+    }
+}
+
+impl Tables for Strict<'_> {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.0.put(key, value);
+    }
+
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        assert!(!self.0.rows().contains_key(&key), "put_new of a row that is there");
+        self.0.put_new(key, value);
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.0.delete(key);
     }
 }
 

@@ -67,6 +67,7 @@ pub struct EngineLog {
     table: RwLock<GroupTable>,
     writer: Mutex<Writer>,
     dir: PathBuf,
+    damaged: BTreeMap<u32, String>,
     _owner: File,
 }
 
@@ -74,7 +75,8 @@ impl EngineLog {
     /// Opens or creates the log in `dir`. Everything found is on disk when this returns.
     pub fn open(dir: &Path, options: &EngineLogOptions) -> Result<Self, OpenError> {
         let owner = lock_directory(dir)?;
-        let sequence = preflight::check(dir)?;
+        let checked = preflight::check(dir)?;
+        let sequence = checked.sequence;
         let engine = open_engine(dir, options)?;
         let mut table = GroupTable::default();
         for region in engine.raft_groups() {
@@ -90,10 +92,23 @@ impl EngineLog {
             table: RwLock::new(table),
             writer: Mutex::new(Writer { sequence, synced: sequence, failed: false }),
             dir: dir.to_path_buf(),
+            damaged: BTreeMap::new(),
             _owner: owner,
         };
         log.settle()?;
-        Ok(log)
+        // Rare, so it may take its time: which groups need the entries that are damaged?
+        let damaged = match checked.damaged.first() {
+            None => BTreeMap::new(),
+            Some(place) => log
+                .groups()
+                .into_iter()
+                .filter_map(|group| {
+                    let error = log.verify(group).err()?;
+                    Some((group, format!("{error} ({place})")))
+                })
+                .collect(),
+        };
+        Ok(Self { damaged, ..log })
     }
 
     /// Drops entries that the engine brought back from below a truncation, and syncs what a killed process had only
@@ -128,6 +143,17 @@ impl EngineLog {
         self.append(&mut self.writer.lock(), LogBatch::default(), true)?;
         let groups = guard(|| self.engine.purge_expired_files())?;
         Ok(groups.into_iter().filter_map(|region| u32::try_from(region).ok()).collect())
+    }
+
+    /// Groups some of whose entries failed their checksum when the log was opened, and why. Their replicas must not run.
+    pub fn damaged(&self) -> &BTreeMap<u32, String> {
+        &self.damaged
+    }
+
+    /// Reads every entry of a group, with all checksums. Slow; for damage that is known and for the scrub.
+    fn verify(&self, group: u32) -> Result<(), LogError> {
+        let Some(state) = self.load(group)? else { return Ok(()) };
+        (state.truncated_index + 1..=state.last_index).try_for_each(|index| self.read(group, index).map(drop))
     }
 
     /// Groups that exist on this node.
@@ -317,6 +343,7 @@ fn put_record(batch: &mut LogBatch, group: u32, record: &GroupRecord) -> Result<
 /// Runs an engine call that panics where it should return an I/O error.
 fn guard<T>(call: impl FnOnce() -> raft_engine::Result<T>) -> Result<T, LogError> {
     match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Err(raft_engine::Error::Corruption(reason))) => Err(LogError::Damaged(reason)),
         Ok(result) => result.map_err(|error| LogError::Io(error.to_string())),
         Err(panic) => {
             let text =

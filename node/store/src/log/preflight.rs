@@ -8,6 +8,10 @@
 //! a batch of the newest file fails, a later intact batch that knows the failed sequence to be synced proves damage:
 //! opening is refused. Otherwise the failed bytes were never acknowledged, and the file is cut there. Older files
 //! were closed and synced, so they must be perfect, and sequences must follow each other without a gap.
+//!
+//! One kind of damage does not stop the node: where only the entries of an acknowledged batch fail and the rest of the batch is
+//! intact, the batch still says what it is, so the engine can open. It is reported, and the log then finds the groups that
+//! need those entries ([`super::EngineLog::damaged`]); only they are out of service.
 //! Limit: rot in the very last batch looks like a torn tail. Nothing on this disk can tell; the other replicas can
 //! (a follower whose log ends before what it acknowledged).
 //! Memory: one file at a time (`target_file_size` plus one batch).
@@ -45,20 +49,31 @@ impl Marker {
 struct Batch {
     end: usize,
     marker: Option<Marker>,
+    /// The entries fail their checksum; header, items and marker are intact.
+    entries_damaged: bool,
 }
 
-/// Checks all files, cuts a torn tail off the newest one, and gives the highest sequence (0 when there is none).
-pub(super) fn check(dir: &Path) -> Result<u64, OpenError> {
+/// What the files hold.
+#[derive(Debug, Default)]
+pub(super) struct Checked {
+    /// Highest sequence, 0 when there is none.
+    pub sequence: u64,
+    /// Places where acknowledged entries fail their checksum.
+    pub damaged: Vec<String>,
+}
+
+/// Checks all files and cuts a torn tail off the newest one.
+pub(super) fn check(dir: &Path) -> Result<Checked, OpenError> {
+    let mut checked = Checked::default();
     let rewrites = files_of(dir, REWRITE_SUFFIX)?;
     for (position, (number, path)) in rewrites.iter().enumerate() {
-        check_rewrite(*number, path, position + 1 == rewrites.len())?;
+        check_rewrite(*number, path, position + 1 == rewrites.len(), &mut checked)?;
     }
     let appends = files_of(dir, APPEND_SUFFIX)?;
-    let mut last_sequence = 0;
     for (position, (number, path)) in appends.iter().enumerate() {
-        last_sequence = check_append(*number, path, position + 1 == appends.len(), last_sequence)?;
+        check_append(*number, path, position + 1 == appends.len(), &mut checked)?;
     }
-    Ok(last_sequence)
+    Ok(checked)
 }
 
 /// Numbered files with this ending, oldest first.
@@ -75,16 +90,23 @@ fn files_of(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, OpenError> 
     Ok(files)
 }
 
-fn check_append(number: u64, path: &Path, newest: bool, before: u64) -> Result<u64, OpenError> {
+fn check_append(number: u64, path: &Path, newest: bool, checked: &mut Checked) -> Result<(), OpenError> {
     let data = std::fs::read(path)?;
-    let mut last = before;
     let mut offset = match file_header(&data) {
         Ok(()) => FILE_HEADER_BYTES,
-        Err(_) if newest => return after_failure(&data, 0, number, path, last),
+        Err(_) if newest => return after_failure(&data, 0, number, path, checked.sequence),
         Err(reason) => return Err(damaged(path, 0, reason)),
     };
     while offset < data.len() {
+        let last = checked.sequence;
         let batch = match read_batch(&data, offset, number) {
+            // In the newest file it may be torn: damage only if a later batch knows that it was synced.
+            Ok(batch) if newest && batch.entries_damaged => {
+                match after_failure(&data, offset, number, path, last) {
+                    Ok(()) => return Ok(()),
+                    Err(_) => batch,
+                }
+            }
             Ok(batch) => batch,
             Err(_) if newest => return after_failure(&data, offset, number, path, last),
             Err(reason) => return Err(damaged(path, offset, reason)),
@@ -93,14 +115,21 @@ fn check_append(number: u64, path: &Path, newest: bool, before: u64) -> Result<u
         if last != 0 && marker.sequence != last + 1 {
             return Err(damaged(path, offset, "batches are missing before this one"));
         }
-        last = marker.sequence;
+        note_damage(&batch, path, offset, checked);
+        checked.sequence = marker.sequence;
         offset = batch.end;
     }
-    Ok(last)
+    Ok(())
 }
 
-/// The batch at `offset` of the newest file failed: torn tail or damage?
-fn after_failure(data: &[u8], offset: usize, number: u64, path: &Path, last: u64) -> Result<u64, OpenError> {
+fn note_damage(batch: &Batch, path: &Path, offset: usize, checked: &mut Checked) {
+    if batch.entries_damaged {
+        checked.damaged.push(damaged(path, offset, "entries fail their checksum").to_string());
+    }
+}
+
+/// The batch at `offset` of the newest file failed: torn tail, which is cut, or damage?
+fn after_failure(data: &[u8], offset: usize, number: u64, path: &Path, last: u64) -> Result<(), OpenError> {
     let mut at = offset + 1;
     while let Some(found) = next_batch(data, at, number) {
         let batch = read_batch(data, found, number).map_err(|reason| damaged(path, found, reason))?;
@@ -109,13 +138,12 @@ fn after_failure(data: &[u8], offset: usize, number: u64, path: &Path, last: u64
         }
         at = batch.end;
     }
-    cut(path, offset)?;
-    Ok(last)
+    cut(path, offset)
 }
 
 /// Batches of the rewrite queue are the engine's own and carry no marker, so damage that intact batches follow
 /// cannot be told from an interrupted rewrite: refused, because the originals may be gone.
-fn check_rewrite(number: u64, path: &Path, newest: bool) -> Result<(), OpenError> {
+fn check_rewrite(number: u64, path: &Path, newest: bool, checked: &mut Checked) -> Result<(), OpenError> {
     let data = std::fs::read(path)?;
     let start = match file_header(&data) {
         Ok(()) => FILE_HEADER_BYTES,
@@ -124,9 +152,14 @@ fn check_rewrite(number: u64, path: &Path, newest: bool) -> Result<(), OpenError
     };
     let mut offset = start;
     while offset < data.len() {
+        let torn = || newest && next_batch(&data, offset + 1, number).is_none();
         match read_batch(&data, offset, number) {
-            Ok(batch) => offset = batch.end,
-            Err(_) if newest && next_batch(&data, offset + 1, number).is_none() => return cut(path, offset),
+            Ok(batch) if batch.entries_damaged && torn() => return cut(path, offset),
+            Ok(batch) => {
+                note_damage(&batch, path, offset, checked);
+                offset = batch.end;
+            }
+            Err(_) if torn() => return cut(path, offset),
             Err(reason) => return Err(damaged(path, offset, reason)),
         }
     }
@@ -160,10 +193,10 @@ fn read_batch(data: &[u8], offset: usize, number: u64) -> Result<Batch, &'static
     if checked(&batch[items..], number as u32).is_none() {
         return Err("batch items fail their checksum");
     }
-    if items > BATCH_HEADER_BYTES && checked(&batch[BATCH_HEADER_BYTES..items], 0).is_none() {
-        return Err("batch entries fail their checksum");
-    }
-    Ok(Batch { end: offset + length, marker: read_marker(&batch[items..length - CHECKSUM_BYTES]) })
+    let entries_damaged =
+        items > BATCH_HEADER_BYTES && checked(&batch[BATCH_HEADER_BYTES..items], 0).is_none();
+    let marker = read_marker(&batch[items..length - CHECKSUM_BYTES]);
+    Ok(Batch { end: offset + length, marker, entries_damaged })
 }
 
 /// The marker is the last item: key, one length byte, value.

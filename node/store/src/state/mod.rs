@@ -19,6 +19,7 @@ mod options;
 mod overlay;
 mod pacer;
 mod replica;
+mod scrub;
 mod stats;
 
 pub use batch::{ApplyBatch, CommitStats};
@@ -27,6 +28,7 @@ pub use options::StateOptions;
 pub use pacer::{FlushPacer, PacerLimits};
 pub(crate) use replica::SstWriter;
 pub use replica::{Replica, ReplicaSnapshot};
+pub use scrub::{DAMAGED_FILE, ScrubPosition};
 pub use stats::{MemoryStats, StateMetrics};
 
 use carillon_proto::internal::AppliedRecord;
@@ -35,7 +37,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,6 +51,9 @@ pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 pub enum StateError {
     #[error("state database: {0}")]
     Database(String),
+    /// Stored bytes are not what was written; the text names the file.
+    #[error("state database is damaged: {0}")]
+    Damaged(String),
     #[error("state database: an earlier write failed, it takes no more")]
     Failed,
     #[error("applied record of group {group} cannot be decoded")]
@@ -62,7 +67,17 @@ pub enum StateError {
 
 impl From<rocksdb::Error> for StateError {
     fn from(error: rocksdb::Error) -> Self {
-        Self::Database(error.to_string())
+        match error.kind() {
+            rocksdb::ErrorKind::Corruption => Self::Damaged(error.to_string()),
+            _ => Self::Database(error.to_string()),
+        }
+    }
+}
+
+impl StateError {
+    /// Whether it says that stored bytes changed, and not that something could not be done.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::CorruptApplied { .. })
     }
 }
 
@@ -71,6 +86,8 @@ pub(crate) struct Shared {
     pub db: Db,
     pub parts: DbParts,
     pub applied_key: Vec<u8>,
+    pub path: PathBuf,
+    pub damaged: Mutex<BTreeMap<Family, String>>,
     pub write_back_bytes: usize,
     failed: AtomicBool,
 }
@@ -103,11 +120,17 @@ impl StateDb {
     /// Opens or creates the database with all families that are in it.
     pub fn open(path: &Path, options: &StateOptions) -> Result<Self, StateError> {
         let parts = options.build();
+        let damaged = scrub::load(path)?;
         let existing =
             if path.join("CURRENT").exists() { Db::list_cf(&parts.db_options, path)? } else { Vec::new() };
         let descriptors = existing
             .iter()
-            .map(|name| ColumnFamilyDescriptor::new(name.clone(), parts.family_options.clone()))
+            .map(|name| {
+                let mut family_options = parts.family_options.clone();
+                let known = Family::parse(name).is_some_and(|family| damaged.contains_key(&family));
+                family_options.set_disable_auto_compactions(known);
+                ColumnFamilyDescriptor::new(name.clone(), family_options)
+            })
             .collect::<Vec<_>>();
         let db = if descriptors.is_empty() {
             Db::open(&parts.db_options, path)?
@@ -118,6 +141,8 @@ impl StateDb {
             db,
             parts,
             applied_key: options.applied_key.clone(),
+            path: path.to_path_buf(),
+            damaged: Mutex::new(damaged),
             write_back_bytes: options.write_back_bytes,
             failed: AtomicBool::new(false),
         });
@@ -226,7 +251,9 @@ impl StateDb {
         if replicas.remove(&family).is_none() {
             return Err(StateError::NoReplica(family));
         }
-        self.shared.db.drop_cf(&family.to_string()).map_err(|error| self.shared.fail(error))
+        self.shared.db.drop_cf(&family.to_string()).map_err(|error| self.shared.fail(error))?;
+        drop(replicas);
+        self.forget_damage(family)
     }
 
     /// The applied record that would be found after a crash now; `None` when nothing of the group is on disk.

@@ -20,8 +20,8 @@ use std::sync::Arc;
 /// Bytes that a row costs in memory besides its key and value, about.
 const ROW_BYTES: usize = 96;
 
-/// Letters of the tables whose rows are read by range all the time: due times, events.
-const RANGED: [u8; 2] = [b'D', b'E'];
+/// Letters of the tables whose rows are read by range all the time: due times, events, keys that outlive their message.
+const RANGED: [u8; 3] = [b'D', b'E', b'K'];
 
 /// A row as one layer knows it.
 #[derive(Debug, Clone)]

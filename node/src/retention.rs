@@ -1,0 +1,94 @@
+//! Retention: on the leader of a partition, proposes to drop what was kept long enough. What is dropped and how, is decided by
+//! the core (`core/retire.rs`), the same on every replica.
+//!
+//! One partition after the other and in small pieces, so that applying them delays nobody: a piece is at most
+//! [`PIECE_ROWS`] rows, and pieces are so far apart that `messages_per_second_max` holds.
+use crate::config::Retention;
+use crate::engine::NodeHandle;
+use bytes::Bytes;
+use carillon_core::{CommandResult, query};
+use carillon_proto::internal::{Command, Retire, command::Kind};
+use prost::Message as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Rows in one command: at most about this many messages.
+const PIECE_ROWS: u32 = 256;
+/// Between two looks at the partitions that this node leads.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pieces of one partition before the next one has its turn.
+const PIECES_MAX: u32 = 64;
+
+fn clock_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Runs for as long as the node does.
+pub async fn run(handle: NodeHandle, config: Retention) {
+    let mut ticker = tokio::time::interval(LOOK_EVERY);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticker.tick().await;
+        let mut lag_ms = 0;
+        for partition in 1..=handle.partitions() {
+            if handle.is_leader(partition) {
+                lag_ms = lag_ms.max(partition_lag(&handle, &config, partition).await);
+            }
+        }
+        metrics::gauge!("carillon_retention_lag_seconds").set(lag_ms as f64 / 1000.0);
+    }
+}
+
+/// Cutoffs of this moment: (final messages and events, idempotency keys).
+fn cutoffs(config: &Retention) -> (u64, u64) {
+    let now_ms = clock_ms();
+    let before = |seconds: u64| now_ms.saturating_sub(seconds.saturating_mul(1000));
+    (before(config.final_messages_s), before(config.idempotency_keys_s))
+}
+
+/// Drops what is due in one partition, and gives how late the oldest of it was.
+async fn partition_lag(handle: &NodeHandle, config: &Retention, partition: u32) -> u64 {
+    let (finals, keys) = cutoffs(config);
+    let lag_ms = match oldest(handle, partition).await {
+        Some((block, key)) => {
+            let late = |at: Option<u64>, cutoff: u64| at.map_or(0, |at| cutoff.saturating_sub(at));
+            late(block, finals).max(late(key, keys))
+        }
+        None => return 0,
+    };
+    if lag_ms == 0 {
+        return 0;
+    }
+    for _ in 0..PIECES_MAX {
+        let (finals_before_ms, keys_before_ms) = cutoffs(config);
+        let retire = Retire { finals_before_ms, keys_before_ms, limit: PIECE_ROWS };
+        let command = Bytes::from(Command { kind: Some(Kind::Retire(retire)) }.encode_to_vec());
+        // Any failure: this or another leader goes on at the next look.
+        let Ok(results) = handle.propose(partition, vec![command]).await else { break };
+        let Some(CommandResult::Retired(retired)) = results.first() else { break };
+        metrics::counter!("carillon_retired_messages_total").increment(u64::from(retired.messages));
+        metrics::counter!("carillon_retired_keys_total").increment(u64::from(retired.keys));
+        if !retired.more {
+            break;
+        }
+        let rows = u64::from(retired.messages.max(retired.keys).max(1));
+        let pause_ms = rows * 1000 / u64::from(config.messages_per_second_max);
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+    }
+    lag_ms
+}
+
+/// Reads two rows; on a blocking thread, because they may be cold.
+async fn oldest(handle: &NodeHandle, partition: u32) -> Option<(Option<u64>, Option<u64>)> {
+    let handle = handle.clone();
+    let read = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        Ok(query::oldest_kept_ms(&*handle.local_tables(partition)?)?)
+    });
+    match read.await {
+        Ok(Ok(oldest)) => Some(oldest),
+        Ok(Err(error)) => {
+            tracing::error!(partition, %error, "cannot tell what is due for retention");
+            None
+        }
+        Err(_) => None,
+    }
+}
