@@ -201,7 +201,9 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         if !hosted.contains_key(&0) {
             return Err("this node has not learned the meta group yet".to_owned());
         }
-        let without = hosted.keys().filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
+        let without = hosted.keys().filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0));
+        // A replica that is out of service knows nothing; the node serves with the others.
+        let without = without.filter(|group| !handle.is_fenced(**group)).count();
         if without > 0 {
             return Err(format!("{without} groups have no known leader"));
         }

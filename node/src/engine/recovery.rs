@@ -1,5 +1,6 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
+use super::handle::Hosted;
 use crate::failpoints;
 use crate::meta::Membership;
 use bytes::Bytes;
@@ -34,16 +35,10 @@ pub(super) fn create_groups(log: &EngineLog, membership: &Membership) -> anyhow:
     Ok(())
 }
 
-/// A replica that lives on this node.
-pub(super) struct Hosted {
-    pub group: u32,
-    pub replica_id: u64,
-}
-
 /// The replicas of this node, after what an interrupted install or removal left was cleared away: a replica that is not in
 /// its membership any more ends, and only the state that the log names stays.
-pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Vec<Hosted>> {
-    let (mut hosted, mut live) = (Vec::new(), BTreeMap::new());
+pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Hosted> {
+    let (mut hosted, mut live) = (Hosted::new(), BTreeMap::new());
     for group in log.groups() {
         let stored = match log.load(group) {
             Ok(Some(stored)) => stored,
@@ -52,7 +47,7 @@ pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::
             Err(_) if log.damaged().contains_key(&group) => {
                 let families = state.families().into_iter().filter(|family| family.group == group);
                 live.insert(group, families.map(|f| f.generation).max().unwrap_or(FIRST_GENERATION));
-                hosted.push(Hosted { group, replica_id: node_id });
+                hosted.insert(group, node_id);
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -72,7 +67,7 @@ pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::
             continue;
         }
         live.insert(group, stored.generation.max(FIRST_GENERATION));
-        hosted.push(Hosted { group, replica_id });
+        hosted.insert(group, replica_id);
     }
     for family in state.keep_only(&live)? {
         tracing::info!(%family, "dropped a state that the log does not name");

@@ -460,50 +460,6 @@ impl Shard {
         }
         self.publish(group, Leadership { leader, term: role.term });
     }
-
-    /// A group without a replica here is not listed.
-    pub(super) fn publish(&mut self, group: u32, leadership: Leadership) {
-        let hosted = self.cells.contains_key(&group);
-        self.leaders.send_modify(|leaders| {
-            let mut changed = BTreeMap::clone(leaders);
-            match hosted {
-                true => drop(changed.insert(group, leadership)),
-                false => drop(changed.remove(&group)),
-            }
-            *leaders = Arc::new(changed);
-        });
-        let led = self.leaders.borrow().values().filter(|l| l.leader == self.node_id).count();
-        metrics::gauge!("carillon_raft_groups_led").set(led as f64);
-    }
-
-    fn status(&self) -> Vec<GroupStatus> {
-        let fenced = self.fenced.lock();
-        let closed = fenced.iter().filter(|(group, _)| !self.cells.contains_key(group));
-        let closed = closed.map(|(group, reason)| GroupStatus {
-            group: *group,
-            blocked: reason.clone(),
-            ..GroupStatus::default()
-        });
-        self.cells
-            .iter()
-            .map(|(group, cell)| GroupStatus {
-                group: *group,
-                replica_id: cell.replica_id(),
-                leader: node_of(cell.group.leader_id()),
-                term: cell.group.term(),
-                commit: cell.group.commit(),
-                applied: cell.group.applied_index(),
-                first_index: cell.group.first_index(),
-                last_index: cell.group.last_index(),
-                blocked: cell.blocked.clone().unwrap_or_default(),
-                members: carillon_consensus::wire::conf_state_to_wire(cell.group.conf_state()),
-                changing: cell.group.is_changing() || cell.members.writing.is_some(),
-                installing: cell.group.is_installing(),
-                followers: cell.group.followers(),
-            })
-            .chain(closed)
-            .collect()
-    }
 }
 
 fn leader_start(term: u64, node_id: u64) -> Pending {

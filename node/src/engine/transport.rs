@@ -25,11 +25,17 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 /// Sends to peers; cheap to clone, usable from any thread, never blocks.
 #[derive(Clone)]
 pub struct PeerSender {
-    node_id: u64,
-    store_id: u64,
-    cluster_id: Arc<str>,
-    space: Arc<Space>,
+    origin: Origin,
     lanes: Arc<RwLock<Lanes>>,
+}
+
+/// What a frame says of its sender.
+#[derive(Clone)]
+pub struct Origin {
+    pub node_id: u64,
+    pub store_id: u64,
+    pub cluster_id: Arc<str>,
+    pub space: Arc<Space>,
 }
 
 type Lanes = BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>;
@@ -69,12 +75,12 @@ impl PeerSender {
         let lanes = self.lanes.read();
         let Some(lanes) = lanes.get(&node) else { return };
         let frame = RaftFrame {
-            from_node: self.node_id,
-            cluster_id: self.cluster_id.to_string(),
+            from_node: self.origin.node_id,
+            cluster_id: self.origin.cluster_id.to_string(),
             messages,
             hints,
-            storage_near_full: self.space.near_full(),
-            from_store: self.store_id,
+            from_store: self.origin.store_id,
+            storage_near_full: self.origin.space.near_full(),
         };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
@@ -93,15 +99,12 @@ fn entry_bytes(message: &GroupMessage) -> usize {
 
 /// Starts the streams to all peers on the current runtime, and those to peers that come later.
 pub fn start(
-    (node_id, store_id): (u64, u64),
-    cluster_id: &str,
-    space: Arc<Space>,
+    origin: Origin,
     channels: &Arc<PeerChannels>,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
-    let cluster_id = Arc::from(cluster_id);
-    let sender =
-        PeerSender { node_id, store_id, cluster_id, space: Arc::clone(&space), lanes: Arc::default() };
+    let space = Arc::clone(&origin.space);
+    let sender = PeerSender { origin, lanes: Arc::default() };
     let (lanes, channels) = (Arc::downgrade(&sender.lanes), Arc::clone(channels));
     let mut changes = channels.changes();
     let follow = move || {
