@@ -51,7 +51,7 @@ async fn leaders(rig: &Rig) -> BTreeMap<u32, u64> {
 }
 
 /// Waits until exactly these nodes are active, all replicas are where the map says, and each node has its part.
-async fn until_balanced(rig: &Rig, nodes: &[u64], limit: Duration) {
+pub async fn until_balanced(rig: &Rig, nodes: &[u64], limit: Duration) {
     until(&format!("nodes {nodes:?} share everything"), limit, async || {
         let status = view(rig).await?;
         let present: Vec<u64> = status

@@ -69,7 +69,14 @@ fn heir(
     if must_go {
         return Some(to);
     }
-    let rested =
-        record.partition != 0 && group.led_ms >= round.limits.leader_rest_ms && round.is_settled(record);
-    (rested && LEADERS.pays(weight_of(group.leader), weight_of(to), weight)).then_some(to)
+    let pays = LEADERS.pays(weight_of(group.leader), weight_of(to), weight);
+    if record.partition == 0 || !pays || !round.is_settled(record) {
+        return None;
+    }
+    let count_of = |id: u64| counts.get(&node_of(id)).copied().unwrap_or(0);
+    let rest_ms = match count_of(group.leader) > count_of(to) + 1 {
+        true => round.limits.leader_rest_ms,
+        false => round.limits.leader_load_rest_ms,
+    };
+    (group.led_ms >= rest_ms).then_some(to)
 }
