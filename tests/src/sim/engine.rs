@@ -303,9 +303,8 @@ impl World {
         if self.planted(Plant::HardStateApart) {
             let states = writes.iter_mut().map(|write| GroupWrite {
                 group: write.group,
-                entries: Vec::new(),
                 hard_state: write.hard_state.take(),
-                conf: None,
+                ..GroupWrite::default()
             });
             let states: Vec<GroupWrite> = states.collect();
             disk.write(&states, false).map_err(|error| error.to_string())?;
