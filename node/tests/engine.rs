@@ -4,10 +4,12 @@ use carillon_consensus::MemberChange;
 use carillon_node::config::Config;
 use carillon_node::engine::handle::GroupStatus;
 use carillon_node::engine::identity::Identity;
-use carillon_node::engine::transport::PeerChannels;
+use carillon_node::engine::peers::PeerChannels;
 use carillon_node::engine::{self, Engine, MemberError, MemberMessage, NodeHandle};
+use carillon_node::meta::Membership;
 use carillon_proto::internal::{Command, CommandBatch, Expire, command::Kind};
 use prost::Message as _;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,7 +48,18 @@ async fn start(dir: &Path) -> Engine {
     let started = tokio::task::spawn_blocking(move || {
         let _inside = runtime.enter();
         let identity = Identity::open(&config.data_dir, 1, engine::has_log(&config)).unwrap();
-        let mut engine = engine::start(&config, &Arc::new(PeerChannels::new()), &identity).unwrap();
+        carillon_proto::tls::install_provider();
+        let nobody = rustls::RootCertStore::empty();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(nobody).with_no_client_auth();
+        let channels = Arc::new(PeerChannels::new(1, &[], Arc::new(tls)).unwrap());
+        let membership = Membership {
+            cluster_id: config.cluster_id.clone(),
+            node_id: 1,
+            partitions: config.partitions,
+            founders: vec![1],
+            nodes: BTreeMap::new(),
+        };
+        let mut engine = engine::start(&config, &membership, &channels, &identity).unwrap();
         // Nobody drives here: events are drained so that the applier does not wait.
         let mut events = engine.take_driver_events();
         runtime.spawn(async move { while events.recv().await.is_some() {} });

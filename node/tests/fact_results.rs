@@ -15,8 +15,7 @@ use carillon_proto::internal::{
 };
 use carillon_proto::tls::PeerInfo;
 use carillon_proto::{MessageId, Slot};
-use common::{CARRIER, World, taken_over};
-use std::collections::BTreeMap;
+use common::{CARRIER, World, no_peers, taken_over};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -63,8 +62,9 @@ async fn another_node_learns_the_result_of_each_fact() {
         cluster_id: "test".to_owned(),
         handle: world.handle.clone(),
         inbox: world.engine.as_ref().unwrap().inbox.clone(),
-        meta: MetaClient::new(world.handle.clone(), Arc::new(BTreeMap::new())),
+        meta: MetaClient::new(world.handle.clone(), no_peers()),
         receipts: world.router.clone(),
+        identity: Arc::clone(&world.identity),
     };
     let nobody = MessageId::new(5, Slot::new(3).unwrap(), 5).to_bytes();
     let commands = vec![
@@ -105,12 +105,13 @@ async fn facts_that_fill_more_than_one_proposal_are_all_told() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_without_a_quorum_gives_its_facts_up() {
     let mut world = World::without_quorum();
-    let channels = Arc::new(BTreeMap::new());
+    let channels = no_peers();
     let provider = FileKeyProvider::open(&world.config.secrets_dir.join("lab.key")).unwrap();
     let meta = MetaClient::new(world.handle.clone(), Arc::clone(&channels));
-    let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta));
+    let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta.clone()));
     let events = world.engine.as_mut().unwrap().take_driver_events();
-    let delivery = delivery::start(&world.config, world.handle.clone(), keyring, channels, events).unwrap();
+    let delivery =
+        delivery::start(&world.config, world.handle.clone(), keyring, channels, meta, events).unwrap();
     let id = MessageId::new(5, Slot::new(3).unwrap(), 5).to_bytes();
     let told = push(&delivery.facts, command(receipt(id.clone(), vec!["a".into()]))).await;
     let began = tokio::time::Instant::now();
@@ -126,13 +127,14 @@ async fn a_drain_without_a_quorum_gives_its_facts_up() {
 #[tokio::test]
 async fn a_drain_waits_for_facts_that_can_be_committed() {
     let mut world = World::alone().await;
-    let channels = Arc::new(BTreeMap::new());
+    let channels = no_peers();
     let provider = FileKeyProvider::open(&world.config.secrets_dir.join("lab.key")).unwrap();
     let meta = MetaClient::new(world.handle.clone(), Arc::clone(&channels));
-    let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta));
+    let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta.clone()));
     let events = world.engine.as_mut().unwrap().take_driver_events();
     let id = world.in_flight(1, 2).await;
-    let delivery = delivery::start(&world.config, world.handle.clone(), keyring, channels, events).unwrap();
+    let delivery =
+        delivery::start(&world.config, world.handle.clone(), keyring, channels, meta, events).unwrap();
     let told = push(&delivery.facts, Command { kind: Some(taken_over(id, &["a", "b"])) }).await;
     delivery.drain(LIMIT).await;
     assert_eq!(told.await, Ok(FactResult::Recorded));

@@ -5,9 +5,12 @@ use bytes::Bytes;
 use carillon_carriers::ReceiptAck;
 use carillon_carriers::connector::{InboundSink as _, ReceiptReport};
 use carillon_core::{CommandResult, query};
-use carillon_node::config::{Config, KeyConfig, Member, Tuning};
+use carillon_node::config::{Config, Disk, KeyConfig, Member, Retention, Scrub, Tuning};
 use carillon_node::delivery::{Facts, ReceiptRouter, ReceiptSink};
+use carillon_node::engine::identity::Identity;
+use carillon_node::engine::peers::PeerChannels;
 use carillon_node::engine::{self, Engine, NodeHandle};
+use carillon_node::meta::Membership;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{
     Accept, BeginAttempt, Command, MessageStatus, ReceiptState, RecordOutcome, RetryPolicy,
@@ -28,8 +31,17 @@ pub struct World {
     pub facts: Facts,
     pub router: ReceiptRouter,
     pub engine: Option<Engine>,
+    pub identity: Arc<Identity>,
     sink: ReceiptSink,
     dir: tempfile::TempDir,
+}
+
+/// Nobody to talk to.
+pub fn no_peers() -> Arc<PeerChannels> {
+    carillon_proto::tls::install_provider();
+    let nobody = rustls::RootCertStore::empty();
+    let tls = rustls::ClientConfig::builder().with_root_certificates(nobody).with_no_client_auth();
+    Arc::new(PeerChannels::new(1, &[], Arc::new(tls)).unwrap())
 }
 
 /// A configuration with so many members, all of them here but only node 1 running.
@@ -51,9 +63,15 @@ fn config(dir: &std::path::Path, members: u64) -> Config {
         members: (1..=members)
             .map(|node_id| Member { node_id, peer_address: "127.0.0.1:1".to_owned() })
             .collect(),
+        join: None,
+        advertise: None,
+        feature_level_max: None,
         peer_tls: files.clone(),
         admin_tls: files,
         keys: KeyConfig::File { file: dir.join("lab.key") },
+        retention: Retention::default(),
+        disk: Disk::default(),
+        scrub: Scrub::default(),
         tuning: Tuning { tick_ms: 20, ..Tuning::default() },
     }
 }
@@ -76,14 +94,22 @@ impl World {
     fn of(members: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), members);
-        let channels = Arc::new(BTreeMap::new());
-        let engine = engine::start(&config, &channels).unwrap();
+        let channels = no_peers();
+        let identity = Identity::open(&config.data_dir, 1, false).unwrap();
+        let membership = Membership {
+            cluster_id: config.cluster_id.clone(),
+            node_id: 1,
+            partitions: config.partitions,
+            founders: (1..=members).collect(),
+            nodes: BTreeMap::new(),
+        };
+        let engine = engine::start(&config, &membership, &channels, &identity).unwrap();
         let handle = engine.handle.clone();
         let facts = Facts::start(&handle, &channels);
         let (router, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
         tokio::spawn(router.clone().run(reports));
         let sink = ReceiptSink { carrier_no: CARRIER, router: router.clone() };
-        Self { config, handle, facts, router, engine: Some(engine), sink, dir }
+        Self { config, handle, facts, router, engine: Some(engine), identity: Arc::new(identity), sink, dir }
     }
 
     /// A report of the carrier. The answer: true = acknowledged, false = to be repeated.

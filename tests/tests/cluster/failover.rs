@@ -1,7 +1,7 @@
 //! Nodes that are killed with SIGKILL: nothing acknowledged is lost, nothing is sent twice, callers notice nothing, and
 //! what comes back catches up and leads again.
 use crate::accept::key_names_only;
-use crate::load::{Load, busiest, reconcile, settled_since};
+use crate::load::{Load, reconcile, settled_since};
 use carillon_proto::public::MessageSpec;
 use carillon_tests::api::spec;
 use carillon_tests::rig::{Rig, submit_within_deadline, until};

@@ -139,5 +139,5 @@ pub fn reconcile(told: &Told, stored: &BTreeMap<String, Message>, truth: &Truth)
     assert!(truth.received.values().all(|r| r.accepted <= 1), "the carrier has duplicates");
     assert!(truth.messages >= delivered && truth.messages <= delivered + held);
     assert_eq!((truth.violations, truth.unrecorded), (0, 0));
-    held
+    held as usize
 }
