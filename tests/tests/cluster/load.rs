@@ -86,15 +86,6 @@ impl Load {
     }
 }
 
-/// The node that leads the most groups: its death hurts the most.
-pub async fn busiest(rig: &Rig) -> u64 {
-    let mut counts = BTreeMap::<u64, usize>::new();
-    for leader in rig.leaders().await.into_values() {
-        *counts.entry(leader).or_default() += 1;
-    }
-    counts.into_iter().max_by_key(|(_, count)| *count).unwrap().0
-}
-
 /// Everything that was accepted since then, once nothing of it moves any more.
 pub async fn settled_since(rig: &Rig, since_ms: i64, limit: Duration) -> BTreeMap<String, Message> {
     let request = ListMessagesRequest {
