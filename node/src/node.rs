@@ -61,15 +61,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let membership = enter(&config, &identity, &client).await?;
     let channels = Arc::new(PeerChannels::new(config.node_id, &membership.members(), client)?);
     let identity = Arc::new(identity);
-
-    let (start_config, start_membership) = (config.clone(), membership.clone());
-    let (start_channels, start_identity) = (Arc::clone(&channels), Arc::clone(&identity));
-    let runtime = tokio::runtime::Handle::current();
-    let mut engine = tokio::task::spawn_blocking(move || {
-        let _inside = runtime.enter();
-        engine::start(&start_config, &start_membership, &start_channels, &start_identity)
-    })
-    .await??;
+    let mut engine = open_engine(&config, &membership, &channels, &identity).await?;
     let handle = engine.handle.clone();
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(provider, handle.clone(), meta.clone()));
@@ -91,26 +83,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         stopping: Arc::clone(&stopping),
     };
     let carrier = Carrier { handle: handle.clone(), channels: Arc::clone(&channels), meta: meta.clone() };
-    let desk = Desk::default();
-    let steward = Steward {
-        handle: handle.clone(),
-        channels: Arc::clone(&channels),
-        own: own.clone(),
-        carrier: carrier.clone(),
-        desk: desk.clone(),
-    };
-    let registrar = Registrar {
-        handle: handle.clone(),
-        meta: meta.clone(),
-        channels,
-        membership: membership.clone(),
-        store_id: identity.store_id(),
-        data_dir: config.data_dir.clone(),
-        peer_address: config.advertised(),
-        feature_level: config.feature_level(),
-    };
-    tokio::spawn(belong(membership, handle.clone(), registrar));
-    tokio::spawn(steward.run());
+    let desk = start_steward(&own, &carrier);
+    tokio::spawn(belong(membership, registrar(&config, &carrier, &identity)));
 
     let (close, closed) = watch::channel(false);
     let peer_api = PeerApi {
@@ -162,12 +136,54 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     Ok(Node { handle, delivery, engine, stopping, close })
 }
 
+/// Recovery may take seconds and reads files, so it gets a thread of its own.
+async fn open_engine(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Arc<Identity>,
+) -> anyhow::Result<Engine> {
+    let (config, membership) = (config.clone(), membership.clone());
+    let (channels, identity) = (Arc::clone(channels), Arc::clone(identity));
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let _inside = runtime.enter();
+        engine::start(&config, &membership, &channels, &identity)
+    })
+    .await?
+}
+
+fn start_steward(own: &SelfView, carrier: &Carrier) -> Desk {
+    let desk = Desk::default();
+    let steward = Steward {
+        handle: carrier.handle.clone(),
+        channels: Arc::clone(&carrier.channels),
+        own: own.clone(),
+        carrier: carrier.clone(),
+        desk: desk.clone(),
+    };
+    tokio::spawn(steward.run());
+    desk
+}
+
+fn registrar(config: &Config, carrier: &Carrier, identity: &Identity) -> Registrar {
+    Registrar {
+        handle: carrier.handle.clone(),
+        meta: carrier.meta.clone(),
+        channels: Arc::clone(&carrier.channels),
+        store_id: identity.store_id(),
+        data_dir: config.data_dir.clone(),
+        peer_address: config.advertised(),
+        feature_level: config.feature_level(),
+    }
+}
+
 /// Creates the cluster or makes sure that it is the right one, then keeps this node registered in it. A cluster that does not want
 /// this node must not have it: its data is left as it is, for the operator to see.
-async fn belong(membership: Membership, handle: NodeHandle, registrar: Registrar) {
+async fn belong(membership: Membership, registrar: Registrar) {
     let belonging = async {
-        found(&membership, &handle).await?;
-        registrar.run().await
+        found(&membership, &registrar.handle).await?;
+        registrar.run(membership).await
     };
     if let Err(error) = belonging.await {
         tracing::error!(%error, "this node does not belong here; stopping");

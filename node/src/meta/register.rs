@@ -14,7 +14,6 @@ pub struct Registrar {
     pub handle: NodeHandle,
     pub meta: MetaClient,
     pub channels: Arc<PeerChannels>,
-    pub membership: Membership,
     pub store_id: u64,
     pub data_dir: PathBuf,
     pub peer_address: String,
@@ -23,11 +22,11 @@ pub struct Registrar {
 
 impl Registrar {
     /// Runs for the life of the node. Fails when the cluster does not want this node any more.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    pub async fn run(self, mut membership: Membership) -> anyhow::Result<()> {
         let mut changes = self.handle.meta_changes();
         loop {
             changes.mark_unchanged();
-            self.follow()?;
+            self.follow(&mut membership)?;
             let registered = self.is_registered();
             if !registered {
                 self.register().await?;
@@ -40,16 +39,16 @@ impl Registrar {
         }
     }
 
-    fn follow(&mut self) -> anyhow::Result<()> {
+    fn follow(&self, membership: &mut Membership) -> anyhow::Result<()> {
         let view = self.handle.meta();
         if view.cluster_id.is_empty() {
             return Ok(());
         }
         self.channels.update(&view);
         let nodes = view.present().map(|n| (n.node_id, n.peer_address.clone())).collect();
-        if self.membership.nodes != nodes {
-            self.membership.nodes = nodes;
-            self.membership.save(&self.data_dir)?;
+        if membership.nodes != nodes {
+            membership.nodes = nodes;
+            membership.save(&self.data_dir)?;
         }
         Ok(())
     }
@@ -57,7 +56,7 @@ impl Registrar {
     /// Nothing to say, or nobody to say it to.
     fn is_registered(&self) -> bool {
         let view = self.handle.meta();
-        let Some(known) = view.nodes.get(&self.membership.node_id) else { return true };
+        let Some(known) = view.nodes.get(&self.handle.node_id()) else { return true };
         known.store_id == self.store_id
             && known.peer_address == self.peer_address
             && known.feature_level == self.feature_level
@@ -65,7 +64,7 @@ impl Registrar {
 
     async fn register(&self) -> anyhow::Result<()> {
         let command = RegisterNode {
-            node_id: self.membership.node_id,
+            node_id: self.handle.node_id(),
             store_id: self.store_id,
             peer_address: self.peer_address.clone(),
             feature_level: self.feature_level,
