@@ -85,10 +85,19 @@ pub struct Tuning {
     /// Log bytes of all partitions that only memory covers, so the bytes that a restart applies again. 16 MiB to 4 GiB, default
     /// 256 MiB.
     pub unflushed_log_bytes_max: u64,
-    /// The same for one partition, in time. 10 s to 1 hour, default 5 minutes.
+    /// The same for one partition, in time. 1 s to 1 hour, default 5 minutes.
     pub unflushed_log_age_max_s: u64,
     /// Threads for gRPC, peers and connectors. Default 2.
     pub worker_threads: usize,
+    /// Bytes per second for making, sending and fetching snapshots, each. 0 = no limit, default 32 MiB.
+    pub snapshot_bytes_per_s_max: u64,
+    /// A follower that fetches nothing of its snapshot in this time is given up, and offered one again. 1000 to 600000,
+    /// default 30000.
+    pub snapshot_idle_ms_max: u64,
+    /// Log kept in each partition for a follower that is behind; beyond it the follower needs a snapshot. Default 64 MiB.
+    pub log_slack_bytes: u64,
+    /// The same in entries. 64 to 10000000, default 100000.
+    pub log_slack_entries: u64,
 }
 
 impl Default for Tuning {
@@ -102,6 +111,10 @@ impl Default for Tuning {
             unflushed_log_bytes_max: 256 << 20,
             unflushed_log_age_max_s: 300,
             worker_threads: 2,
+            snapshot_bytes_per_s_max: 32 << 20,
+            snapshot_idle_ms_max: 30_000,
+            log_slack_bytes: 64 << 20,
+            log_slack_entries: 100_000,
         }
     }
 }
@@ -150,9 +163,19 @@ impl Config {
                 "must be 16777216 to 4294967296",
             ),
             (
-                (10..=3_600).contains(&tuning.unflushed_log_age_max_s),
+                (1..=3_600).contains(&tuning.unflushed_log_age_max_s),
                 "tuning.unflushed_log_age_max_s",
-                "must be 10 to 3600",
+                "must be 1 to 3600",
+            ),
+            (
+                (1_000..=600_000).contains(&tuning.snapshot_idle_ms_max),
+                "tuning.snapshot_idle_ms_max",
+                "must be 1000 to 600000",
+            ),
+            (
+                (64..=10_000_000).contains(&tuning.log_slack_entries),
+                "tuning.log_slack_entries",
+                "must be 64 to 10000000",
             ),
             (
                 self.lab,
@@ -218,6 +241,12 @@ mod tests {
             ("lab = true", "retention = { idempotency_keys_s = 604799 }", "retention.idempotency_keys_s"),
             ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
             ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
+            ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
+            (
+                "lab = true",
+                "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",
+                "tuning.snapshot_idle_ms_max",
+            ),
         ] {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");

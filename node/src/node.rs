@@ -10,6 +10,7 @@ use crate::edge::ingest::Ingest;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::query::Queries;
+use crate::engine::identity::Identity;
 use crate::engine::{self, Engine, NodeHandle, transport};
 use crate::meta::{MetaClient, run_steward};
 use crate::retention;
@@ -54,12 +55,18 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
 
+    let identity = Identity::open(&config.data_dir, config.node_id, engine::has_log(&config))?;
+    if identity.is_new() {
+        identity.ask_before_creating(&channels).await?;
+    }
+    let identity = Arc::new(identity);
+    let start_identity = Arc::clone(&identity);
     let start_config = config.clone();
     let start_channels = Arc::clone(&channels);
     let runtime = tokio::runtime::Handle::current();
     let mut engine = tokio::task::spawn_blocking(move || {
         let _inside = runtime.enter();
-        engine::start(&start_config, &start_channels)
+        engine::start(&start_config, &start_channels, &start_identity)
     })
     .await??;
     let handle = engine.handle.clone();
@@ -88,6 +95,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta: meta.clone(),
         receipts: delivery.receipts.clone(),
+        identity,
     };
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
@@ -131,7 +139,7 @@ fn server() -> Server {
         .max_concurrent_streams(1024)
 }
 
-/// Ready: the cluster exists and every partition has a leader that is known here.
+/// Ready: the cluster exists and every group with a replica here has a leader that is known here.
 fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
     Arc::new(move || {
         if stopping.load(Ordering::Relaxed) {
@@ -142,9 +150,9 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         }
         let leaders = handle.leaders();
         let leaders = leaders.borrow();
-        let without = (0..=handle.partitions()).filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0));
-        // A replica that is out of service knows nothing; the node serves with the others.
-        let without = without.filter(|group| !handle.is_fenced(*group)).count();
+        let hosted = handle.hosted();
+        let hosted = hosted.borrow();
+        let without = hosted.keys().filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0)).count();
         if without > 0 {
             return Err(format!("{without} groups have no known leader"));
         }

@@ -23,10 +23,12 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 pub mod ids;
 mod redact;
+pub mod replica;
 pub mod slot;
 pub mod sms;
 
 pub use ids::MessageId;
+pub use replica::ReplicaId;
 pub use slot::Slot;
 
 #[cfg(feature = "edge")]

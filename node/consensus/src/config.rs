@@ -36,6 +36,13 @@ pub struct GroupConfig {
     /// Recent entries in memory. Entries that are not on disk yet do not count: those are bounded by
     /// `uncommitted_bytes_max` on a leader and `max_size_per_msg * max_inflight_msgs` on a follower.
     pub cache_bytes_max: u64,
+    /// Writes handed out and not reported as persisted, beyond which a follower takes no more appends and heartbeats: a
+    /// disk that stalls must not fill the memory.
+    pub outstanding_writes_max: usize,
+    /// Bytes of entries in them, likewise.
+    pub outstanding_bytes_max: u64,
+    /// Ticks without progress after which a snapshot under way counts as failed.
+    pub snapshot_ticks_max: u32,
     /// Linearizable reads waiting for a quorum.
     pub reads_max: usize,
     /// Followers learn a commit with the next append or heartbeat instead of an own message.
@@ -66,6 +73,9 @@ impl GroupConfig {
             committed_bytes_max: 4 * 1024 * 1024,
             unapplied_bytes_max: 16 * 1024 * 1024,
             cache_bytes_max: 8 * 1024 * 1024,
+            outstanding_writes_max: 1024,
+            outstanding_bytes_max: 64 * 1024 * 1024,
+            snapshot_ticks_max: 300,
             reads_max: 1024,
             skip_commit_broadcast: true,
             priority: 0,
@@ -82,6 +92,12 @@ impl GroupConfig {
         }
         if self.entry_bytes_max == 0 || self.entry_bytes_max > crate::wire::ENTRY_BYTES_MAX {
             return refuse("entry_bytes_max must be between 1 and 1048576");
+        }
+        if self.outstanding_writes_max == 0 || self.outstanding_bytes_max == 0 || self.snapshot_ticks_max == 0
+        {
+            return refuse(
+                "outstanding_writes_max, outstanding_bytes_max and snapshot_ticks_max must not be 0",
+            );
         }
         if self.committed_bytes_max == 0 || self.unapplied_bytes_max == 0 || self.reads_max == 0 {
             return refuse("committed_bytes_max, unapplied_bytes_max and reads_max must not be 0");

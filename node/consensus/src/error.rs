@@ -18,7 +18,8 @@ pub enum GroupError {
     /// Entries that were durable when the commit index was written are gone.
     #[error("log of group {group} ends at {last_index} but {commit} was committed")]
     CommitAheadOfLog { group: u32, commit: u64, last_index: u64 },
-    #[error("snapshots are not supported by group {0}")]
+    /// A bug: raft restored a snapshot that was not accepted.
+    #[error("group {0} got a snapshot that nobody accepted")]
     Snapshot(u32),
     #[error("entry {index} of group {group} is not a configuration change that can be applied: {reason}")]
     ConfChange { group: u32, index: u64, reason: String },
@@ -48,8 +49,11 @@ pub enum StepError {
     WrongReplica(u64),
     #[error("message is from no peer: {0}")]
     NotAPeer(u64),
-    #[error("snapshots are not supported")]
-    Snapshot,
+    #[error("snapshot refused: {0}")]
+    Snapshot(&'static str),
+    /// Too much waits for the disk; raft sends it again.
+    #[error("{writes} writes are waiting for the disk")]
+    DiskBusy { writes: usize },
     /// The leader counts on entries that this replica has acknowledged and no longer has. raft would panic here. The
     /// replica must be fenced and replaced under a new id.
     #[error("leader says that {commit} is committed here, but the log ends at {last_index}")]
@@ -76,6 +80,14 @@ pub enum ProposeError {
     Empty,
     #[error("{0} reads are waiting already")]
     TooManyReads(usize),
+    #[error("membership change refused: {0}")]
+    InvalidChange(&'static str),
+    /// A leader that left its own group could not lead it out of the change: hand leadership over first.
+    #[error("the leader cannot take itself out of the voters")]
+    LeaderLeaves,
+    /// It would count for the quorum without helping it.
+    #[error("replica {0} is not caught up")]
+    NotCaughtUp(u64),
     /// One membership change at a time.
     #[error("a configuration change is pending")]
     ConfChangePending,

@@ -7,11 +7,12 @@ use crate::error::{GroupError, ProposeError, StepError};
 use crate::log_store::{GroupWrite, LogStore};
 use crate::log_view::LogView;
 use crate::output::{Follower, Proposal, RoleChange};
+use crate::snapshot::Snapshots;
 use crate::wire;
 use bytes::Bytes;
 use carillon_proto::internal::{ConfState, RaftMessage};
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
-use raft::{RawNode, StateRole, Storage as _};
+use raft::{ProgressState, RawNode, StateRole, Storage as _};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -22,10 +23,16 @@ pub fn bootstrap_write(group: u32, voters: &[u64]) -> GroupWrite {
     let conf_state = ConfState { voters: voters.to_vec(), ..Default::default() };
     GroupWrite {
         group,
-        entries: Vec::new(),
         hard_state: Some(HardState { term: 1, ..Default::default() }),
         conf: Some((conf_state, 0)),
+        ..Default::default()
     }
+}
+
+/// What creates a replica of a group that runs already: it knows no members, takes part in nothing, and waits for the
+/// leader to add it and to send a snapshot. `replica` must be an id that the group never had.
+pub fn join_write(group: u32, replica: u64) -> GroupWrite {
+    GroupWrite { replica_id: Some(replica), ..bootstrap_write(group, &[]) }
 }
 
 /// A replica. `Send`, used by one thread at a time.
@@ -33,9 +40,10 @@ pub struct Group {
     pub(crate) config: GroupConfig,
     pub(crate) raw: RawNode<LogView>,
     pub(crate) election: ElectionTimer,
-    /// Writes handed out and not reported as persisted, in order. Grows while the disk stalls: by what the leader
-    /// sends without an answer (`max_inflight_msgs`) and by one for each heartbeat.
+    /// Writes handed out and not reported as persisted, in order. Grows while the disk stalls, up to
+    /// `outstanding_writes_max`: by what the leader sends without an answer and by one for each heartbeat.
     pub(crate) outstanding: VecDeque<Outstanding>,
+    pub(crate) outstanding_bytes: u64,
     /// How many of them replace entries of one before.
     pub(crate) replacing: usize,
     /// As of the last ready.
@@ -52,6 +60,7 @@ pub struct Group {
     pub(crate) unapplied_bytes: u64,
     /// As last told to the caller.
     pub(crate) role: Option<RoleChange>,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// A `PersistTask` under way.
@@ -62,6 +71,7 @@ pub(crate) struct Outstanding {
     pub through: u64,
     /// It overwrites entries that an earlier one was to write.
     pub replaces: bool,
+    pub bytes: u64,
 }
 
 impl Group {
@@ -72,8 +82,10 @@ impl Group {
         let mut state = log.load(group)?.ok_or(GroupError::Unknown(group))?;
         let (truncated_index, last_index) = (state.truncated_index, state.last_index);
         let conf = &state.conf_state;
-        if ![&conf.voters, &conf.learners, &conf.voters_outgoing].iter().any(|l| l.contains(&config.node_id))
-        {
+        let lists = [&conf.voters, &conf.learners, &conf.voters_outgoing];
+        // A replica that waits for its first snapshot knows no members.
+        let joins = last_index == 0 && lists.iter().all(|list| list.is_empty());
+        if !joins && !lists.iter().any(|list| list.contains(&config.node_id)) {
             return Err(GroupError::NotMember { group, node_id: config.node_id });
         }
         if applied > last_index {
@@ -98,6 +110,7 @@ impl Group {
             raw,
             election,
             outstanding: VecDeque::new(),
+            outstanding_bytes: 0,
             replacing: 0,
             hard_state,
             unwritten_ticks: None,
@@ -107,6 +120,7 @@ impl Group {
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
             role: None,
+            snapshots: Snapshots::default(),
         })
     }
 
@@ -120,8 +134,17 @@ impl Group {
         if from == 0 || from == self.config.node_id {
             return Err(StepError::NotAPeer(from));
         }
-        if message.msg_type == MessageType::MsgSnapshot || message.request_snapshot != 0 {
-            return Err(StepError::Snapshot);
+        if message.request_snapshot != 0 {
+            return Err(StepError::Snapshot("no replica of ours asks for one"));
+        }
+        self.check_room(&message)?;
+        match message.msg_type {
+            MessageType::MsgSnapshot => return self.step_snapshot(message),
+            MessageType::MsgAppend if self.is_joining() && message.index == 0 => {
+                return Err(StepError::Snapshot("a new replica starts with one"));
+            }
+            MessageType::MsgTimeoutNow if self.is_installing() => return Ok(()),
+            _ => {}
         }
         let last_index = self.raw.raft.raft_log.last_index();
         if message.msg_type == MessageType::MsgHeartbeat
@@ -137,6 +160,19 @@ impl Group {
             raft::Error::StepPeerNotFound => StepError::NotAPeer(from),
             other => StepError::Raft(other.to_string()),
         })
+    }
+
+    /// Whatever asks for one more write waits until the disk has caught up.
+    fn check_room(&self, message: &Message) -> Result<(), StepError> {
+        let full = self.outstanding.len() >= self.config.outstanding_writes_max
+            || self.outstanding_bytes >= self.config.outstanding_bytes_max;
+        let kind = message.msg_type;
+        if full
+            && matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot)
+        {
+            return Err(StepError::DiskBusy { writes: self.outstanding.len() });
+        }
+        Ok(())
     }
 
     /// A rejection of an index that the follower has acknowledged since. raft 0.7.0 ignores it only while it
@@ -157,6 +193,10 @@ impl Group {
 
     /// Time goes on by one tick.
     pub fn tick(&mut self) {
+        if self.is_installing() {
+            return;
+        }
+        self.tick_snapshots();
         self.election.before_tick(&mut self.raw.raft);
         if let Some(ticks) = &mut self.unwritten_ticks {
             *ticks = ticks.saturating_add(1);
@@ -230,6 +270,9 @@ impl Group {
 
     /// Starts an election now, with a pre-vote.
     pub fn campaign(&mut self) -> Result<(), StepError> {
+        if self.is_installing() {
+            return Err(StepError::Snapshot("one is being installed"));
+        }
         self.raw.campaign().map_err(|error| StepError::Raft(error.to_string()))
     }
 
@@ -238,11 +281,18 @@ impl Group {
         let done = self.outstanding.pop_front().expect("something was handed out for persisting");
         assert_eq!(done.number, number, "writes of group {} complete in order", self.config.group);
         self.replacing -= usize::from(done.replaces);
+        self.outstanding_bytes -= done.bytes;
+        if let Some((_, mark)) = self.snapshots.writing.take_if(|(number, _)| *number == done.number) {
+            self.snapshots.written = Some(mark);
+        }
         // While a write that replaces entries of an earlier one is under way, a crash can still leave the disk with
         // neither version of them. raft looks only at the last (index, term) and would call them durable, so it is
         // told later, when all of them are.
         if self.replacing == 0 {
             self.raw.on_persist_ready(done.through);
+            if let Some(mark) = self.snapshots.written.take() {
+                self.snapshots.installed = Some(mark);
+            }
             self.trim();
         }
     }
@@ -254,6 +304,7 @@ impl Group {
             return;
         }
         self.raw.advance_apply_to(index);
+        self.snapshots.installing.take_if(|installing| index >= *installing);
         while let Some(&(last, bytes)) = self.unapplied.front() {
             if last > index {
                 break;
@@ -264,8 +315,8 @@ impl Group {
         self.trim();
     }
 
-    /// The log store has cut off everything up to `index`, which must be applied here. Without snapshots it must also
-    /// be on every replica: see `slowest_match`.
+    /// The log store has cut off everything up to `index`, which must be applied here. A replica that is further behind
+    /// will need a snapshot: see `slowest_match`.
     pub fn log_truncated(&mut self, index: u64, term: u64) {
         assert!(index <= self.applied_index(), "entries after {} are not applied", self.applied_index());
         self.raw.mut_store().truncated(index, term);
@@ -289,6 +340,16 @@ impl Group {
             true => Ok(()),
             false => Err(ProposeError::NotLeader { leader_hint: self.leader_id() }),
         }
+    }
+
+    /// It was created to join the group and has not got its snapshot yet.
+    pub fn is_joining(&self) -> bool {
+        self.last_index() == 0 && self.raw.raft.prs().iter().next().is_none()
+    }
+
+    /// It is in the membership in force, or waits to be.
+    pub fn is_member(&self) -> bool {
+        self.is_joining() || self.raw.raft.prs().get(self.config.node_id).is_some()
     }
 
     /// Group id, 0 = meta group.
@@ -350,7 +411,17 @@ impl Group {
     /// On a leader: how a member is doing.
     pub fn follower(&self, node: u64) -> Option<Follower> {
         let progress = self.raw.raft.prs().get(node).filter(|_| self.is_leader())?;
-        Some(Follower { matched: progress.matched, recent_active: progress.recent_active })
+        Some(Follower {
+            matched: progress.matched,
+            recent_active: progress.recent_active,
+            in_snapshot: progress.state == ProgressState::Snapshot,
+        })
+    }
+
+    /// On a leader: all members but itself.
+    pub fn followers(&self) -> Vec<(u64, Follower)> {
+        let members = self.raw.raft.prs().iter().map(|(id, _)| *id).filter(|id| *id != self.config.node_id);
+        members.filter_map(|id| Some((id, self.follower(id)?))).collect()
     }
 
     /// Data proposed here and not committed.

@@ -9,7 +9,10 @@
 //!    `persisted(number)` is called, strictly in order. Nothing of `after` may leave earlier: it holds the promises
 //!    (votes, acknowledgements) that the write makes true.
 //! 4. When the state batch that holds index `i` is written, call `applied(i)`.
+//!    A committed configuration change needs `apply_conf_change` and a write before: see `membership.rs`.
 //! 5. Poll again after `persisted` and `applied`: both may release more work.
+//! 6. Snapshots: `snapshot.rs`. The caller makes and moves the files, the group decides when one is needed and when it
+//!    counts.
 //!
 //! # Invariants
 //!  - A promise never leaves before it is durable; only a leader's appends overtake its own disk.
@@ -24,8 +27,8 @@
 //! stop the process is the caller's decision.
 //!
 //! # Not here
-//! Snapshots (a follower catches up from the log, so the log must be kept until all replicas have it), threads,
-//! transport, the log writer, the applier.
+//! The files of snapshots, threads, transport, the log writer, the applier, when to cut the log (below the applied index
+//! that is durable; how much is kept for slow followers is the caller's policy).
 #![allow(clippy::field_reassign_with_default)] // generated eraftpb structs are set field by field, as in raft itself
 
 pub mod batch;
@@ -39,13 +42,16 @@ pub mod mem_log;
 mod membership;
 mod output;
 mod ready;
+mod snapshot;
 pub mod wire;
 
 pub use config::GroupConfig;
 pub use error::{GroupError, ProposeError, StepError};
-pub use group::{Group, bootstrap_write};
-pub use log_store::{GroupState, GroupWrite, LogError, LogStore};
+pub use group::{Group, bootstrap_write, join_write};
+pub use log_store::{GroupState, GroupWrite, LogError, LogStore, SnapshotMark};
 pub use mem_log::MemLog;
+pub use membership::MemberChange;
 pub use output::{
-    CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange,
+    CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange, SnapshotFetch,
 };
+pub use snapshot::OfferError;

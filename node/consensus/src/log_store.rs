@@ -18,17 +18,48 @@ pub struct GroupState {
     pub truncated_term: u64,
     /// Last entry, or `truncated_index` when there is none.
     pub last_index: u64,
+    /// Id of this replica in the group; 0 in logs from before replicas had ids of their own: then it is the node's.
+    pub replica_id: u64,
+    /// Which family of the state store belongs to this log: rises with each installed snapshot. 0 = none was installed.
+    pub generation: u64,
 }
 
-/// What is to be written for one group.
-#[derive(Debug, Clone, Default)]
+/// A snapshot that takes the place of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotMark {
+    pub index: u64,
+    pub term: u64,
+    /// The state family that holds it, complete and on disk already.
+    pub generation: u64,
+}
+
+/// What is to be written for one group. Parts take effect in the order of the fields.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GroupWrite {
     pub group: u32,
+    /// Creates the replica, or creates it anew after it was removed: then its id must be above the removed one's.
+    pub replica_id: Option<u64>,
+    /// Forgets everything but the replica's id, so that the id never comes back. Stands alone.
+    pub remove: bool,
+    /// Drops all entries; the log goes on after this.
+    pub snapshot: Option<SnapshotMark>,
     /// Consecutive. Entries at or after the first one's index that are already stored are replaced.
     pub entries: Vec<Entry>,
     pub hard_state: Option<HardState>,
-    /// Membership and its index, after a configuration change or at creation.
+    /// Membership and its index, after a configuration change, with a snapshot, or at creation.
     pub conf: Option<(ConfState, u64)>,
+}
+
+impl GroupWrite {
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self { group: self.group, ..Self::default() }
+    }
+
+    /// Ends a replica on this node.
+    pub fn remove(group: u32) -> Self {
+        Self { group, remove: true, ..Self::default() }
+    }
 }
 
 /// Why the log could not be used.
@@ -50,8 +81,12 @@ pub enum LogError {
 
 /// A durable log shared by all groups of a node. Reads may run on any thread; writes come from one.
 pub trait LogStore: Send + Sync + 'static {
-    /// `None` when the group does not exist on this node.
+    /// `None` when the group does not exist on this node (any more).
     fn load(&self, group: u32) -> Result<Option<GroupState>, LogError>;
+
+    /// The id of the last replica of the group that was removed from this disk; `None` when there was none or another one
+    /// lives here.
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError>;
 
     /// Entries with `low <= index < high`, at least one, then as many as fit into `bytes_max`.
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError>;

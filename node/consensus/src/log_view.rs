@@ -7,8 +7,11 @@
 //!  - Below the cache every entry is durable and no write that replaces it is under way, so the store may be read
 //!    while the log writer writes.
 //!  - The term of the truncated index is known although its entry is gone.
+//!  - Once the membership has changed, the log alone does not tell it, so nobody can start from entry 1: index 0 then
+//!    counts as cut off and raft sends a snapshot.
 //!
-//! Not here: writing, and snapshots (raft is told to wait for one).
+//! It also holds the snapshot that the caller offers, and remembers for whom raft wanted one in vain. Not here: writing,
+//! making snapshots.
 use crate::config::GroupConfig;
 use crate::error::GroupError;
 use crate::log_store::{GroupState, LogError, LogStore};
@@ -37,6 +40,11 @@ pub(crate) struct LogView {
     cache_bytes_max: u64,
     /// Index and term of the last entry whose term was read from the store.
     term_memo: Cell<(u64, u64)>,
+    /// The membership is not the one that the group was created with.
+    pub members_changed: bool,
+    offer: Option<Snapshot>,
+    /// The replica that a snapshot was wanted for since the last look.
+    wanted: Cell<Option<u64>>,
 }
 
 impl LogView {
@@ -55,6 +63,9 @@ impl LogView {
             cache_bytes: 0,
             cache_bytes_max: config.cache_bytes_max,
             term_memo: Cell::new((0, 0)),
+            members_changed: state.conf_index > 0,
+            offer: None,
+            wanted: Cell::new(None),
         };
         // raft asks for it at once and would panic.
         view.term_of(view.last_index)?;
@@ -125,11 +136,41 @@ impl LogView {
         self.truncated_term = term;
     }
 
+    /// A snapshot took the place of the log; the store learns it with the next write.
+    pub fn reset(&mut self, index: u64, term: u64) {
+        self.cache.clear();
+        self.cache_bytes = 0;
+        self.term_memo.set((0, 0));
+        (self.truncated_index, self.truncated_term, self.last_index) = (index, term, index);
+        self.members_changed = true;
+        self.offer = None;
+    }
+
+    /// What raft gets when it asks for a snapshot.
+    pub fn set_offer(&mut self, offer: Option<Snapshot>) {
+        self.offer = offer;
+    }
+
+    pub fn offer(&self) -> Option<&Snapshot> {
+        self.offer.as_ref()
+    }
+
+    pub fn take_wanted(&self) -> Option<u64> {
+        self.wanted.take()
+    }
+
+    /// The log goes on after the snapshot, and its receiver is a member by then.
+    fn fits(&self, offer: &Snapshot, request_index: u64, to: u64) -> bool {
+        let metadata = offer.get_metadata();
+        metadata.index >= request_index.max(self.truncated_index)
+            && crate::snapshot::is_member(metadata.get_conf_state(), to)
+    }
+
     pub fn term_of(&self, index: u64) -> Result<u64, LogError> {
-        if index == self.truncated_index {
+        if index == self.truncated_index && (index > 0 || !self.members_changed || self.last_index == 0) {
             return Ok(self.truncated_term);
         }
-        if index < self.truncated_index {
+        if index <= self.truncated_index {
             return Err(LogError::Compacted { group: self.group, index: self.truncated_index });
         }
         if index > self.last_index {
@@ -231,8 +272,14 @@ impl Storage for LogView {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        match &self.offer {
+            Some(offer) if self.fits(offer, request_index, to) => Ok(offer.clone()),
+            _ => {
+                self.wanted.set(Some(to));
+                Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
     }
 }
 

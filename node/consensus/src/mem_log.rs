@@ -33,6 +33,8 @@ enum Change {
 
 #[derive(Debug, Clone, Default)]
 struct MemGroup {
+    /// Only `state.replica_id` is left.
+    removed: bool,
     /// `last_index` is kept up to date.
     state: GroupState,
     /// From `state.truncated_index + 1` on.
@@ -67,7 +69,12 @@ impl MemLog {
 
     /// What `load` would give after a crash now.
     pub fn durable(&self, group: u32) -> Option<GroupState> {
-        self.lock().durable.get(&group).map(|g| g.state.clone())
+        self.lock().durable.get(&group).filter(|g| !g.removed).map(|g| g.state.clone())
+    }
+
+    /// Groups that exist.
+    pub fn groups(&self) -> Vec<u32> {
+        self.lock().current.iter().filter(|(_, g)| !g.removed).map(|(group, _)| *group).collect()
     }
 
     /// Term of an entry that would survive a crash now.
@@ -97,7 +104,7 @@ impl Disk {
 fn apply_change(groups: &mut Groups, change: &Change) -> Result<(), LogError> {
     match change {
         Change::Write(writes) => {
-            for write in writes {
+            for write in writes.iter().filter(|write| !write.is_empty()) {
                 groups.entry(write.group).or_default().write(write)?;
             }
         }
@@ -113,6 +120,31 @@ fn apply_change(groups: &mut Groups, change: &Change) -> Result<(), LogError> {
 impl MemGroup {
     fn write(&mut self, write: &GroupWrite) -> Result<(), LogError> {
         let corrupt = |reason: String| LogError::Corrupt { group: write.group, reason };
+        if write.remove {
+            let state = GroupState { replica_id: self.state.replica_id, ..Default::default() };
+            *self = Self { removed: true, state, entries: VecDeque::new() };
+            return Ok(());
+        }
+        match write.replica_id {
+            Some(id) if self.removed && id <= self.state.replica_id => {
+                return Err(corrupt(format!("replica {id} was removed")));
+            }
+            Some(id) => {
+                self.removed = false;
+                self.state.replica_id = id;
+            }
+            None if self.removed => return Err(corrupt("the replica was removed".to_owned())),
+            None => {}
+        }
+        if let Some(mark) = write.snapshot {
+            if mark.index < self.state.truncated_index {
+                return Err(corrupt(format!("snapshot {} is older than the log", mark.index)));
+            }
+            self.entries.clear();
+            let state = &mut self.state;
+            (state.truncated_index, state.truncated_term) = (mark.index, mark.term);
+            (state.last_index, state.generation) = (mark.index, mark.generation);
+        }
         if let Some(first) = write.entries.first() {
             let state = &mut self.state;
             if first.index <= state.truncated_index || first.index > state.last_index + 1 {
@@ -137,7 +169,7 @@ impl MemGroup {
     }
 
     fn truncate(&mut self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
-        if index <= self.state.truncated_index {
+        if index <= self.state.truncated_index || self.removed {
             return Ok(());
         }
         if self.term(index) != Some(term) {
@@ -160,7 +192,11 @@ impl MemGroup {
 
 impl LogStore for MemLog {
     fn load(&self, group: u32) -> Result<Option<GroupState>, LogError> {
-        Ok(self.lock().current.get(&group).map(|g| g.state.clone()))
+        Ok(self.lock().current.get(&group).filter(|g| !g.removed).map(|g| g.state.clone()))
+    }
+
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        Ok(self.lock().current.get(&group).filter(|g| g.removed).map(|g| g.state.replica_id))
     }
 
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {

@@ -18,6 +18,24 @@ use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType,
 };
 
+/// One step of a membership change. A replica moves by: add as learner, enter (it becomes a voter, the old one a
+/// learner), leave, remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    AddLearner(u64),
+    /// Takes a learner out of the group.
+    Remove(u64),
+    /// Enters the joint configuration: until it is left, decisions need a majority of the old and of the new voters.
+    Enter {
+        promote: Vec<u64>,
+        demote: Vec<u64>,
+    },
+    Leave,
+}
+
+/// How far behind the commit index a replica may be that becomes a voter.
+const PROMOTE_LAG_ENTRIES_MAX: u64 = 4096;
+
 /// eraftpb.ConfChangeV2
 #[derive(Clone, PartialEq, prost::Message)]
 struct ChangeRecord {
@@ -39,6 +57,64 @@ struct SingleRecord {
 }
 
 impl Group {
+    /// Appends one step of a membership change, on the leader and if none is pending. Refuses steps that raft would take
+    /// and that hurt: a leader that leaves the voters, a voter that would lag.
+    pub fn propose_member_change(&mut self, change: &MemberChange) -> Result<Proposal, ProposeError> {
+        self.check_leader()?;
+        let conf = self.conf_state();
+        let single = |change_type, node_id| {
+            let mut single = ConfChangeSingle::default();
+            (single.change_type, single.node_id) = (change_type, node_id);
+            single
+        };
+        let mut record = ConfChangeV2::default();
+        match change {
+            MemberChange::AddLearner(id) if conf.voters.contains(id) => {
+                return Err(ProposeError::InvalidChange("it is a voter already"));
+            }
+            MemberChange::AddLearner(id) => {
+                record.changes.push(single(ConfChangeType::AddLearnerNode, *id));
+            }
+            MemberChange::Remove(id) if !conf.learners.contains(id) => {
+                return Err(ProposeError::InvalidChange("only a learner can be removed"));
+            }
+            MemberChange::Remove(id) => record.changes.push(single(ConfChangeType::RemoveNode, *id)),
+            MemberChange::Enter { promote, demote } => {
+                record.transition = ConfChangeTransition::Explicit;
+                self.check_enter(&conf, promote, demote)?;
+                let adds = promote.iter().map(|id| single(ConfChangeType::AddNode, *id));
+                let learns = demote.iter().map(|id| single(ConfChangeType::AddLearnerNode, *id));
+                record.changes = adds.chain(learns).collect();
+            }
+            MemberChange::Leave => {}
+        }
+        self.propose_conf_change(&record)
+    }
+
+    fn check_enter(&self, conf: &ConfState, promote: &[u64], demote: &[u64]) -> Result<(), ProposeError> {
+        if promote.is_empty() && demote.is_empty() {
+            return Err(ProposeError::InvalidChange("nothing to change"));
+        }
+        if demote.contains(&self.config.node_id) {
+            return Err(ProposeError::LeaderLeaves);
+        }
+        if !promote.iter().all(|id| conf.learners.contains(id)) {
+            return Err(ProposeError::InvalidChange("only a learner can be promoted"));
+        }
+        if !demote.iter().all(|id| conf.voters.contains(id)) {
+            return Err(ProposeError::InvalidChange("only a voter can be demoted"));
+        }
+        let lags = |id: &&u64| {
+            self.follower(**id).is_none_or(|f| {
+                f.in_snapshot || f.matched == 0 || f.matched + PROMOTE_LAG_ENTRIES_MAX < self.commit()
+            })
+        };
+        match promote.iter().find(lags) {
+            Some(id) => Err(ProposeError::NotCaughtUp(*id)),
+            None => Ok(()),
+        }
+    }
+
     /// Appends a configuration change, on the leader and if none is pending. A change without steps leaves the joint
     /// configuration.
     pub fn propose_conf_change(&mut self, change: &ConfChangeV2) -> Result<Proposal, ProposeError> {
@@ -58,6 +134,10 @@ impl Group {
     pub fn apply_conf_change(&mut self, index: u64) -> Result<GroupWrite, GroupError> {
         let group = self.config.group;
         let refuse = |reason: &str| GroupError::ConfChange { group, index, reason: reason.to_owned() };
+        if index > 0 && index <= self.snapshots.last_index {
+            // A snapshot that was restored meanwhile has it already.
+            return Ok(GroupWrite { group, ..Default::default() });
+        }
         if index <= self.conf_index || index > self.emitted {
             return Err(refuse("not one that was given out"));
         }
@@ -68,15 +148,24 @@ impl Group {
         let change = decode(entry.data).ok_or_else(|| refuse("cannot be decoded"))?;
         let conf_state = self.raw.apply_conf_change(&change)?;
         self.conf_index = index;
+        let view = self.raw.mut_store();
+        view.members_changed = true;
+        // Made before the change: its receiver may not be in it.
+        view.set_offer(None);
         // As of the last ready, so no entry that it speaks of is still to be handed out.
         let mut hard_state = self.hard_state.clone();
         hard_state.commit = hard_state.commit.max(index);
         Ok(GroupWrite {
             group,
-            entries: Vec::new(),
             hard_state: Some(hard_state),
             conf: Some((wire::conf_state_to_wire(conf_state), index)),
+            ..Default::default()
         })
+    }
+
+    /// A change of the membership is not applied yet, or leadership is being handed over.
+    pub fn is_changing(&self) -> bool {
+        self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some()
     }
 
     /// The membership in force.

@@ -1,5 +1,5 @@
 //! What a group asks its caller to do.
-use crate::log_store::GroupWrite;
+use crate::log_store::{GroupWrite, SnapshotMark};
 use bytes::Bytes;
 use carillon_proto::internal::RaftMessage;
 use raft::eraftpb::{Entry, EntryType};
@@ -12,12 +12,19 @@ pub struct Outputs {
     pub send: Vec<RaftMessage>,
     /// To be written in this order.
     pub persist: Vec<PersistTask>,
-    /// To be applied in this order, without gaps.
+    /// A snapshot took the place of the log: switch the state to its generation, then report its index as applied.
+    /// Comes before what is in `committed`.
+    pub installed: Option<SnapshotMark>,
+    /// To be applied in this order, without gaps but for an installed snapshot.
     pub committed: Vec<CommittedEntry>,
     /// Reads that were confirmed by a quorum.
     pub reads: Vec<ReadReady>,
     /// Term or leader changed; the newest state if it did so more than once.
     pub role: Option<RoleChange>,
+    /// On a leader: this replica needs a snapshot and no fitting one is offered. Comes again as long as that is so.
+    pub snapshot_wanted: Option<u64>,
+    /// On a follower: a snapshot to fetch; it takes the place of one announced before.
+    pub snapshot_fetch: Option<SnapshotFetch>,
 }
 
 impl Outputs {
@@ -27,6 +34,9 @@ impl Outputs {
             && self.committed.is_empty()
             && self.reads.is_empty()
             && self.role.is_none()
+            && self.installed.is_none()
+            && self.snapshot_wanted.is_none()
+            && self.snapshot_fetch.is_none()
     }
 
     /// Empties everything and keeps the buffers.
@@ -36,6 +46,9 @@ impl Outputs {
         self.committed.clear();
         self.reads.clear();
         self.role = None;
+        self.installed = None;
+        self.snapshot_wanted = None;
+        self.snapshot_fetch = None;
     }
 }
 
@@ -85,6 +98,17 @@ impl CommittedEntry {
     }
 }
 
+/// A snapshot that a leader sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotFetch {
+    /// The leader that sent it.
+    pub from: u64,
+    pub index: u64,
+    pub term: u64,
+    /// The manifest, as the leader's caller offered it.
+    pub data: Bytes,
+}
+
 /// A read asked for with this `ctx` may be answered from a state that is applied to `index` or beyond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadReady {
@@ -116,4 +140,6 @@ pub struct Follower {
     pub matched: u64,
     /// It answered within the last election timeout.
     pub recent_active: bool,
+    /// It gets nothing but a snapshot at the moment.
+    pub in_snapshot: bool,
 }

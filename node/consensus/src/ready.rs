@@ -1,7 +1,8 @@
 //! One raft `Ready` becomes ordered outputs. This is the only place that knows the order; it is
 //!  1. `ready`, and nothing else on the node until 4;
 //!  2. messages that may overtake the disk (raft gives them only on a leader) go to `send`;
-//!  3. entries become readable in the log view, and {entries, hard state, messages to send after} a `PersistTask`;
+//!  3. a snapshot replaces the log view (raft gives no committed entries with one), entries become readable in it, and
+//!     {snapshot, entries, hard state, membership, messages to send after} a `PersistTask`;
 //!  4. `advance_append_async`;
 //!  5. later, in order, `persisted`; commits that it causes are in the next ready.
 //!
@@ -12,11 +13,12 @@
 //! ready. `Group::open` does not depend on it.
 use crate::error::GroupError;
 use crate::group::{Group, Outstanding};
-use crate::log_store::GroupWrite;
+use crate::log_store::{GroupWrite, SnapshotMark};
 use crate::log_view::entry_bytes;
 use crate::output::{CommittedEntry, Outputs, PersistTask, ReadReady, RoleChange};
 use crate::wire;
-use carillon_proto::internal::RaftMessage;
+use carillon_proto::internal::{ConfState, RaftMessage};
+use raft::Ready;
 use raft::eraftpb::{Entry, Message};
 
 /// How long the commit index on disk may lag, in ticks, while there is traffic.
@@ -32,16 +34,26 @@ impl Group {
             self.handle_ready(out)?;
             progress = true;
         }
+        if let Some(mark) = self.snapshots.installed.take() {
+            out.installed = Some(mark);
+            progress = true;
+        }
         progress |= self.deliver_held_back(out)?;
         progress |= self.note_role(out);
+        if let Some(fetch) = self.snapshots.take_fetch() {
+            out.snapshot_fetch = Some(fetch);
+            progress = true;
+        }
+        if let Some(replica) = self.raw.store().take_wanted() {
+            out.snapshot_wanted = Some(replica);
+            progress = true;
+        }
         Ok(progress)
     }
 
     fn handle_ready(&mut self, out: &mut Outputs) -> Result<(), GroupError> {
         let mut ready = self.raw.ready();
-        if !ready.snapshot().is_empty() {
-            return Err(GroupError::Snapshot(self.config.group));
-        }
+        let restored = self.restore(&ready)?;
         let number = ready.number();
         let must_sync = ready.must_sync();
         out.send.extend(to_wire(ready.take_messages()));
@@ -57,10 +69,18 @@ impl Group {
         let committed = ready.take_committed_entries();
         let entries = ready.take_entries();
         let last = self.raw.store().last();
-        let replaces = !self.outstanding.is_empty() && entries.first().is_some_and(|e| e.index <= last);
+        let replaces = !self.outstanding.is_empty()
+            && (restored.is_some() || entries.first().is_some_and(|e| e.index <= last));
         self.raw.mut_store().append(&entries);
         self.raw.advance_append_async(ready);
-        self.hand_out(number, must_sync, replaces, entries, after, out);
+        let group = self.config.group;
+        let (snapshot, conf) = restored.unzip();
+        let hard_state = self.hard_state_to_write(must_sync);
+        let write = GroupWrite { group, snapshot, entries, hard_state, conf, ..Default::default() };
+        if let Some(mark) = snapshot {
+            self.snapshots.writing = Some((number, mark));
+        }
+        self.hand_out(number, must_sync, replaces, write, after, out);
         if let Some(last) = committed.last() {
             self.deliverable = last.index;
             if committed[0].index == self.emitted + 1 && self.applier_has_room() {
@@ -70,19 +90,31 @@ impl Group {
         Ok(())
     }
 
+    /// A snapshot in a ready: the log view starts anew after it. Gives what is to be written for it.
+    fn restore(&mut self, ready: &Ready) -> Result<Option<(SnapshotMark, (ConfState, u64))>, GroupError> {
+        if ready.snapshot().is_empty() {
+            return Ok(None);
+        }
+        let metadata = ready.snapshot().get_metadata();
+        let mark = self.snapshots.take_restoring().filter(|mark| mark.index == metadata.index);
+        let mark = mark.ok_or(GroupError::Snapshot(self.config.group))?;
+        self.raw.mut_store().reset(mark.index, mark.term);
+        (self.emitted, self.deliverable, self.conf_index) = (mark.index, mark.index, mark.index);
+        self.snapshots.last_index = mark.index;
+        Ok(Some((mark, (wire::conf_state_to_wire(metadata.get_conf_state().clone()), mark.index))))
+    }
+
     /// Steps 3 and 5 of the order, and the empty-ready rule.
     fn hand_out(
         &mut self,
         number: u64,
         must_sync: bool,
         replaces: bool,
-        entries: Vec<Entry>,
+        write: GroupWrite,
         after: Vec<Message>,
         out: &mut Outputs,
     ) {
-        let hard_state = self.hard_state_to_write(must_sync);
-        let nothing_to_write = entries.is_empty() && hard_state.is_none();
-        if nothing_to_write {
+        if write.is_empty() {
             match self.outstanding.back_mut() {
                 None => {
                     self.raw.on_persist_ready(number);
@@ -97,9 +129,10 @@ impl Group {
             }
         }
         self.replacing += usize::from(replaces);
-        self.outstanding.push_back(Outstanding { number, through: number, replaces });
+        let bytes = write.entries.iter().map(entry_bytes).sum();
+        self.outstanding.push_back(Outstanding { number, through: number, replaces, bytes });
+        self.outstanding_bytes += bytes;
         let group = self.config.group;
-        let write = GroupWrite { group, entries, hard_state, conf: None };
         out.persist.push(PersistTask { group, number, write, must_sync, after: to_wire(after).collect() });
     }
 

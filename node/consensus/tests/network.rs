@@ -31,6 +31,11 @@ fn run_all(seeds: std::ops::Range<u64>, change: impl Fn(&mut Faults)) -> Stats {
         sum.dropped += stats.dropped;
         sum.rejections += stats.rejections;
         sum.overwrites += stats.overwrites;
+        sum.cuts += stats.cuts;
+        sum.exports += stats.exports;
+        sum.failed_fetches += stats.failed_fetches;
+        sum.installs += stats.installs;
+        sum.installs_at_restart += stats.installs_at_restart;
     }
     println!("{sum:?}");
     sum
@@ -65,6 +70,20 @@ fn followers_catch_up_although_rejections_are_lost_and_reordered() {
         faults.delay_ms_max = 300;
     });
     assert!(sum.rejections > 500 && sum.overwrites > 20, "{sum:?}");
+}
+
+/// Logs are cut without regard for anybody, while files get lost, leaders change and nodes crash at any point of an
+/// install: everybody ends with everything.
+#[test]
+fn followers_catch_up_by_snapshots_that_are_lost_late_and_interrupted() {
+    let sum = run_all(2000..2200, |faults| {
+        faults.cuts = true;
+        faults.crashes = true;
+        faults.drop = 10;
+        faults.apply_ms_max = 400;
+    });
+    assert!(sum.cuts > 2000 && sum.exports > 300 && sum.failed_fetches > 50 && sum.installs > 200, "{sum:?}");
+    assert!(sum.installs_at_restart > 3, "{sum:?}");
 }
 
 #[test]

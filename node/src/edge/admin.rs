@@ -66,6 +66,8 @@ impl Admin for AdminApi {
                 blocked: s.blocked,
                 digest: record.digest,
                 digest_index: record.index,
+                first_index: s.first_index,
+                replica_id: s.replica_id,
             }
         });
         let carriers = view.carriers.values().map(|carrier| {

@@ -1,15 +1,20 @@
 //! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
 use crate::delivery::{ReceiptRouter, fact_result};
 use crate::engine::NodeHandle;
+use crate::engine::identity::Identity;
 use crate::engine::shard::ShardMessage;
+use crate::engine::snapshot::ChunkStream;
 use crate::meta::MetaClient;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
-    ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest, ForwardReceiptsResponse,
-    ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, command::Kind,
+    FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
+    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, ProposeMetaRequest,
+    ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
 };
+use carillon_proto::replica::node_of;
 use prost::Message as _;
+use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 
 pub struct PeerApi {
@@ -18,6 +23,7 @@ pub struct PeerApi {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub meta: MetaClient,
     pub receipts: ReceiptRouter,
+    pub identity: Arc<Identity>,
 }
 
 impl PeerApi {
@@ -31,21 +37,28 @@ impl PeerApi {
 
     fn take_frame(&self, node: u64, frame: RaftFrame) {
         if frame.from_node != node || frame.cluster_id != self.cluster_id {
-            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "wrong_sender")
-                .increment(1);
+            dropped("wrong_sender");
+            return;
+        }
+        if !self.identity.check(node, frame.from_store) {
+            // Its disk was lost or replaced: it has forgotten its votes and what it acknowledged.
+            dropped("wrong_store");
             return;
         }
         self.handle.space().peer(node, frame.storage_near_full);
-        let own =
-            |m: &carillon_proto::internal::GroupMessage| m.message.as_ref().is_some_and(|r| r.from == node);
+        let own = |m: &GroupMessage| m.message.as_ref().is_some_and(|r| node_of(r.from) == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
         if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {
-            metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "inbox_full").increment(1);
+            dropped("inbox_full");
         }
         if !frame.hints.is_empty() {
             drop(self.inbox.try_send(ShardMessage::Hints(frame.hints)));
         }
     }
+}
+
+fn dropped(reason: &'static str) {
+    metrics::counter!("carillon_raft_messages_dropped_total", "reason" => reason).increment(1);
 }
 
 #[tonic::async_trait]
@@ -57,6 +70,43 @@ impl Peer for PeerApi {
             self.take_frame(node, frame);
         }
         Ok(Response::new(RaftClosed {}))
+    }
+
+    type FetchSnapshotStream = ChunkStream;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<ChunkStream>, Status> {
+        let node = self.check(&request)?;
+        let request = request.into_inner();
+        if node_of(request.replica_id) != node {
+            return Err(Status::invalid_argument("the replica is of another node"));
+        }
+        self.handle.snapshots().serve(request).map(Response::new)
+    }
+
+    async fn report_snapshot(
+        &self,
+        request: Request<ReportSnapshotRequest>,
+    ) -> Result<Response<ReportSnapshotResponse>, Status> {
+        let node = self.check(&request)?;
+        let report = request.into_inner();
+        if node_of(report.replica_id) != node {
+            return Err(Status::invalid_argument("the replica is of another node"));
+        }
+        self.handle.snapshots().reported(&report);
+        Ok(Response::new(ReportSnapshotResponse {}))
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
+        let node = self.check(&request)?;
+        Ok(Response::new(HelloResponse {
+            node_id: self.handle.node_id(),
+            store_id: self.identity.store_id(),
+            created: !self.handle.meta().cluster_id.is_empty(),
+            known_store_id: self.identity.known(node),
+        }))
     }
 
     async fn propose_meta(

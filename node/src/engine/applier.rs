@@ -5,13 +5,15 @@
 use super::handle::{DriverEvent, Leaders, ProposeError, Waiter};
 use super::references::References;
 use super::shard::Completion;
+use super::snapshot::{Hub, Work};
 use crate::failpoints;
 use arc_swap::ArcSwap;
-use carillon_consensus::{CommittedEntry, EntryKind};
+use bytes::Bytes;
+use carillon_consensus::{CommittedEntry, EntryKind, SnapshotMark};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
 use carillon_proto::internal::{Command, command::Kind};
-use carillon_store::{ApplyBatch, Replica, StateDb, StateError};
+use carillon_store::{ApplyBatch, Family, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -38,6 +40,19 @@ pub enum ApplyMessage {
     StepDown {
         group: u32,
     },
+    /// A replica was created; its state is empty.
+    Open {
+        group: u32,
+    },
+    /// The replica leaves this node: let go of its state.
+    Close {
+        group: u32,
+    },
+    /// The log names another generation of the state: go on from there.
+    Install {
+        group: u32,
+        mark: SnapshotMark,
+    },
 }
 
 struct GroupState {
@@ -61,6 +76,7 @@ pub(super) struct Applier {
     pub references: Arc<References>,
     /// Log bytes applied and not reported to the flush pacing yet, by group.
     pub unflushed: Arc<Vec<AtomicU64>>,
+    pub snapshots: Arc<Hub>,
 }
 
 /// Results held back until the state is written.
@@ -71,16 +87,31 @@ impl Applier {
     pub fn run(self, groups: &[u32]) -> anyhow::Result<()> {
         let mut states = BTreeMap::new();
         for group in groups {
-            let replica = self.state.replica(*group)?;
-            let core = CoreApplier::open(&*replica)?;
-            states.insert(*group, GroupState { replica, core, leading: None, blocked: false });
+            states.insert(*group, self.open(*group)?);
         }
         while let Ok(message) = self.messages.recv() {
             match message {
                 ApplyMessage::StepDown { group } => {
                     let Some(state) = states.get_mut(&group) else { continue };
-                    if state.leading.take().is_some() {
-                        drop(self.driver.blocking_send(DriverEvent::Unlead { partition: group }));
+                    self.unlead(group, state);
+                }
+                ApplyMessage::Close { group } => {
+                    if let Some(mut state) = states.remove(&group) {
+                        self.unlead(group, &mut state);
+                    }
+                    drop(self.completions.send(Completion::Closed { group }));
+                }
+                ApplyMessage::Open { group } => match self.open(group) {
+                    Ok(state) => drop(states.insert(group, state)),
+                    Err(error) => self.block(group, error.to_string()),
+                },
+                ApplyMessage::Install { group, mark } => {
+                    if let Some(state) = states.get_mut(&group) {
+                        self.unlead(group, state);
+                    }
+                    match self.install(group, mark) {
+                        Ok(state) => drop(states.insert(group, state)),
+                        Err(error) => self.block(group, error.to_string()),
                     }
                 }
                 ApplyMessage::Entries { group, entries } => {
@@ -99,12 +130,46 @@ impl Applier {
                         if let Err(error) = self.state.note_damage(Some(group), &damage) {
                             tracing::error!(group, %error, "the fence will not outlast a restart");
                         }
-                        drop(self.completions.send(Completion::Blocked { group, reason }));
+                        self.block(group, reason);
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn open(&self, group: u32) -> anyhow::Result<GroupState> {
+        let replica = self.state.replica(group)?;
+        let core = CoreApplier::open(&*replica)?;
+        Ok(GroupState { replica, core, leading: None, blocked: false })
+    }
+
+    fn unlead(&self, group: u32, state: &mut GroupState) {
+        if state.leading.take().is_some() {
+            drop(self.driver.blocking_send(DriverEvent::Unlead { partition: group }));
+        }
+    }
+
+    fn block(&self, group: u32, reason: String) {
+        drop(self.completions.send(Completion::Blocked { group, reason }));
+    }
+
+    /// Readers see the new generation from here on; those that hold the old one may finish.
+    fn install(&self, group: u32, mark: SnapshotMark) -> anyhow::Result<GroupState> {
+        let old = self.state.replica(group)?.family();
+        self.state.set_live(Family { group, generation: mark.generation })?;
+        let opened = self.open(group)?;
+        let applied = opened.core.last().index;
+        anyhow::ensure!(applied == mark.index, "snapshot {} holds entry {applied}", mark.index);
+        self.unflushed[group as usize].store(0, Ordering::Relaxed);
+        if group == 0 {
+            self.meta.store(Arc::new(MetaView::load(&*opened.replica)?));
+            self.meta_changed.send_replace(mark.index);
+        }
+        self.snapshots.ask(Work::Retire(old));
+        self.applied[group as usize].send_replace(mark.index);
+        drop(self.completions.send(Completion::Applied { group, index: mark.index }));
+        Ok(opened)
     }
 
     fn apply_entries(
@@ -207,7 +272,9 @@ impl Applier {
         for ApplyEntry { entry, waiters } in entries {
             last = entry.index;
             let meta = EntryMeta { index: entry.index, term: entry.term };
-            meta::apply(&mut batch, meta, &entry.data, &mut effects).map_err(|e| e.to_string())?;
+            // Raft's own entries hold nothing for the tables.
+            let data = if entry.kind == EntryKind::Normal { entry.data.clone() } else { Bytes::new() };
+            meta::apply(&mut batch, meta, &data, &mut effects).map_err(|e| e.to_string())?;
             changed |= effects.changed;
             let mut results = std::mem::take(&mut effects.results).into_iter();
             for (count, waiter) in waiters {

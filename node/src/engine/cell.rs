@@ -1,9 +1,12 @@
 //! One group inside the shard: the raft group, proposals waiting to be appended, and who waits for which entry.
+use super::applier::ApplyEntry;
 use super::handle::{ProposeError, Waiter};
 use super::shard::ReadReply;
+use super::upkeep::LogMarks;
 use bytes::Bytes;
 use carillon_consensus::batch::{BatchLimits, cut};
 use carillon_consensus::{Group, Proposal};
+use carillon_proto::replica::node_of;
 use std::collections::VecDeque;
 
 /// A caller's commands, not appended yet. Never split over two entries.
@@ -37,6 +40,35 @@ pub(super) struct Cell {
     pub now_ms: u64,
     /// Since when the preferred leader has looked healthy, in ticks.
     pub preferred_ticks: u32,
+    /// Committed entries behind a change of the membership that is being written. Bounded like what the applier has.
+    pub held: VecDeque<ApplyEntry>,
+    pub members: MemberState,
+    pub snapshots: SnapshotState,
+    pub log_marks: LogMarks,
+}
+
+/// A change of the membership between commit and apply.
+#[derive(Debug, Default)]
+pub(super) struct MemberState {
+    /// Entry whose membership is being written to the log.
+    pub writing: Option<u64>,
+    /// The last one that is in force and durable.
+    pub done: u64,
+    /// This replica is removed as of this entry; it goes when the entry is applied.
+    pub leaving: Option<u64>,
+}
+
+/// What the shard has asked for.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotState {
+    /// The worker makes one.
+    pub making: bool,
+    /// Id of the offered one.
+    pub offered: Option<u64>,
+    /// Leader and index of the one that is being installed.
+    pub installing: Option<(u64, u64)>,
+    /// Leader that sent the one that is being fetched.
+    pub fetching_from: u64,
 }
 
 impl Cell {
@@ -51,6 +83,31 @@ impl Cell {
             blocked: None,
             now_ms: 0,
             preferred_ticks: 0,
+            held: VecDeque::new(),
+            members: MemberState::default(),
+            snapshots: SnapshotState::default(),
+            log_marks: LogMarks::default(),
+        }
+    }
+
+    /// Own id in the group.
+    pub fn replica_id(&self) -> u64 {
+        self.group.node_id()
+    }
+
+    /// The member that lives on a node.
+    pub fn replica_on(&self, node: u64) -> Option<u64> {
+        let conf = self.group.conf_state();
+        let mut members = conf.voters.iter().chain(&conf.learners).chain(&conf.voters_outgoing).copied();
+        members.find(|id| node_of(*id) == node)
+    }
+
+    /// A snapshot has what waited to be applied.
+    pub fn drop_held(&mut self) {
+        for entry in self.held.drain(..) {
+            for (_, waiter) in entry.waiters {
+                waiter.fail(ProposeError::Uncertain);
+            }
         }
     }
 
@@ -132,6 +189,7 @@ impl Cell {
 
     /// The replica is out of service; everyone who waits is told.
     pub fn block(&mut self, reason: String) {
+        self.drop_held();
         for pending in self.pending.drain(..) {
             pending.waiter.fail(ProposeError::Blocked(reason.clone()));
         }
@@ -165,7 +223,7 @@ impl Cell {
 pub(super) fn convert(error: carillon_consensus::ProposeError) -> ProposeError {
     use carillon_consensus::ProposeError as E;
     match error {
-        E::NotLeader { leader_hint } => ProposeError::NotLeader { leader_hint },
+        E::NotLeader { leader_hint } => ProposeError::NotLeader { leader_hint: node_of(leader_hint) },
         E::TooLarge { .. } | E::Empty => ProposeError::TooLarge,
         _ => ProposeError::Busy,
     }

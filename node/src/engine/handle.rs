@@ -1,12 +1,16 @@
 //! What the rest of the node holds of the engine: propose, read, follow. Never a database and never a group.
+use super::members::MemberMessage;
 use super::references::References;
 use super::scrub::{ScrubMessage, ScrubReport};
 use super::shard::ShardMessage;
+use super::snapshot::Hub;
 use crate::space::Space;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use carillon_consensus::Follower;
 use carillon_core::meta::MetaView;
 use carillon_core::{CommandResult, ScheduleChange};
+use carillon_proto::internal::ConfState;
 use carillon_store::{Replica, StateDb};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -95,16 +99,51 @@ pub enum DriverEvent {
     },
 }
 
-/// State of one group for operators.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Replica id of each group that has a replica on this node.
+pub type Hosted = BTreeMap<u32, u64>;
+
+/// Why a replica was not created or destroyed, or a membership not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    #[error("this node has no replica of the group")]
+    NoReplica,
+    #[error("replica {0} of the group lives on this node")]
+    OtherReplica(u64),
+    #[error("the replica id is not of this node, or there is no such group")]
+    NotOfThisNode,
+    #[error("replica {0} of the group was removed from this node; give the next one a later id")]
+    Removed(u64),
+    #[error("a replica of the group is being created or removed; try again")]
+    Busy,
+    #[error("raft log: {0}")]
+    Log(String),
+    #[error(transparent)]
+    Refused(#[from] carillon_consensus::ProposeError),
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// State of one group, for operators and for the steward.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GroupStatus {
     pub group: u32,
+    pub replica_id: u64,
+    /// Node.
     pub leader: u64,
     pub term: u64,
     pub commit: u64,
     pub applied: u64,
+    pub first_index: u64,
     pub last_index: u64,
     pub blocked: String,
+    /// Replica ids.
+    pub members: ConfState,
+    /// A change of the membership is not in force yet, or leadership is being handed over.
+    pub changing: bool,
+    /// A snapshot takes the place of this replica's state.
+    pub installing: bool,
+    /// On the leader: the other members by replica id.
+    pub followers: Vec<(u64, Follower)>,
 }
 
 pub(crate) struct Shared {
@@ -113,6 +152,8 @@ pub(crate) struct Shared {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub state: Arc<StateDb>,
     pub leaders: watch::Receiver<Arc<Leaders>>,
+    pub hosted: watch::Receiver<Arc<Hosted>>,
+    pub snapshots: Arc<Hub>,
     pub meta: Arc<ArcSwap<MetaView>>,
     pub meta_changed: watch::Receiver<u64>,
     /// Applied index of each group, index = group.
@@ -171,6 +212,16 @@ impl NodeHandle {
         self.shared.leaders.clone()
     }
 
+    /// What lives on this node.
+    pub fn hosted(&self) -> watch::Receiver<Arc<Hosted>> {
+        self.shared.hosted.clone()
+    }
+
+    /// The files of snapshots, for the peer plane.
+    pub fn snapshots(&self) -> &Arc<Hub> {
+        &self.shared.snapshots
+    }
+
     pub fn leadership(&self, group: u32) -> Leadership {
         self.shared.leaders.borrow().get(&group).copied().unwrap_or_default()
     }
@@ -189,8 +240,10 @@ impl NodeHandle {
         &self.shared.references
     }
 
-    /// The committed state of a partition on this node, without any check of leadership.
+    /// The committed state of a partition on this node, without any check of leadership. Reads of it may fail when the
+    /// replica is replaced by a snapshot or leaves.
     pub fn local_tables(&self, group: u32) -> anyhow::Result<Arc<Replica>> {
+        anyhow::ensure!(self.shared.hosted.borrow().contains_key(&group), "no replica of group {group} here");
         Ok(self.shared.state.replica(group)?)
     }
 
@@ -252,6 +305,16 @@ impl NodeHandle {
         let (sender, receiver) = oneshot::channel();
         self.send(ShardMessage::Transfer { group, to, reply: sender })?;
         receiver.await.unwrap_or(Err(ProposeError::Stopping))
+    }
+
+    /// Creates or ends a replica on this node, or proposes a change of a membership that this node leads.
+    pub async fn member(&self, group: u32, message: MemberMessage) -> Result<(), MemberError> {
+        let (reply, receiver) = oneshot::channel();
+        self.send(ShardMessage::Member { group, message, reply }).map_err(|error| match error {
+            ProposeError::Busy => MemberError::Busy,
+            _ => MemberError::Stopping,
+        })?;
+        receiver.await.unwrap_or(Err(MemberError::Stopping))
     }
 
     pub async fn status(&self) -> Vec<GroupStatus> {

@@ -13,12 +13,35 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// What the shard has to write for one group.
+pub(super) enum LogTask {
+    Raft(PersistTask),
+    /// A write of the shard's own, and what it is to be told when it is on disk.
+    Own {
+        write: GroupWrite,
+        then: Written,
+    },
+}
+
+/// A write of the shard's own.
+#[derive(Debug, Clone, Copy)]
+pub enum Written {
+    /// The membership changed at this entry.
+    Members {
+        index: u64,
+    },
+    Created {
+        replica_id: u64,
+    },
+    Removed,
+}
+
 /// Bytes of entries after which no more tasks are taken into one write: the fsync of a larger one takes too long.
 const WRITE_BYTES_MAX: usize = 512 * 1024;
 
 pub(super) struct LogWriter {
     pub log: Arc<dyn LogStore>,
-    pub tasks: Receiver<Vec<PersistTask>>,
+    pub tasks: Receiver<Vec<LogTask>>,
     pub completions: Sender<Completion>,
     pub peers: PeerSender,
 }
@@ -26,7 +49,7 @@ pub(super) struct LogWriter {
 impl LogWriter {
     /// Runs until the shard is gone.
     pub fn run(self) {
-        let mut waiting: Vec<PersistTask> = Vec::new();
+        let mut waiting: Vec<LogTask> = Vec::new();
         while let Ok(tasks) = self.tasks.recv() {
             waiting.extend(tasks);
             let mut bytes: usize = waiting.iter().map(task_bytes).sum();
@@ -39,19 +62,28 @@ impl LogWriter {
         }
     }
 
-    fn write(&self, tasks: Vec<PersistTask>, bytes: usize) {
-        let sync = tasks.iter().any(|task| task.must_sync);
+    fn write(&self, tasks: Vec<LogTask>, bytes: usize) {
+        let sync = tasks.iter().any(LogTask::must_sync);
+        let mut own = Vec::new();
         let mut done = Vec::with_capacity(tasks.len());
         let mut after: BTreeMap<u64, Vec<GroupMessage>> = BTreeMap::new();
         let mut writes: Vec<GroupWrite> = Vec::with_capacity(tasks.len());
         for task in tasks {
+            let task = match task {
+                LogTask::Raft(task) => task,
+                LogTask::Own { write, then } => {
+                    own.push((write.group, then));
+                    writes.push(write);
+                    continue;
+                }
+            };
             done.push((task.group, task.number));
             for message in task.after {
                 let message = GroupMessage { group: task.group, message: Some(message) };
                 after.entry(message.message.as_ref().map_or(0, |m| m.to)).or_default().push(message);
             }
             let write = task.write;
-            if !write.entries.is_empty() || write.hard_state.is_some() || write.conf.is_some() {
+            if !write.is_empty() {
                 writes.push(write);
             }
         }
@@ -68,6 +100,9 @@ impl LogWriter {
         }
         // A receiver that is gone means that the node is stopping.
         drop(self.completions.send(Completion::Persisted(done)));
+        for (group, written) in own {
+            drop(self.completions.send(Completion::Written { group, written }));
+        }
         if !after.is_empty() {
             failpoints::hit("log::before_replies");
             for (node, messages) in after {
@@ -95,6 +130,16 @@ impl LogWriter {
     }
 }
 
-fn task_bytes(task: &PersistTask) -> usize {
+impl LogTask {
+    fn must_sync(&self) -> bool {
+        match self {
+            Self::Raft(task) => task.must_sync,
+            Self::Own { .. } => true,
+        }
+    }
+}
+
+fn task_bytes(task: &LogTask) -> usize {
+    let LogTask::Raft(task) = task else { return 0 };
     task.write.entries.iter().map(|entry| entry.data.len() + 32).sum()
 }

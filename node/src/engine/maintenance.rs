@@ -1,10 +1,10 @@
 //! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
-//! and on every replica, then lets the log free files. Nothing waits for it.
+//! and what the leader says that nobody needs, then lets the log free files. Nothing waits for it.
 use super::shard::{Completion, clock_ms};
 use crate::failpoints;
 use crate::space::Space;
 use carillon_consensus::{LogError, LogStore};
-use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb};
+use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb, StateError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const SLACK_ENTRIES: u64 = 64;
 const PURGE_ROUNDS: u64 = 10;
 
 pub enum MaintenanceMessage {
-    /// Every replica of the group has all entries up to here on disk.
+    /// Nobody needs the log up to here, as the leader says: every replica has it on disk, or will get a snapshot.
     Safe {
         group: u32,
         index: u64,
@@ -114,6 +114,11 @@ impl Maintenance {
     fn flush_group(&self, pacer: &mut FlushPacer, group: u32) {
         failpoints::hit("state::before_flush");
         if let Err(error) = self.state.flush(group) {
+            if matches!(error, StateError::NoReplica(_)) {
+                // The group left this node meanwhile.
+                pacer.forget(group);
+                return;
+            }
             // Damaged tables of one replica: after the restart it is fenced and the others run.
             if let Err(error) = self.state.note_damage(None, &error) {
                 tracing::error!(%error, "the damaged replica cannot be remembered");
@@ -129,6 +134,7 @@ impl Maintenance {
     fn truncate(&self, group: u32, safe: u64, cut: &mut u64) {
         let durable = match self.state.durable_applied(group) {
             Ok(record) => record.map_or(0, |r| r.index),
+            Err(StateError::NoReplica(_)) => return,
             Err(error) => {
                 tracing::error!(group, %error, "cannot read the durable applied index");
                 return;

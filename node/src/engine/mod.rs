@@ -1,37 +1,46 @@
-//! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams.
+//! The replicated engine: raft groups on one shard thread, one log writer, one applier, peer streams, snapshots.
 //!
 //! Start at [`start`]; everything else talks to it through [`NodeHandle`]. Threads, and who waits for whom:
 //! the shard for nobody (what the log writer or the applier has no room for stays with it, `hand_over.rs`); log writer,
 //! applier and maintenance for room among the completions, which the shard takes in every turn; the applier for the driver.
 mod applier;
+mod catchup;
 mod cell;
 mod hand_over;
 pub mod handle;
+pub mod identity;
 mod log_writer;
 pub mod maintenance;
+pub mod members;
 mod recovery;
 mod references;
 pub mod scrub;
 pub mod shard;
+pub mod snapshot;
 pub mod transport;
+pub mod upkeep;
 
 use crate::config::Config;
 use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
-use carillon_consensus::{GroupConfig, LogStore, Outputs};
+use carillon_consensus::{LogStore, Outputs};
 use carillon_core::meta::MetaView;
 use carillon_store::{EngineLog, EngineLogOptions, PacerLimits, StateDb, StateOptions};
 use cell::Cell;
 use hand_over::{HAND_OVERS_MAX, HandOver};
-pub use handle::{DriverEvent, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
-use handle::{Fenced, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
+use handle::{Fenced, Hosted, IN_FLIGHT_BYTES_MAX, Leaders, Shared};
+use identity::Identity;
 use log_writer::LogWriter;
 use maintenance::{Maintenance, MaintenanceMessage};
+use members::GroupSettings;
+pub use members::MemberMessage;
 use parking_lot::Mutex;
 pub use references::References;
 use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
+use snapshot::{Hub, HubParts, WORK_MAX};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -39,6 +48,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use transport::PeerChannels;
+use upkeep::LogSlack;
 
 /// Running threads, and what to tell them to stop.
 pub struct Engine {
@@ -47,16 +57,21 @@ pub struct Engine {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub maintenance: crossbeam_channel::Sender<MaintenanceMessage>,
     scrub: crossbeam_channel::Sender<ScrubMessage>,
+    snapshots: Arc<Hub>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
-pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine> {
-    let members = config.member_ids();
-    let groups: Vec<u32> = (0..=config.partitions).collect();
-    fs_err::create_dir_all(&config.data_dir)?;
-    let space = Space::new(&members);
-    space.watch(&config.data_dir, &config.disk)?;
+/// Whether there is a raft log.
+pub fn has_log(config: &Config) -> bool {
+    config.data_dir.join("log").exists()
+}
+
+struct Stores {
+    log: Arc<EngineLog>,
+    state: Arc<StateDb>,
+}
+
+fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
     let log_options = EngineLogOptions {
         purge_threshold_bytes: config.tuning.log_bytes_max,
         ..EngineLogOptions::default()
@@ -68,35 +83,62 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         ..StateOptions::default()
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
-    recovery::create_groups(&log, &groups, &members)?;
+    if identity.is_new() {
+        // One write, so there are all of them or none.
+        if log.groups().is_empty() {
+            let groups: Vec<u32> = (0..=config.partitions).collect();
+            recovery::create_groups(&log, &groups, config.node_id, &config.member_ids())?;
+        }
+        identity.ready()?;
+    }
+    Ok(Stores { log, state })
+}
 
-    let mut cells = BTreeMap::new();
-    let mut fenced = BTreeMap::new();
-    let mut applied_senders = Vec::new();
-    let mut applied_receivers = Vec::new();
-    for group in &groups {
-        let mut group_config =
-            GroupConfig::new(*group, config.node_id, config.node_id << 32 | u64::from(*group));
-        // 17 groups share a node: keep each one's share of memory small.
-        group_config.cache_bytes_max = 1 << 20;
-        let applied = match recovery::open_group(&log, &state, group_config)? {
-            Ok((opened, applied)) => {
-                cells.insert(*group, Cell::new(opened));
-                applied
-            }
+/// Groups that run, with the applied index of each, and those that cannot, with the reason.
+type Opened = (BTreeMap<u32, (Cell, u64)>, BTreeMap<u32, String>);
+
+/// The groups that live here, opened and replayed.
+fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+    let (mut cells, mut fenced) = (BTreeMap::new(), BTreeMap::new());
+    for recovery::Hosted { group, replica_id } in
+        recovery::settle(&stores.log, &stores.state, config.node_id)?
+    {
+        anyhow::ensure!(
+            group <= config.partitions,
+            "the log has group {group} of {} partitions",
+            config.partitions
+        );
+        match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
+            Ok((opened, applied)) => drop(cells.insert(group, (Cell::new(opened), applied))),
             Err(reason) => {
                 tracing::error!(group, reason, "replica fenced");
-                fenced.insert(*group, reason);
-                0
+                fenced.insert(group, reason);
             }
-        };
-        let (sender, receiver) = watch::channel(applied);
-        applied_senders.push(sender);
-        applied_receivers.push(receiver);
+        }
     }
     metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
+    Ok((cells, fenced))
+}
+
+/// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
+pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity) -> anyhow::Result<Engine> {
+    let space = Space::new(&config.member_ids());
+    space.watch(&config.data_dir, &config.disk)?;
+    let stores = open_stores(config, identity)?;
+    let Stores { log, state } = &stores;
+    let settings = GroupSettings {
+        node_id: config.node_id,
+        members: config.member_ids(),
+        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
+    };
+    let (opened, fenced) = open_groups(config, &settings, &stores)?;
     let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
-    let running: Vec<u32> = cells.keys().copied().collect();
+    let groups: Vec<u32> = opened.keys().copied().collect();
+    let groups_max = config.partitions as usize + 1;
+    let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
+    let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
+    let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
+        (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
     // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
     let view = match MetaView::load(&*state.replica(0)?) {
         Err(_) if fenced.contains_key(&0) => MetaView::default(),
@@ -108,25 +150,35 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
     let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
     let (log_tasks, log_tasks_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
     let (apply, apply_receiver) = crossbeam_channel::bounded(HAND_OVERS_MAX);
+    let (work, work_receiver) = crossbeam_channel::bounded(WORK_MAX);
     let (maintenance, maintenance_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (scrub, scrub_receiver) = crossbeam_channel::bounded(4);
     let (driver, driver_events) = mpsc::channel(DRIVER_EVENTS_MAX);
     let (leaders_sender, leaders) = watch::channel(Arc::new(Leaders::new()));
+    let (hosted_sender, hosted) = watch::channel(Arc::new(hosted));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
-    let unflushed = Arc::new((0..groups.len()).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers =
-        transport::start(config.node_id, &config.cluster_id, Arc::clone(&space), channels, inbox.clone());
+    let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+    let peers = transport::start(
+        (config.node_id, identity.store_id()),
+        &config.cluster_id,
+        Arc::clone(&space),
+        channels,
+        inbox.clone(),
+    );
+    let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
 
     let references = Arc::new(References::default());
 
     let shard = Shard {
         node_id: config.node_id,
-        members,
-        cells,
         fenced: Arc::clone(&shared_fenced),
+        settings,
+        cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
         inbox: inbox_receiver,
         completions: completions_receiver,
         log_writer: HandOver::new("log_writer", log_tasks),
+        log: Arc::clone(log) as Arc<dyn LogStore>,
+        snapshots: Arc::clone(&snapshots),
         applier: HandOver::new("applier", apply),
         peers: peers.clone(),
         maintenance: maintenance.clone(),
@@ -136,16 +188,22 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         next_ctx: 0,
         ticks: 0,
         outputs: Outputs::default(),
+        slack: LogSlack { bytes: config.tuning.log_slack_bytes, entries: config.tuning.log_slack_entries },
+        groups_max,
+        hosted: hosted_sender,
+        own_tasks: Vec::new(),
+        creating: BTreeMap::new(),
+        leaving: BTreeMap::new(),
     };
     let writer = LogWriter {
-        log: Arc::clone(&log) as Arc<dyn LogStore>,
+        log: Arc::clone(log) as Arc<dyn LogStore>,
         tasks: log_tasks_receiver,
         completions: completions.clone(),
         peers,
     };
     let applier = Applier {
         node_id: config.node_id,
-        state: Arc::clone(&state),
+        state: Arc::clone(state),
         messages: apply_receiver,
         completions: completions.clone(),
         driver,
@@ -155,10 +213,11 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         applied: applied_senders,
         references: Arc::clone(&references),
         unflushed: Arc::clone(&unflushed),
+        snapshots: Arc::clone(&snapshots),
     };
     let keeper = Maintenance {
-        log: Arc::clone(&log),
-        state: Arc::clone(&state),
+        log: Arc::clone(log),
+        state: Arc::clone(state),
         messages: maintenance_receiver,
         completions: completions.clone(),
         unflushed,
@@ -171,33 +230,26 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         fenced: fenced.into_keys().collect(),
     };
     let scrubber = Scrubber {
-        log,
-        state: Arc::clone(&state),
-        groups: running.clone(),
+        log: Arc::clone(log),
+        state: Arc::clone(state),
+        groups: groups.clone(),
         messages: scrub_receiver,
         completions,
         settings: config.scrub.clone(),
         last_file: LastPass::new(&config.data_dir),
     };
 
-    let threads = vec![
-        spawn("log-writer", move || writer.run())?,
-        spawn("applier", move || {
-            if let Err(error) = applier.run(&running) {
-                tracing::error!(%error, "applier cannot start; stopping");
-                std::process::abort();
-            }
-        })?,
-        spawn("maintenance", move || keeper.run())?,
-        spawn("scrub", move || scrubber.run())?,
-        spawn("shard-0", move || shard.run())?,
-    ];
+    let worker = Arc::clone(&snapshots);
+    let work = move || snapshot::run_worker(&worker, &work_receiver);
+    let threads = spawn_all(shard, writer, (applier, groups), (keeper, scrubber), work)?;
     let shared = Shared {
         node_id: config.node_id,
         partitions: config.partitions,
         inbox: inbox.clone(),
-        state,
+        state: Arc::clone(state),
         leaders,
+        hosted,
+        snapshots: Arc::clone(&snapshots),
         meta,
         meta_changed,
         applied: applied_receivers,
@@ -208,7 +260,48 @@ pub fn start(config: &Config, channels: &PeerChannels) -> anyhow::Result<Engine>
         scrub: scrub.clone(),
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
-    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, threads })
+    Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, snapshots, threads })
+}
+
+fn open_hub(
+    config: &Config,
+    state: &Arc<StateDb>,
+    inbox: &crossbeam_channel::Sender<ShardMessage>,
+    work: crossbeam_channel::Sender<snapshot::Work>,
+    channels: &Arc<PeerChannels>,
+) -> anyhow::Result<Hub> {
+    Hub::new(HubParts {
+        node_id: config.node_id,
+        dir: config.data_dir.join("snapshots"),
+        bytes_per_second: config.tuning.snapshot_bytes_per_s_max,
+        state: Arc::clone(state),
+        inbox: inbox.clone(),
+        work,
+        channels: Arc::clone(channels),
+    })
+}
+
+fn spawn_all(
+    shard: Shard,
+    writer: LogWriter,
+    (applier, groups): (Applier, Vec<u32>),
+    (keeper, scrubber): (Maintenance, Scrubber),
+    snapshot_work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let apply = move || {
+        if let Err(error) = applier.run(&groups) {
+            tracing::error!(%error, "applier cannot start; stopping");
+            std::process::abort();
+        }
+    };
+    Ok(vec![
+        spawn("log-writer", move || writer.run())?,
+        spawn("applier", apply)?,
+        spawn("maintenance", move || keeper.run())?,
+        spawn("scrub", move || scrubber.run())?,
+        spawn("snapshots", snapshot_work)?,
+        spawn("shard-0", move || shard.run())?,
+    ])
 }
 
 /// A hot thread: a panic in it stops the process, because a half-dead engine must not go on acknowledging.
@@ -228,6 +321,7 @@ impl Engine {
 
     /// Stops the threads: what is acknowledged is on disk already, the rest is replayed at the next start. Blocks.
     pub fn stop(self) {
+        self.snapshots.stop();
         drop(self.inbox.send(ShardMessage::Stop));
         drop(self.maintenance.send(MaintenanceMessage::Stop));
         drop(self.scrub.send(ScrubMessage::Stop));

@@ -1,27 +1,79 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
 use crate::failpoints;
-use carillon_consensus::{Group, GroupConfig, GroupError, LogError, LogStore, bootstrap_write};
+use bytes::Bytes;
+use carillon_consensus::{Group, GroupConfig, GroupError, GroupWrite, LogError, LogStore, bootstrap_write};
 use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, TableError, meta};
-use carillon_store::{EngineLog, StateDb, StateError};
+use carillon_proto::ReplicaId;
+use carillon_proto::replica::node_of;
+use carillon_store::{EngineLog, FIRST_GENERATION, StateDb, StateError};
 use raft::eraftpb::EntryType;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of entries read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
 
-/// Creates missing groups with all members as voters. One synced write.
-pub(super) fn create_groups(log: &EngineLog, groups: &[u32], members: &[u64]) -> anyhow::Result<()> {
-    let mut writes = Vec::new();
-    for group in groups {
-        if log.load(*group)?.is_none() {
-            writes.push(bootstrap_write(*group, members));
-        }
-    }
-    if !writes.is_empty() {
-        log.write(&writes, true)?;
-    }
+/// Creates the groups of a new cluster, with all members as voters. One synced write.
+pub(super) fn create_groups(
+    log: &EngineLog,
+    groups: &[u32],
+    node_id: u64,
+    members: &[u64],
+) -> anyhow::Result<()> {
+    let replica =
+        ReplicaId::new(node_id, 0).ok_or_else(|| anyhow::anyhow!("node id {node_id} is too large"))?;
+    let replica_id = Some(replica.raw());
+    let write = |group: &u32| GroupWrite { replica_id, ..bootstrap_write(*group, members) };
+    let writes: Vec<GroupWrite> = groups.iter().map(write).collect();
+    log.write(&writes, true)?;
     Ok(())
+}
+
+/// A replica that lives on this node.
+pub(super) struct Hosted {
+    pub group: u32,
+    pub replica_id: u64,
+}
+
+/// The replicas of this node, after what an interrupted install or removal left was cleared away: a replica that is not in
+/// its membership any more ends, and only the state that the log names stays.
+pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Vec<Hosted>> {
+    let (mut hosted, mut live) = (Vec::new(), BTreeMap::new());
+    for group in log.groups() {
+        let stored = match log.load(group) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => continue,
+            // Out of service, see `open_group`; what there is of its state stays.
+            Err(_) if log.damaged().contains_key(&group) => {
+                let families = state.families().into_iter().filter(|family| family.group == group);
+                live.insert(group, families.map(|f| f.generation).max().unwrap_or(FIRST_GENERATION));
+                hosted.push(Hosted { group, replica_id: node_id });
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let replica_id = if stored.replica_id == 0 { node_id } else { stored.replica_id };
+        anyhow::ensure!(
+            node_of(replica_id) == node_id,
+            "replica {replica_id} of group {group} is of another node"
+        );
+        let conf = &stored.conf_state;
+        let members: Vec<&u64> =
+            conf.voters.iter().chain(&conf.learners).chain(&conf.voters_outgoing).collect();
+        let joins = members.is_empty() && stored.last_index == 0;
+        if !joins && !members.contains(&&replica_id) {
+            tracing::info!(group, replica_id, "this replica was removed from its group; its data goes");
+            log.write(&[GroupWrite::remove(group)], true)?;
+            continue;
+        }
+        live.insert(group, stored.generation.max(FIRST_GENERATION));
+        hosted.push(Hosted { group, replica_id });
+    }
+    for family in state.keep_only(&live)? {
+        tracing::info!(%family, "dropped a state that the log does not name");
+    }
+    Ok(hosted)
 }
 
 /// Applies everything that is known to be committed. Returns the applied index.
@@ -41,15 +93,19 @@ pub(super) fn replay(log: &EngineLog, state: &StateDb, group: u32) -> anyhow::Re
         let entries = log.entries(group, applied + 1, commit + 1, PAGE_BYTES)?;
         let mut batch = replica.batch()?;
         for entry in entries {
-            // Configuration changes are left to raft, which must see them itself.
-            if entry.entry_type != EntryType::EntryNormal {
+            let normal = entry.entry_type == EntryType::EntryNormal;
+            // Changes of the membership that are not in force yet are left to raft, which must see them itself.
+            if !normal && entry.index > stored.conf_index {
                 batch.commit()?;
                 return Ok(applied);
             }
             let meta = EntryMeta { index: entry.index, term: entry.term };
             applied = entry.index;
             if group == 0 {
-                meta::apply(&mut batch, meta, &entry.data, &mut meta_effects)?;
+                let data = if normal { entry.data } else { Bytes::new() };
+                meta::apply(&mut batch, meta, &data, &mut meta_effects)?;
+            } else if !normal {
+                core.pass(&mut batch, meta);
             } else {
                 core.apply(&mut batch, meta, &entry.data, &mut effects)?;
             }

@@ -8,12 +8,17 @@
 use super::applier::{ApplyEntry, ApplyMessage};
 use super::cell::{Cell, Pending, convert};
 use super::hand_over::HandOver;
-use super::handle::{Fenced, GroupStatus, Leaders, Leadership, ProposeError, Waiter};
+use super::handle::{Fenced, GroupStatus, Hosted, Leaders, Leadership, ProposeError, Waiter};
+use super::log_writer::{LogTask, Written};
 use super::maintenance::MaintenanceMessage;
+use super::members::{GroupSettings, MemberMessage, MemberReply};
+use super::snapshot::{Hub, Made};
 use super::transport::PeerSender;
+use super::upkeep::{HINT_TICKS, LogSlack, prefer};
 use bytes::Bytes;
-use carillon_consensus::{Outputs, PersistTask, RoleChange};
+use carillon_consensus::{LogStore, Outputs, PersistTask, RoleChange};
 use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
+use carillon_proto::replica::node_of;
 use crossbeam_channel::{Receiver, Sender, select};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -30,10 +35,6 @@ pub const COMPLETIONS_MAX: usize = 4096;
 const UNWRITTEN_MAX: usize = 512;
 /// Inbox messages handled in one turn before the groups are polled.
 const TURN_MESSAGES_MAX: usize = 1024;
-/// Ticks between hints on how far logs may be cut.
-const HINT_TICKS: u64 = 50;
-/// Ticks for which a preferred leader must look healthy before it gets its partition back.
-const PREFER_AFTER_TICKS: u32 = 50;
 
 pub type ReadReply = oneshot::Sender<Result<(), ProposeError>>;
 
@@ -58,7 +59,16 @@ pub enum ShardMessage {
     Unreachable {
         node: u64,
     },
-    /// From a leader: all replicas have these entries.
+    Member {
+        group: u32,
+        message: MemberMessage,
+        reply: MemberReply,
+    },
+    Snapshot {
+        group: u32,
+        message: SnapshotMessage,
+    },
+    /// From a leader: how far logs may be cut.
     Hints(Vec<TruncateHint>),
     Status {
         reply: oneshot::Sender<Vec<GroupStatus>>,
@@ -66,9 +76,33 @@ pub enum ShardMessage {
     Stop,
 }
 
+/// What became of the files of a snapshot.
+pub enum SnapshotMessage {
+    /// `None`: it could not be made.
+    Made(Option<Made>),
+    /// The files of an offered one are gone.
+    Gone { snapshot_id: u64 },
+    /// The announced one is a complete state family, or `None`: it could not be had.
+    Fetched { index: u64, term: u64, generation: Option<u64> },
+    /// A follower is fetching.
+    Progress { replica: u64 },
+    /// A follower says how it ended.
+    Reported { replica: u64, installed: bool },
+    /// The state of a group that left is gone.
+    Destroyed,
+}
+
 /// What the log writer and the applier report back.
 pub enum Completion {
     Persisted(Vec<(u32, u64)>),
+    Written {
+        group: u32,
+        written: Written,
+    },
+    /// The applier let go of a group.
+    Closed {
+        group: u32,
+    },
     Applied {
         group: u32,
         index: u64,
@@ -87,13 +121,15 @@ pub enum Completion {
 
 pub(super) struct Shard {
     pub node_id: u64,
-    pub members: Vec<u64>,
+    pub settings: GroupSettings,
     pub cells: BTreeMap<u32, Cell>,
     /// Replicas out of service, and why. Those that could not be opened have no cell.
     pub fenced: Fenced,
     pub inbox: Receiver<ShardMessage>,
     pub completions: Receiver<Completion>,
-    pub log_writer: HandOver<Vec<PersistTask>>,
+    pub log_writer: HandOver<Vec<LogTask>>,
+    pub log: Arc<dyn LogStore>,
+    pub snapshots: Arc<Hub>,
     pub applier: HandOver<ApplyMessage>,
     pub peers: PeerSender,
 
@@ -104,6 +140,16 @@ pub(super) struct Shard {
     pub next_ctx: u64,
     pub ticks: u64,
     pub outputs: Outputs,
+    pub slack: LogSlack,
+    /// Groups have numbers below this.
+    pub groups_max: usize,
+    /// Group and replica id of what lives here.
+    pub hosted: watch::Sender<Arc<Hosted>>,
+    /// Writes of the shard's own that go with the next turn.
+    pub own_tasks: Vec<LogTask>,
+    /// Groups whose replica is being created, or is leaving and not gone yet; with who waits for it. One entry a group.
+    pub creating: BTreeMap<u32, MemberReply>,
+    pub leaving: BTreeMap<u32, Option<MemberReply>>,
 }
 
 pub(super) fn clock_ms() -> u64 {
@@ -159,7 +205,9 @@ impl Shard {
                 Some(cell) if cell.group.is_leader() => {
                     cell.pending.push_back(Pending { commands, bytes, waiter });
                 }
-                Some(cell) => waiter.fail(ProposeError::NotLeader { leader_hint: cell.group.leader_id() }),
+                Some(cell) => {
+                    waiter.fail(ProposeError::NotLeader { leader_hint: node_of(cell.group.leader_id()) })
+                }
                 None => waiter.fail(match self.fenced.lock().get(&group) {
                     Some(reason) => ProposeError::Blocked(reason.clone()),
                     None => ProposeError::NotLeader { leader_hint: 0 },
@@ -168,16 +216,23 @@ impl Shard {
             ShardMessage::Read { group, reply } => self.read(group, reply),
             ShardMessage::Transfer { group, to, reply } => {
                 let result = match self.cells.get_mut(&group) {
-                    Some(cell) => cell.group.transfer_leader(to).map_err(convert),
+                    Some(cell) => {
+                        let replica = cell.replica_on(to).unwrap_or(to);
+                        cell.group.transfer_leader(replica).map_err(convert)
+                    }
                     None => Err(ProposeError::NotLeader { leader_hint: 0 }),
                 };
                 drop(reply.send(result));
             }
             ShardMessage::Unreachable { node } => {
                 for cell in self.cells.values_mut() {
-                    cell.group.report_unreachable(node);
+                    if let Some(replica) = cell.replica_on(node) {
+                        cell.group.report_unreachable(replica);
+                    }
                 }
             }
+            ShardMessage::Member { group, message, reply } => self.member(group, message, reply),
+            ShardMessage::Snapshot { group, message } => self.snapshot(group, message),
             ShardMessage::Hints(hints) => self.pass_hints(&hints),
             ShardMessage::Status { reply } => drop(reply.send(self.status())),
             ShardMessage::Stop => {}
@@ -224,7 +279,7 @@ impl Shard {
         }
     }
 
-    fn complete(&mut self, completion: Completion) {
+    pub(super) fn complete(&mut self, completion: Completion) {
         match completion {
             Completion::Persisted(list) => {
                 for (group, number) in list {
@@ -238,7 +293,11 @@ impl Shard {
                     cell.group.applied(index);
                     cell.answer_reads(index);
                 }
+                self.report_installed(group, index);
+                self.leave_if_removed(group, index);
             }
+            Completion::Written { group, written } => self.written(group, written),
+            Completion::Closed { group } => self.closed(group),
             Completion::Truncated { group, index, term } => {
                 if let Some(cell) = self.cells.get_mut(&group) {
                     cell.group.log_truncated(index, term);
@@ -267,7 +326,7 @@ impl Shard {
     }
 
     fn tick_all(&mut self) {
-        let members = self.members.clone();
+        let members = self.settings.members.clone();
         for (number, cell) in &mut self.cells {
             if cell.blocked.is_some() {
                 continue;
@@ -288,27 +347,7 @@ impl Shard {
         self.log_writer.report();
         self.applier.report();
         if self.ticks.is_multiple_of(HINT_TICKS) {
-            let hints: Vec<TruncateHint> = self
-                .cells
-                .iter()
-                .filter_map(|(group, cell)| {
-                    let index = cell.group.slowest_match()?;
-                    (index > cell.group.first_index()).then_some(TruncateHint { group: *group, index })
-                })
-                .collect();
-            self.pass_hints(&hints);
-            if !hints.is_empty() {
-                self.peers.send_hints(&hints);
-            }
-        }
-    }
-
-    /// Late or lost hints do no harm, so a full queue drops them.
-    fn pass_hints(&self, hints: &[TruncateHint]) {
-        for hint in hints {
-            drop(
-                self.maintenance.try_send(MaintenanceMessage::Safe { group: hint.group, index: hint.index }),
-            );
+            self.send_hints();
         }
     }
 
@@ -344,8 +383,10 @@ impl Shard {
                 }
             }
         }
-        if !persist.is_empty() {
-            self.log_writer.push(persist);
+        let mut tasks = std::mem::take(&mut self.own_tasks);
+        tasks.extend(persist.into_iter().map(LogTask::Raft));
+        if !tasks.is_empty() {
+            self.log_writer.push(tasks);
         }
         for (node, messages) in out {
             self.peers.send(node, messages);
@@ -360,13 +401,29 @@ impl Shard {
         out: &mut BTreeMap<u64, Vec<GroupMessage>>,
     ) {
         for message in outputs.send.drain(..) {
-            out.entry(message.to).or_default().push(GroupMessage { group, message: Some(message) });
+            out.entry(node_of(message.to)).or_default().push(GroupMessage { group, message: Some(message) });
         }
-        persist.append(&mut outputs.persist);
         if let Some(role) = outputs.role.take() {
             self.on_role(group, role);
         }
+        if let Some(mark) = outputs.installed.take() {
+            self.install_snapshot(group, mark);
+        }
+        if let Some(replica) = outputs.snapshot_wanted.take() {
+            self.want_snapshot(group, replica);
+        }
+        if let Some(fetch) = outputs.snapshot_fetch.take() {
+            self.fetch_snapshot(group, fetch);
+        }
+        let slack_bytes = self.slack.bytes;
         let Some(cell) = self.cells.get_mut(&group) else { return };
+        for task in outputs.persist.drain(..) {
+            if let Some(last) = task.write.entries.last() {
+                let bytes = task.write.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum();
+                cell.log_marks.appended(last.index, bytes, slack_bytes);
+            }
+            persist.push(task);
+        }
         for read in outputs.reads.drain(..) {
             if let Some(at) = cell.reads_asked.iter().position(|(ctx, _)| *ctx == read.ctx) {
                 let (_, reply) = cell.reads_asked.swap_remove(at);
@@ -375,17 +432,17 @@ impl Shard {
         }
         cell.answer_reads(cell.group.applied_index());
         if !outputs.committed.is_empty() {
-            let entries = outputs
-                .committed
-                .drain(..)
-                .map(|entry| ApplyEntry { waiters: cell.take_waiters(entry.index, entry.term), entry })
-                .collect();
-            self.applier.push(ApplyMessage::Entries { group, entries });
+            for entry in outputs.committed.drain(..) {
+                let waiters = cell.take_waiters(entry.index, entry.term);
+                cell.held.push_back(ApplyEntry { waiters, entry });
+            }
+            self.release(group);
         }
     }
 
     fn on_role(&mut self, group: u32, role: RoleChange) {
         let before = self.leaders.borrow().get(&group).copied().unwrap_or_default();
+        let leader = node_of(role.leader);
         let (was_leader, is_new_term) = (before.leader == self.node_id, before.term != role.term);
         if let Some(cell) = self.cells.get_mut(&group) {
             if role.is_leader && (!was_leader || is_new_term) {
@@ -397,20 +454,25 @@ impl Shard {
                 }
             }
             if was_leader && !role.is_leader {
-                tracing::info!(group, term = role.term, leader = role.leader, "no longer leading");
-                cell.on_step_down(role.leader);
+                tracing::info!(group, term = role.term, leader, "no longer leading");
+                cell.on_step_down(leader);
             }
         }
         if was_leader && (!role.is_leader || is_new_term) && group != 0 {
             self.applier.push(ApplyMessage::StepDown { group });
         }
-        self.publish(group, Leadership { leader: role.leader, term: role.term });
+        self.publish(group, Leadership { leader, term: role.term });
     }
 
-    fn publish(&mut self, group: u32, leadership: Leadership) {
+    /// A group without a replica here is not listed.
+    pub(super) fn publish(&mut self, group: u32, leadership: Leadership) {
+        let hosted = self.cells.contains_key(&group);
         self.leaders.send_modify(|leaders| {
             let mut changed = BTreeMap::clone(leaders);
-            changed.insert(group, leadership);
+            match hosted {
+                true => drop(changed.insert(group, leadership)),
+                false => drop(changed.remove(&group)),
+            }
             *leaders = Arc::new(changed);
         });
         let led = self.leaders.borrow().values().filter(|l| l.leader == self.node_id).count();
@@ -429,12 +491,18 @@ impl Shard {
             .iter()
             .map(|(group, cell)| GroupStatus {
                 group: *group,
-                leader: cell.group.leader_id(),
+                replica_id: cell.replica_id(),
+                leader: node_of(cell.group.leader_id()),
                 term: cell.group.term(),
                 commit: cell.group.commit(),
                 applied: cell.group.applied_index(),
+                first_index: cell.group.first_index(),
                 last_index: cell.group.last_index(),
                 blocked: cell.blocked.clone().unwrap_or_default(),
+                members: carillon_consensus::wire::conf_state_to_wire(cell.group.conf_state()),
+                changing: cell.group.is_changing() || cell.members.writing.is_some(),
+                installing: cell.group.is_installing(),
+                followers: cell.group.followers(),
             })
             .chain(closed)
             .collect()
@@ -445,31 +513,4 @@ fn leader_start(term: u64, node_id: u64) -> Pending {
     let command = Command { kind: Some(Kind::LeaderStart(LeaderStart { term, node_id })) };
     let data = Bytes::from(command.encode_to_vec());
     Pending { bytes: data.len() + 8, commands: vec![data], waiter: Waiter::None }
-}
-
-/// Which member should lead a group when all are well: spread evenly, so that the fixed shares of the lanes fit.
-pub fn preferred_leader(group: u32, members: &[u64]) -> u64 {
-    members[group as usize % members.len()]
-}
-
-/// Hands leadership to the preferred member once it has been healthy for a while.
-fn prefer(cell: &mut Cell, group: u32, members: &[u64], node_id: u64) {
-    let preferred = preferred_leader(group, members);
-    if preferred == node_id || !cell.group.is_leader() {
-        cell.preferred_ticks = 0;
-        return;
-    }
-    let Some(follower) = cell.group.follower(preferred) else { return };
-    // `recent_active` is cleared once in each election timeout, so its absence alone says nothing.
-    if follower.matched + 64 < cell.group.last_index() {
-        cell.preferred_ticks = 0;
-    } else if follower.recent_active {
-        cell.preferred_ticks += 1;
-    }
-    if cell.preferred_ticks >= PREFER_AFTER_TICKS {
-        cell.preferred_ticks = 0;
-        if let Err(error) = cell.group.transfer_leader(preferred) {
-            tracing::debug!(group, %error, "leader transfer refused");
-        }
-    }
 }

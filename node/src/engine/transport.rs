@@ -27,6 +27,7 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct PeerSender {
     node_id: u64,
+    store_id: u64,
     cluster_id: Arc<str>,
     space: Arc<Space>,
     lanes: Arc<BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>>,
@@ -70,6 +71,7 @@ impl PeerSender {
             messages,
             hints,
             storage_near_full: self.space.near_full(),
+            from_store: self.store_id,
         };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
@@ -104,7 +106,7 @@ pub fn channels(
 
 /// Starts the stream tasks on the current runtime.
 pub fn start(
-    node_id: u64,
+    (node_id, store_id): (u64, u64),
     cluster_id: &str,
     space: Arc<Space>,
     channels: &PeerChannels,
@@ -119,7 +121,7 @@ pub fn start(
         };
         lanes.insert(*id, [make(), make()]);
     }
-    PeerSender { node_id, cluster_id: Arc::from(cluster_id), space, lanes: Arc::new(lanes) }
+    PeerSender { node_id, store_id, cluster_id: Arc::from(cluster_id), space, lanes: Arc::new(lanes) }
 }
 
 /// Keeps one stream to a peer up for as long as the sender lives.

@@ -3,6 +3,7 @@
 //! Owns
 //!  - [`log`]: two candidates behind `LogStore`, [`EngineLog`] (raft-engine, one segment log for all groups) and
 //!    [`RocksLog`] (a WAL-synced RocksDB). Both pass one conformance suite.
+//!  - [`snapshot`]: a replica as files, and files as a replica.
 //!  - [`state`]: one RocksDB with its WAL off, a column family for each replica generation. The raft log is the WAL.
 //!
 //! Invariants
@@ -14,10 +15,12 @@
 //! Not here: raft, apply, when to truncate, threads.
 
 pub mod log;
+pub mod snapshot;
 pub mod state;
 
 pub use log::{EngineLog, EngineLogOptions, OpenError, RocksLog, RocksLogOptions};
+pub use snapshot::SnapshotError;
 pub use state::{
-    ApplyBatch, CommitStats, DAMAGED_FILE, Family, FlushPacer, MemoryStats, PacerLimits, Replica,
-    ReplicaSnapshot, ScrubPosition, StateDb, StateError, StateMetrics, StateOptions,
+    ApplyBatch, CommitStats, DAMAGED_FILE, FIRST_GENERATION, Family, FlushPacer, MemoryStats, PacerLimits,
+    Replica, ReplicaSnapshot, ScrubPosition, StateDb, StateError, StateMetrics, StateOptions,
 };

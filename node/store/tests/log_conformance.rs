@@ -2,7 +2,7 @@
 //! in their place, passes what it promises (it has no owner, no snapshots and its own measure of a read's size).
 mod log_suite;
 
-use carillon_consensus::{GroupWrite, LogError, LogStore};
+use carillon_consensus::{GroupWrite, LogError, LogStore, SnapshotMark};
 use log_suite::{Candidate, Engine, Memory, Rocks, all, append, conf, entries, entry, hard_state};
 use protobuf::Message;
 use tempfile::tempdir;
@@ -48,7 +48,7 @@ fn state_and_entries_are_one_write<C: Candidate>() {
         group: 5,
         entries: entries(5, 1..=3, 7, 20),
         hard_state: Some(hard_state(7, 2, 3)),
-        conf: None,
+        ..GroupWrite::default()
     };
     log.write(&[write], true).unwrap();
     log.write(
@@ -130,6 +130,94 @@ fn truncation_for_a_snapshot<C: Candidate>() {
     }
 }
 
+fn snapshot(group: u32, index: u64, term: u64, generation: u64) -> GroupWrite {
+    GroupWrite { group, snapshot: Some(SnapshotMark { index, term, generation }), ..GroupWrite::default() }
+}
+
+/// One write: the old log is gone, the new one begins behind the snapshot, and the generation says which state is live.
+fn a_snapshot_takes_the_place_of_the_log<C: Candidate>() {
+    let dir = tempdir().unwrap();
+    let log = C::open(dir.path()).unwrap();
+    for group in 1..=4 {
+        log.write(&[append(group, entries(group, 1..=50, 1, 50))], true).unwrap();
+    }
+    log.truncate(3, 20, 1).unwrap();
+    let with = |write: GroupWrite, more: Vec<_>| GroupWrite {
+        entries: more,
+        hard_state: Some(hard_state(9, 0, 40)),
+        conf: Some((conf(&[1, 2, 7]), 40)),
+        ..write
+    };
+    // Ahead of the log, over a branch that lost, over a log that is cut, and twice in a write with entries between.
+    log.write(&[with(snapshot(1, 90, 9, 2), entries(1, 91..=93, 9, 50))], true).unwrap();
+    log.write(&[with(snapshot(2, 40, 9, 3), entries(2, 41..=42, 9, 50))], true).unwrap();
+    log.write(&[snapshot(3, 30, 9, 4)], true).unwrap();
+    log.write(
+        &[append(4, entries(4, 51..=60, 1, 50)), snapshot(4, 55, 2, 5), append(4, entries(4, 56..=57, 2, 9))],
+        true,
+    )
+    .unwrap();
+    assert!(matches!(log.write(&[snapshot(1, 89, 9, 9)], true), Err(LogError::Corrupt { group: 1, .. })));
+    for log in [log].into_iter().chain(std::iter::once_with(|| C::open(dir.path()).unwrap())) {
+        let state = |group| log.load(group).unwrap().unwrap();
+        let place = |group| {
+            let s = state(group);
+            (s.truncated_index, s.truncated_term, s.last_index, s.generation)
+        };
+        assert_eq!(place(1), (90, 9, 93, 2));
+        assert_eq!(place(2), (40, 9, 42, 3));
+        assert_eq!(place(3), (30, 9, 30, 4));
+        assert_eq!(place(4), (55, 2, 57, 5));
+        assert_eq!((state(1).hard_state.commit, state(1).conf_index), (40, 40));
+        assert_eq!(all(&log, 1).unwrap(), entries(1, 91..=93, 9, 50));
+        assert_eq!(all(&log, 2).unwrap(), entries(2, 41..=42, 9, 50));
+        assert_eq!(all(&log, 4).unwrap(), entries(4, 56..=57, 2, 9));
+        assert!(matches!(log.entries(2, 40, 42, 1000), Err(LogError::Compacted { group: 2, index: 40 })));
+    }
+    // The log goes on from there.
+    let log = C::open(dir.path());
+    let log = log.unwrap();
+    log.write(&[append(1, entries(1, 94..=94, 9, 50)), append(3, entries(3, 31..=31, 9, 5))], true).unwrap();
+    assert_eq!(all(&log, 1).unwrap(), entries(1, 91..=94, 9, 50));
+    assert_eq!(all(&log, 3).unwrap(), entries(3, 31..=31, 9, 5));
+}
+
+fn a_removed_replica_leaves_nothing_but_its_id<C: Candidate>() {
+    let dir = tempdir().unwrap();
+    let log = C::open(dir.path()).unwrap();
+    let create = |id| GroupWrite {
+        group: 1,
+        replica_id: Some(id),
+        hard_state: Some(hard_state(1, 0, 0)),
+        conf: Some((conf(&[]), 0)),
+        ..GroupWrite::default()
+    };
+    log.write(&[create(5), append(1, entries(1, 1..=9, 1, 50)), append(2, entries(2, 1..=1, 1, 50))], true)
+        .unwrap();
+    log.truncate(1, 3, 1).unwrap();
+    assert_eq!((log.load(1).unwrap().unwrap().replica_id, log.removed(1).unwrap()), (5, None));
+    log.write(&[GroupWrite::remove(1)], true).unwrap();
+    drop(log);
+    let log = C::open(dir.path()).unwrap();
+    assert_eq!((log.load(1).unwrap(), log.removed(1).unwrap()), (None, Some(5)));
+    assert!(matches!(log.entries(1, 4, 5, 1000), Err(LogError::Missing { group: 1, .. })));
+    for refused in [create(5), create(4), append(1, entries(1, 1..=1, 1, 5)), snapshot(1, 20, 1, 1)] {
+        assert!(matches!(log.write(&[refused], true), Err(LogError::Corrupt { group: 1, .. })));
+    }
+    log.truncate(1, 9, 1).unwrap();
+    assert_eq!(log.load(1).unwrap(), None);
+    // A later incarnation starts from nothing, or from a snapshot.
+    log.write(&[create(6)], true).unwrap();
+    log.write(&[GroupWrite { entries: entries(1, 21..=22, 2, 50), ..snapshot(1, 20, 2, 1) }], true).unwrap();
+    for log in [log].into_iter().chain(std::iter::once_with(|| C::open(dir.path()).unwrap())) {
+        let state = log.load(1).unwrap().unwrap();
+        assert_eq!((state.replica_id, state.last_index, state.generation), (6, 22, 1));
+        assert_eq!(all(&log, 1).unwrap(), entries(1, 21..=22, 2, 50));
+        assert_eq!(log.removed(1).unwrap(), None);
+        assert_eq!(all(&log, 2).unwrap(), entries(2, 1..=1, 1, 50));
+    }
+}
+
 fn limits_of_a_read<C: Candidate>() {
     let dir = tempdir().unwrap();
     let log = C::open(dir.path()).unwrap();
@@ -177,6 +265,7 @@ macro_rules! conformance {
     };
     ($module:ident, $candidate:ty) => {
         conformance!($module, $candidate, [
+            a_snapshot_takes_the_place_of_the_log, a_removed_replica_leaves_nothing_but_its_id,
             append_and_reopen, a_conflicting_suffix_is_replaced, state_and_entries_are_one_write,
             a_refused_write_changes_nothing, truncation, truncation_for_a_snapshot, limits_of_a_read,
             every_field_of_an_entry_survives, a_directory_has_one_owner,
@@ -189,5 +278,12 @@ conformance!(rocks, Rocks);
 conformance!(
     memory,
     Memory,
-    [append_and_reopen, a_conflicting_suffix_is_replaced, truncation, every_field_of_an_entry_survives]
+    [
+        a_snapshot_takes_the_place_of_the_log,
+        a_removed_replica_leaves_nothing_but_its_id,
+        append_and_reopen,
+        a_conflicting_suffix_is_replaced,
+        truncation,
+        every_field_of_an_entry_survives
+    ]
 );

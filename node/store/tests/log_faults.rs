@@ -189,7 +189,7 @@ fn engine_frees_truncated_files_and_keeps_idle_groups() {
         group: 9,
         entries: entries(9, 1..=3, 1, 500),
         hard_state: Some(hard_state(4, 2, 3)),
-        conf: None,
+        ..GroupWrite::default()
     };
     log.write(&[idle], true).unwrap();
     churn(&log, 0..200);
@@ -219,7 +219,7 @@ fn engine_refuses_a_missing_or_shortened_older_file() {
             group: 1,
             entries: entries(1, index..=index, 1, 2000),
             hard_state: Some(hard_state(index, 1, 0)),
-            conf: None,
+            ..GroupWrite::default()
         };
         log.write(&[write], true).unwrap();
     }

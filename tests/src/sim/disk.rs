@@ -124,6 +124,10 @@ impl LogStore for SimDisk {
         self.log.load(group)
     }
 
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        self.log.removed(group)
+    }
+
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
         self.log.entries(group, low, high, bytes_max)
     }

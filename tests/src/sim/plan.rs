@@ -184,6 +184,8 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
     /// Small limits everywhere, so that batches are split, windows are full and pages are short.
     pub small_limits: bool,
+    /// Entries kept for followers that are behind; one that is further behind gets a snapshot.
+    pub log_slack: u64,
     /// Segments per second of each carrier.
     pub limits: [u32; 2],
     /// Permille of the submits that come without a key, are repeats, and are long.
@@ -232,6 +234,7 @@ impl Plan {
             rates,
             faults: faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms),
             small_limits: rng.chance(500),
+            log_slack: Rng::stream(seed, "slack").pick(&[16, 60, 100_000]),
             limits: [rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),

@@ -6,6 +6,7 @@ mod failover;
 mod limits;
 mod metrics;
 mod planes;
+mod snapshots;
 
 use carillon_ctl::lab::LabOptions;
 use carillon_tests::rig::Rig;
@@ -46,5 +47,14 @@ async fn a_carriers_limit_is_a_wall_and_the_lane_is_kept_busy() {
     let rig = Rig::start(LabOptions { lane_limit: limits::LIMIT, ..perfect() }).await;
     let mut steps = Steps::new("limits");
     steps.run("30 segments a second for 210 segments", limits::wall(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_much_catches_up_and_one_that_lost_its_disk_does_not_come_back() {
+    let rig = Rig::start(perfect()).await;
+    let mut steps = Steps::new("snapshots");
+    steps.run("a follower whose log was cut catches up by snapshots", snapshots::catch_up(&rig)).await;
+    steps.run("a wiped disk is not the old node", snapshots::wiped(&rig)).await;
     steps.finish();
 }

@@ -125,6 +125,9 @@ impl LogStore for Liar {
     fn load(&self, group: u32) -> Result<Option<GroupState>, LogError> {
         self.0.load(group)
     }
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        self.0.removed(group)
+    }
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
         let mut entries = self.0.entries(group, low, high, bytes_max)?;
         entries[0].index += 1;

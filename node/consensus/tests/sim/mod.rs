@@ -2,16 +2,19 @@
 //! that writes slowly and forgets what was not synced, crashes, partitions. Everything comes from one seed.
 #![allow(dead_code)] // each test file uses a part
 
+mod faults;
 pub mod oracle;
 pub mod rng;
 mod run;
+mod snapshot;
 
 use carillon_consensus::wire;
 use carillon_consensus::{
     CommittedEntry, Group, GroupConfig, LogStore as _, MemLog, Outputs, PersistTask, ProposeError,
-    bootstrap_write,
+    SnapshotFetch, SnapshotMark, bootstrap_write,
 };
 use carillon_proto::internal::RaftMessage;
+pub use faults::Faults;
 use oracle::Oracle;
 use prost::Message as _;
 use raft::eraftpb::MessageType;
@@ -22,66 +25,48 @@ use std::sync::Arc;
 pub const TICK_MS: u64 = 100;
 pub const VOTERS: [u64; 3] = [1, 2, 3];
 
-/// What may go wrong, in percent of the occasions and in milliseconds.
-#[derive(Debug, Clone)]
-pub struct Faults {
-    pub drop: u64,
-    pub duplicate: u64,
-    pub delay_ms_max: u64,
-    pub disk_ms_max: u64,
-    pub apply_ms_max: u64,
-    /// Rejections are lost, doubled and late.
-    pub bad_rejections: bool,
-    pub crashes: bool,
-    pub partitions: bool,
-    /// Planted bug: promises leave before they are durable.
-    pub ack_before_persist: bool,
-}
-
-impl Faults {
-    pub fn none() -> Self {
-        Self {
-            drop: 0,
-            duplicate: 0,
-            delay_ms_max: 5,
-            disk_ms_max: 5,
-            apply_ms_max: 5,
-            bad_rejections: false,
-            crashes: false,
-            partitions: false,
-            ack_before_persist: false,
-        }
-    }
-
-    /// A random subset with random weights.
-    pub fn swarm(rng: &mut Rng) -> Self {
-        let disk_ms_max = [2, 20, 150, 900][rng.below(4) as usize];
-        Self {
-            drop: [0, 0, 2, 10][rng.below(4) as usize],
-            duplicate: [0, 0, 2, 10][rng.below(4) as usize],
-            delay_ms_max: [5, 40, 300][rng.below(3) as usize],
-            disk_ms_max,
-            apply_ms_max: [2, 50, 400][rng.below(3) as usize],
-            bad_rejections: rng.chance(30),
-            crashes: rng.chance(70),
-            partitions: rng.chance(50),
-            ack_before_persist: false,
-        }
-    }
-}
-
 #[derive(Debug)]
 enum Event {
-    Tick { node: usize },
-    Deliver { from: usize, to: usize, group: u32, message: Box<RaftMessage> },
-    DiskDone { node: usize, epoch: u64 },
-    Apply { node: usize, epoch: u64, group: u32 },
+    Tick {
+        node: usize,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        group: u32,
+        message: Box<RaftMessage>,
+    },
+    DiskDone {
+        node: usize,
+        epoch: u64,
+    },
+    Apply {
+        node: usize,
+        epoch: u64,
+        group: u32,
+    },
+    /// The files of a snapshot are made.
+    Exported {
+        node: usize,
+        epoch: u64,
+        group: u32,
+    },
+    /// They are fetched, or fetching them failed.
+    Fetched {
+        node: usize,
+        epoch: u64,
+        group: u32,
+        fetch: SnapshotFetch,
+    },
     Client,
     Trouble,
-    Restart { node: usize },
+    Restart {
+        node: usize,
+    },
     Heal,
 }
 
+#[derive(Default)]
 pub struct Replica {
     pub group: Option<Group>,
     to_apply: VecDeque<CommittedEntry>,
@@ -89,6 +74,14 @@ pub struct Replica {
     pub applied: Vec<(u64, u64)>,
     /// What of it survives a crash.
     flushed: usize,
+    /// The state family that `applied` is, and complete ones that are not live (yet).
+    generation: u64,
+    imported: BTreeMap<u64, Vec<(u64, u64)>>,
+    /// A snapshot that is durable in the log; the applier has to switch to it.
+    installed: Option<SnapshotMark>,
+    /// What this replica offers, and whether it is making one.
+    offered: Option<(u64, Vec<(u64, u64)>)>,
+    exporting: bool,
 }
 
 pub struct Node {
@@ -116,6 +109,12 @@ pub struct Stats {
     pub dropped: u64,
     pub rejections: u64,
     pub overwrites: u64,
+    pub cuts: u64,
+    pub exports: u64,
+    pub failed_fetches: u64,
+    pub installs: u64,
+    /// Installs that a crash interrupted, found at restart in the log.
+    pub installs_at_restart: u64,
 }
 
 pub struct Sim {
@@ -173,9 +172,7 @@ impl Sim {
             };
             sim.nodes.push(node);
             for group in 0..groups {
-                let fresh =
-                    Replica { group: None, to_apply: VecDeque::new(), applied: Vec::new(), flushed: 0 };
-                sim.nodes[n].replicas.insert(group, fresh);
+                sim.nodes[n].replicas.insert(group, Replica::default());
             }
             sim.restart(n);
             let phase = sim.rng.below(TICK_MS);
@@ -208,6 +205,7 @@ impl Sim {
         for group in 0..self.groups {
             let log = self.nodes[node].log.clone();
             let state = log.load(group).unwrap().unwrap();
+            self.choose_family(node, group, state.generation);
             let applied = self.replica(node, group).applied.len() as u64;
             self.stats.applied_beyond_commit += u64::from(applied > state.hard_state.commit);
             let config = GroupConfig {
@@ -217,6 +215,7 @@ impl Sim {
                 unapplied_bytes_max: 2000,
                 cache_bytes_max: 1500,
                 uncommitted_bytes_max: 6000,
+                snapshot_ticks_max: 30,
                 skip_commit_broadcast: self.seed.is_multiple_of(2),
                 ..GroupConfig::new(group, self.nodes[node].id, self.seed)
             };
@@ -243,6 +242,7 @@ impl Sim {
             replica.group = None;
             replica.to_apply.clear();
             replica.applied.truncate(replica.flushed);
+            (replica.installed, replica.offered, replica.exporting) = (None, None, false);
         }
     }
 
@@ -280,8 +280,20 @@ impl Sim {
             self.nodes[node].disk_queue.push(task);
         }
         self.kick_disk(node);
-        if !out.committed.is_empty() {
-            self.replica(node, group).to_apply.extend(out.committed);
+        if let Some(replica) = out.snapshot_wanted {
+            self.want(node, group, replica);
+        }
+        if let Some(fetch) = out.snapshot_fetch {
+            self.fetch(node, group, fetch);
+        }
+        if out.installed.is_some() || !out.committed.is_empty() {
+            let replica = self.replica(node, group);
+            if out.installed.is_some() {
+                // What it would still apply is in the snapshot.
+                replica.to_apply.clear();
+                replica.installed = out.installed;
+            }
+            replica.to_apply.extend(out.committed);
             let delay = self.rng.below(self.faults.apply_ms_max + 1);
             let epoch = self.nodes[node].epoch;
             self.at(delay, Event::Apply { node, epoch, group });
@@ -330,6 +342,7 @@ impl Sim {
     }
 
     fn apply(&mut self, node: usize, group: u32) {
+        self.switch(node, group);
         let entries: Vec<_> = self.replica(node, group).to_apply.drain(..).collect();
         let Some(last) = entries.last().map(|e| e.index) else { return };
         let id = self.nodes[node].id;

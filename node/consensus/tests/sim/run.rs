@@ -25,7 +25,14 @@ impl Sim {
             }
             Event::DiskDone { node, epoch } if epoch == self.nodes[node].epoch => self.disk_done(node),
             Event::Apply { node, epoch, group } if epoch == self.nodes[node].epoch => self.apply(node, group),
+            Event::Exported { node, epoch, group } if epoch == self.nodes[node].epoch => {
+                self.exported(node, group);
+            }
+            Event::Fetched { node, epoch, group, fetch } if epoch == self.nodes[node].epoch => {
+                self.fetched(node, group, fetch);
+            }
             Event::DiskDone { .. } | Event::Apply { .. } => {}
+            Event::Exported { .. } | Event::Fetched { .. } => {}
             Event::Client => {
                 self.client();
                 let pause = 1 + self.rng.below(80);
@@ -34,6 +41,7 @@ impl Sim {
             Event::Trouble => {
                 if self.trouble {
                     self.make_trouble();
+                    self.cut_logs();
                 }
                 let pause = 200 + self.rng.below(2000);
                 self.at(pause, Event::Trouble);
@@ -164,10 +172,14 @@ impl Sim {
                     self.oracle.fail(text);
                 }
                 self.nodes[n].log.sync();
-                let last = self.nodes[n].log.load(group).unwrap().unwrap().last_index;
-                let entries = self.nodes[n].log.entries(group, 1, last + 1, u64::MAX).unwrap();
+                let state = self.nodes[n].log.load(group).unwrap().unwrap();
+                let first = state.truncated_index + 1;
+                let entries = match first > state.last_index {
+                    true => Vec::new(),
+                    false => self.nodes[n].log.entries(group, first, state.last_index + 1, u64::MAX).unwrap(),
+                };
                 let logged: Vec<_> = entries.iter().map(|e| (e.term, super::rng::hash(&e.data))).collect();
-                if logged != history {
+                if logged != history[state.truncated_index as usize..] {
                     self.oracle.fail(format!("group {group} node {n}: its log is not the history"));
                 }
             }

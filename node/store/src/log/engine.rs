@@ -116,10 +116,19 @@ impl EngineLog {
     fn settle(&self) -> Result<(), LogError> {
         let mut batch = LogBatch::default();
         let table = self.table.read();
-        for group in table.groups() {
-            let truncated = table.get(group).map_or(0, |record| record.truncated_index);
-            if self.engine.first_index(u64::from(group)).is_some_and(|first| first <= truncated) {
-                batch.add_command(u64::from(group), Command::Compact { index: truncated + 1 });
+        for (group, record) in table.rows() {
+            let region = u64::from(*group);
+            let Some((first, last)) = self.engine.first_index(region).zip(self.engine.last_index(region))
+            else {
+                continue;
+            };
+            let index = match record.last_index == record.truncated_index {
+                // Nothing is left of them: cut off, removed, or replaced by a snapshot.
+                true => last + 1,
+                false => record.truncated_index + 1,
+            };
+            if first < index {
+                batch.add_command(region, Command::Compact { index });
             }
         }
         drop(table);
@@ -205,6 +214,10 @@ impl LogStore for EngineLog {
         Ok(self.table.read().state(group))
     }
 
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        Ok(self.table.read().removed(group))
+    }
+
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
         if low >= high {
             return Ok(Vec::new());
@@ -226,7 +239,17 @@ impl LogStore for EngineLog {
         let mut writer = self.writer.lock();
         let planned = self.table.read().plan(writes)?;
         let mut batch = LogBatch::with_capacity(planned.len() * 2 + 1);
+        let mut lasts = BTreeMap::new();
         for part in &planned {
+            if part.cleared {
+                // Behind whatever the engine has of it, earlier parts of this batch included.
+                let stored = self.engine.last_index(u64::from(part.group)).unwrap_or(0);
+                let last = stored.max(lasts.get(&part.group).copied().unwrap_or(0));
+                batch.add_command(u64::from(part.group), Command::Compact { index: last + 1 });
+            }
+            if let Some(entry) = part.entries.last() {
+                lasts.insert(part.group, entry.index);
+            }
             stage(&mut batch, part)?;
         }
         self.append(&mut writer, batch, sync)?;

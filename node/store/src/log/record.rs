@@ -28,6 +28,13 @@ pub(super) struct GroupRecord {
     pub truncated_term: u64,
     #[prost(uint64, tag = "8")]
     pub last_index: u64,
+    #[prost(uint64, tag = "9")]
+    pub replica_id: u64,
+    #[prost(uint64, tag = "10")]
+    pub generation: u64,
+    /// Nothing is left but the replica's id.
+    #[prost(bool, tag = "11")]
+    pub removed: bool,
 }
 
 impl GroupRecord {
@@ -59,6 +66,8 @@ impl GroupRecord {
             truncated_index: self.truncated_index,
             truncated_term: self.truncated_term,
             last_index: self.last_index,
+            replica_id: self.replica_id,
+            generation: self.generation,
         }
     }
 }
@@ -77,6 +86,8 @@ pub(super) struct Planned<'a> {
     pub record: GroupRecord,
     /// Entries that this write makes void: from the first replaced one to the old last one.
     pub replaced: Option<(u64, u64)>,
+    /// All entries from before this write are void: a snapshot took their place, or the replica is removed.
+    pub cleared: bool,
 }
 
 /// The records of all groups.
@@ -90,16 +101,27 @@ impl GroupTable {
         self.rows.insert(group, record);
     }
 
+    /// Removed ones too.
+    pub fn rows(&self) -> impl Iterator<Item = (&u32, &GroupRecord)> {
+        self.rows.iter()
+    }
+
     pub fn get(&self, group: u32) -> Option<&GroupRecord> {
         self.rows.get(&group)
     }
 
+    /// `None` for a group whose replica was removed.
     pub fn state(&self, group: u32) -> Option<GroupState> {
-        self.rows.get(&group).map(GroupRecord::to_state)
+        self.rows.get(&group).filter(|row| !row.removed).map(GroupRecord::to_state)
+    }
+
+    /// The id of a removed replica.
+    pub fn removed(&self, group: u32) -> Option<u64> {
+        self.rows.get(&group).filter(|row| row.removed).map(|row| row.replica_id)
     }
 
     pub fn groups(&self) -> Vec<u32> {
-        self.rows.keys().copied().collect()
+        self.rows.iter().filter(|(_, row)| !row.removed).map(|(group, _)| *group).collect()
     }
 
     /// Checks the writes against what is stored and works out the records after them. Nothing changes until
@@ -107,11 +129,25 @@ impl GroupTable {
     pub fn plan<'a>(&self, writes: &'a [GroupWrite]) -> Result<Vec<Planned<'a>>, LogError> {
         let mut planned: Vec<Planned<'a>> = Vec::with_capacity(writes.len());
         for write in writes {
-            if write.entries.is_empty() && write.hard_state.is_none() && write.conf.is_none() {
+            if write.is_empty() {
                 continue;
             }
             let earlier = planned.iter().rev().find(|p| p.group == write.group).map(|p| &p.record);
             let mut record = earlier.or_else(|| self.get(write.group)).cloned().unwrap_or_default();
+            if write.remove {
+                let record =
+                    GroupRecord { removed: true, replica_id: record.replica_id, ..Default::default() };
+                planned.push(Planned {
+                    group: write.group,
+                    entries: &[],
+                    record,
+                    replaced: None,
+                    cleared: true,
+                });
+                continue;
+            }
+            create(write, &mut record)?;
+            let cleared = apply_snapshot(write, &mut record)?;
             let replaced = apply_entries(write.group, &mut record, &write.entries)?;
             if let Some(hard_state) = &write.hard_state {
                 record.term = hard_state.term;
@@ -122,7 +158,7 @@ impl GroupTable {
                 record.conf = Some(conf.clone());
                 record.conf_index = *index;
             }
-            planned.push(Planned { group: write.group, entries: &write.entries, record, replaced });
+            planned.push(Planned { group: write.group, entries: &write.entries, record, replaced, cleared });
         }
         Ok(planned)
     }
@@ -137,7 +173,7 @@ impl GroupTable {
     /// The record after a truncation, or `None` when it is already truncated that far.
     pub fn plan_truncate(&self, group: u32, index: u64, term: u64, divergent: bool) -> Option<GroupRecord> {
         let mut record = self.get(group).cloned().unwrap_or_default();
-        if index <= record.truncated_index {
+        if index <= record.truncated_index || record.removed {
             return None;
         }
         record.truncated_index = index;
@@ -150,7 +186,7 @@ impl GroupTable {
 
     /// Whether `low..high` can be served.
     pub fn check_range(&self, group: u32, low: u64, high: u64) -> Result<(), LogError> {
-        let Some(record) = self.get(group) else {
+        let Some(record) = self.get(group).filter(|record| !record.removed) else {
             return Err(LogError::Missing { group, index: low });
         };
         if low <= record.truncated_index {
@@ -161,6 +197,33 @@ impl GroupTable {
         }
         Ok(())
     }
+}
+
+/// A replica's id is given once; after a removal it must be a later one.
+fn create(write: &GroupWrite, record: &mut GroupRecord) -> Result<(), LogError> {
+    let refuse = |reason: String| Err(LogError::Corrupt { group: write.group, reason });
+    match write.replica_id {
+        Some(id) if record.removed && id <= record.replica_id => refuse(format!("replica {id} was removed")),
+        Some(id) => {
+            record.removed = false;
+            record.replica_id = id;
+            Ok(())
+        }
+        None if record.removed => refuse("the replica was removed".to_string()),
+        None => Ok(()),
+    }
+}
+
+/// True: the entries before are void.
+fn apply_snapshot(write: &GroupWrite, record: &mut GroupRecord) -> Result<bool, LogError> {
+    let Some(mark) = write.snapshot else { return Ok(false) };
+    if mark.index < record.truncated_index {
+        let reason = format!("snapshot {} is older than the log", mark.index);
+        return Err(LogError::Corrupt { group: write.group, reason });
+    }
+    (record.truncated_index, record.truncated_term) = (mark.index, mark.term);
+    (record.last_index, record.generation) = (mark.index, mark.generation);
+    Ok(true)
 }
 
 /// Moves the last index; refuses gaps and entries below the truncation, which are bugs of the caller.

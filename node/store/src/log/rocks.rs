@@ -89,6 +89,10 @@ impl LogStore for RocksLog {
         Ok(self.table.read().state(group))
     }
 
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        Ok(self.table.read().removed(group))
+    }
+
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
         if low >= high {
             return Ok(Vec::new());
@@ -220,6 +224,9 @@ fn check_last(db: &DB, group: u32, record: &GroupRecord) -> Result<(), OpenError
 }
 
 fn stage(batch: &mut WriteBatch, part: &Planned<'_>) -> Result<(), LogError> {
+    if part.cleared {
+        batch.delete_range(entry_key(part.group, 0), entry_key(part.group, u64::MAX));
+    }
     if let Some((from, to)) = part.replaced {
         batch.delete_range(entry_key(part.group, from), entry_key(part.group, to + 1));
     }

@@ -7,6 +7,8 @@
 //!  - The raft log is the WAL: after a crash the caller replays it from [`StateDb::durable_applied`].
 //!  - Committed rows wait in memory for a while (`overlay.rs`) and reach RocksDB as one write batch.
 //!  - Any write error is final ([`StateError::Failed`] from then on).
+//!  - Of several generations of a group one is live: the one that the raft log names ([`StateDb::set_live`]). Others are
+//!    being imported, or wait to be dropped.
 //!
 //! A clean drop writes back and flushes all memtables (RocksDB does), so a planned restart replays nothing.
 //! Not here: keys and records of tables (core), when to flush ([`FlushPacer`] decides, the caller acts), replay.
@@ -24,6 +26,7 @@ pub use batch::{ApplyBatch, CommitStats};
 pub use family::Family;
 pub use options::StateOptions;
 pub use pacer::{FlushPacer, PacerLimits};
+pub(crate) use replica::SstWriter;
 pub use replica::{Replica, ReplicaSnapshot};
 pub use scrub::{DAMAGED_FILE, ScrubPosition};
 pub use stats::{MemoryStats, StateMetrics};
@@ -37,6 +40,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Of a group that was created here; installed snapshots have later ones.
+pub const FIRST_GENERATION: u64 = 1;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 
@@ -105,6 +111,8 @@ impl Shared {
 pub struct StateDb {
     shared: Arc<Shared>,
     replicas: Mutex<BTreeMap<Family, Arc<Replica>>>,
+    /// Generation by group, where there may be several. At most one entry for each group.
+    live: Mutex<BTreeMap<u32, u64>>,
     unknown: Vec<String>,
 }
 
@@ -148,7 +156,7 @@ impl StateDb {
                 None => unknown.push(name),
             }
         }
-        Ok(Self { shared, replicas: Mutex::new(replicas), unknown })
+        Ok(Self { shared, replicas: Mutex::new(replicas), live: Mutex::default(), unknown })
     }
 
     /// All replica families, in order.
@@ -161,11 +169,53 @@ impl StateDb {
         &self.unknown
     }
 
-    /// The one replica of a group; its family is created (generation 1) when there is none.
+    /// From now on `replica` gives this generation. It must exist, unless it is the first one.
+    pub fn set_live(&self, family: Family) -> Result<(), StateError> {
+        if family.generation > FIRST_GENERATION && !self.replicas.lock().contains_key(&family) {
+            return Err(StateError::NoReplica(family));
+        }
+        self.live.lock().insert(family.group, family.generation);
+        Ok(())
+    }
+
+    /// At start: makes the named generations live and drops every other family: half-made imports, replaced
+    /// generations, groups that left. Gives what was dropped.
+    pub fn keep_only(&self, live: &BTreeMap<u32, u64>) -> Result<Vec<Family>, StateError> {
+        for (group, generation) in live {
+            self.set_live(Family { group: *group, generation: *generation })?;
+        }
+        let others = self.families().into_iter().filter(|f| live.get(&f.group) != Some(&f.generation));
+        let others: Vec<Family> = others.collect();
+        for family in &others {
+            self.destroy_generation(*family)?;
+        }
+        Ok(others)
+    }
+
+    /// A generation of the group that does not exist and is above all that do.
+    pub fn next_generation(&self, group: u32) -> u64 {
+        let live = self.live.lock().get(&group).copied();
+        self.generations(group).into_iter().chain(live).max().unwrap_or(FIRST_GENERATION) + 1
+    }
+
+    /// A family that is empty, whatever there was.
+    pub(crate) fn fresh(&self, family: Family) -> Result<Arc<Replica>, StateError> {
+        assert_ne!(self.live.lock().get(&family.group), Some(&family.generation), "{family} is live");
+        match self.destroy_generation(family) {
+            Ok(()) | Err(StateError::NoReplica(_)) => self.replica_at(family),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The live replica of a group, or its only one; its family is created (generation 1) when there is none.
     pub fn replica(&self, group: u32) -> Result<Arc<Replica>, StateError> {
+        let live = self.live.lock().get(&group).copied();
+        if let Some(generation) = live {
+            return self.replica_at(Family { group, generation });
+        }
         let generations = self.generations(group);
         match generations.as_slice() {
-            [] => self.replica_at(Family { group, generation: 1 }),
+            [] => self.replica_at(Family { group, generation: FIRST_GENERATION }),
             [generation] => self.replica_at(Family { group, generation: *generation }),
             _ => Err(StateError::Ambiguous { group, generations }),
         }
@@ -189,6 +239,7 @@ impl StateDb {
 
     /// Removes all generations of a group and their bytes. Reads of replicas still held elsewhere fail afterwards.
     pub fn destroy(&self, group: u32) -> Result<(), StateError> {
+        self.live.lock().remove(&group);
         for generation in self.generations(group) {
             self.destroy_generation(Family { group, generation })?;
         }

@@ -10,9 +10,11 @@ use carillon_core::tables::{ReadTables, TableError};
 use carillon_proto::internal::AppliedRecord;
 use parking_lot::RwLock;
 use rocksdb::{
-    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode,
+    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, ReadOptions,
+    SnapshotWithThreadMode, SstFileWriter,
 };
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Db;
@@ -53,7 +55,12 @@ impl Replica {
         let handle = self.handle()?;
         let mut overlay = self.overlay.write();
         overlay.write_back(&self.shared, &handle)?;
-        Ok(ReplicaSnapshot { handle, snapshot: self.shared.db.snapshot() })
+        Ok(ReplicaSnapshot {
+            handle,
+            snapshot: self.shared.db.snapshot(),
+            group: self.family.group,
+            applied_key: self.shared.applied_key.clone(),
+        })
     }
 
     /// Gives RocksDB what waits in memory.
@@ -75,6 +82,14 @@ impl Replica {
         }
         let value = self.shared.db.get_pinned_cf(&handle, &self.shared.applied_key)?;
         decode_applied(self.family.group, value.as_deref())
+    }
+
+    /// Takes over sorted table files; they are on disk and in the database's manifest when this returns.
+    pub(crate) fn ingest(&self, paths: Vec<PathBuf>) -> Result<(), StateError> {
+        self.shared.check()?;
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        Ok(self.shared.db.ingest_external_file_cf_opts(&self.handle()?, &options, paths)?)
     }
 
     pub(crate) fn handle(&self) -> Result<Arc<BoundColumnFamily<'_>>, StateError> {
@@ -113,6 +128,46 @@ impl ReadTables for Replica {
 pub struct ReplicaSnapshot<'a> {
     handle: Arc<BoundColumnFamily<'a>>,
     snapshot: SnapshotWithThreadMode<'a, Db>,
+    group: u32,
+    applied_key: Vec<u8>,
+}
+
+impl ReplicaSnapshot<'_> {
+    /// Over all rows, leaving the block cache to others.
+    pub(crate) fn cursor(&self) -> DBRawIteratorWithThreadMode<'_, Db> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        options.set_readahead_size(1 << 20);
+        self.snapshot.raw_iterator_cf_opt(&self.handle, options)
+    }
+
+    pub(crate) fn applied(&self) -> Result<Option<AppliedRecord>, StateError> {
+        let value = self.snapshot.get_pinned_cf(&self.handle, &self.applied_key)?;
+        decode_applied(self.group, value.as_deref())
+    }
+}
+
+/// Writes a sorted table that a family can take over.
+pub(crate) struct SstWriter<'a> {
+    writer: SstFileWriter<'a>,
+}
+
+impl<'a> SstWriter<'a> {
+    pub fn create(replica: &'a Replica, path: &Path) -> Result<Self, StateError> {
+        let writer = SstFileWriter::create(&replica.shared.parts.family_options);
+        writer.open(path)?;
+        Ok(Self { writer })
+    }
+
+    /// Keys must rise.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+        Ok(self.writer.put(key, value)?)
+    }
+
+    /// Writes the rest and syncs the file.
+    pub fn finish(mut self) -> Result<(), StateError> {
+        Ok(self.writer.finish()?)
+    }
 }
 
 impl ReadTables for ReplicaSnapshot<'_> {

@@ -1,0 +1,204 @@
+//! Replicas of this node come and go, and memberships change, while the engine runs: the shard's side of it.
+//!
+//! A committed change of the membership is put into force, written to the log, and only then given to the applier with
+//! what follows it: the state must never be durable beyond a change that the log could forget. A replica that was removed
+//! ends in this order: its cell, its state in the applier, a tombstone in the log, its files. Until the last step is done
+//! the group cannot be created here again.
+use super::applier::ApplyMessage;
+use super::cell::Cell;
+use super::handle::{Leadership, MemberError};
+use super::log_writer::{LogTask, Written};
+use super::shard::{Completion, Shard};
+use super::snapshot::Work;
+use carillon_consensus::{EntryKind, Group, GroupConfig, GroupWrite, MemberChange, join_write};
+use carillon_proto::replica::node_of;
+use tokio::sync::oneshot;
+
+pub type MemberReply = oneshot::Sender<Result<(), MemberError>>;
+
+/// What the steward asks of this node.
+pub enum MemberMessage {
+    /// Makes an empty replica that waits to be added. Done already is no error.
+    Create { replica_id: u64 },
+    /// Ends a replica that its group does not count (any more). Gone already is no error.
+    Destroy { replica_id: u64 },
+    /// One step, proposed by the leader; answered when it is appended, not when it is in force.
+    Change(MemberChange),
+}
+
+/// Settings that all groups of a node share.
+#[derive(Debug, Clone)]
+pub(super) struct GroupSettings {
+    pub node_id: u64,
+    pub members: Vec<u64>,
+    pub snapshot_ticks_max: u32,
+}
+
+impl GroupSettings {
+    pub fn config(&self, group: u32, replica_id: u64) -> GroupConfig {
+        let mut config = GroupConfig::new(group, replica_id, self.node_id << 32 | u64::from(group));
+        // Many groups share a node: keep each one's share of memory small.
+        config.cache_bytes_max = 1 << 20;
+        config.snapshot_ticks_max = self.snapshot_ticks_max;
+        config
+    }
+}
+
+impl Shard {
+    pub(super) fn member(&mut self, group: u32, message: MemberMessage, reply: MemberReply) {
+        let result = match message {
+            MemberMessage::Change(change) => self.change(group, &change),
+            MemberMessage::Create { replica_id } => return self.create(group, replica_id, reply),
+            MemberMessage::Destroy { replica_id } => return self.destroy(group, replica_id, reply),
+        };
+        drop(reply.send(result));
+    }
+
+    fn change(&mut self, group: u32, change: &MemberChange) -> Result<(), MemberError> {
+        let cell = self.cells.get_mut(&group).ok_or(MemberError::NoReplica)?;
+        cell.group.propose_member_change(change)?;
+        tracing::info!(group, ?change, "membership change proposed");
+        Ok(())
+    }
+
+    fn create(&mut self, group: u32, replica_id: u64, reply: MemberReply) {
+        let answer = |reply: MemberReply, result| drop(reply.send(result));
+        if node_of(replica_id) != self.node_id || group as usize >= self.groups_max {
+            return answer(reply, Err(MemberError::NotOfThisNode));
+        }
+        if let Some(cell) = self.cells.get(&group) {
+            let same = cell.replica_id() == replica_id;
+            return answer(
+                reply,
+                if same { Ok(()) } else { Err(MemberError::OtherReplica(cell.replica_id())) },
+            );
+        }
+        if self.leaving.contains_key(&group) || self.creating.contains_key(&group) {
+            return answer(reply, Err(MemberError::Busy));
+        }
+        match self.log.removed(group) {
+            Ok(Some(gone)) if replica_id <= gone => return answer(reply, Err(MemberError::Removed(gone))),
+            Ok(_) => {}
+            Err(error) => return answer(reply, Err(MemberError::Log(error.to_string()))),
+        }
+        self.creating.insert(group, reply);
+        self.own_tasks.push(LogTask::Own {
+            write: join_write(group, replica_id),
+            then: Written::Created { replica_id },
+        });
+    }
+
+    fn destroy(&mut self, group: u32, replica_id: u64, reply: MemberReply) {
+        let Some(cell) = self.cells.get(&group) else {
+            let busy = self.creating.contains_key(&group);
+            return drop(reply.send(if busy { Err(MemberError::Busy) } else { Ok(()) }));
+        };
+        if cell.replica_id() != replica_id {
+            return drop(reply.send(Err(MemberError::OtherReplica(cell.replica_id()))));
+        }
+        self.leave(group);
+        self.leaving.insert(group, Some(reply));
+    }
+
+    /// A write of the shard's own is on disk.
+    pub(super) fn written(&mut self, group: u32, written: Written) {
+        match written {
+            Written::Members { index } => {
+                let Some(cell) = self.cells.get_mut(&group) else { return };
+                cell.members.writing = None;
+                cell.members.done = cell.members.done.max(index);
+                if !cell.group.is_member() {
+                    cell.members.leaving = Some(index);
+                }
+                tracing::info!(group, index, members = ?cell.group.conf_state(), "membership changed");
+                self.release(group);
+            }
+            Written::Created { replica_id } => {
+                let result = self.open_created(group, replica_id);
+                if let Some(reply) = self.creating.remove(&group) {
+                    drop(reply.send(result));
+                }
+            }
+            Written::Removed => self.snapshots.ask(Work::Destroy { group }),
+        }
+    }
+
+    fn open_created(&mut self, group: u32, replica_id: u64) -> Result<(), MemberError> {
+        let config = self.settings.config(group, replica_id);
+        let opened = Group::open(config, self.log.clone(), 0).map_err(|e| MemberError::Log(e.to_string()))?;
+        tracing::info!(group, replica_id, "replica created; it waits for a snapshot");
+        self.cells.insert(group, Cell::new(opened));
+        self.publish_hosted();
+        self.applier.push(ApplyMessage::Open { group });
+        Ok(())
+    }
+
+    /// Takes committed entries, and gives the applier those before a change of the membership that is not durable yet.
+    pub(super) fn release(&mut self, group: u32) {
+        let Some(cell) = self.cells.get_mut(&group) else { return };
+        let mut entries = Vec::new();
+        while let Some(front) = cell.held.front() {
+            let index = front.entry.index;
+            if front.entry.kind == EntryKind::ConfChange && cell.members.done < index {
+                if cell.members.writing.is_some() {
+                    break;
+                }
+                match cell.group.apply_conf_change(index) {
+                    Ok(write) if write.is_empty() => cell.members.done = index,
+                    Ok(write) => {
+                        cell.members.writing = Some(index);
+                        cell.snapshots.offered = None;
+                        self.own_tasks.push(LogTask::Own { write, then: Written::Members { index } });
+                        break;
+                    }
+                    Err(error) => {
+                        let reason = error.to_string();
+                        self.complete(Completion::Blocked { group, reason });
+                        return;
+                    }
+                }
+            }
+            entries.extend(cell.held.pop_front());
+        }
+        if !entries.is_empty() {
+            self.applier.push(ApplyMessage::Entries { group, entries });
+        }
+    }
+
+    /// After an apply: a replica that is removed goes.
+    pub(super) fn leave_if_removed(&mut self, group: u32, applied: u64) {
+        let leaving = self.cells.get(&group).and_then(|cell| cell.members.leaving);
+        if leaving.is_some_and(|index| applied >= index) {
+            tracing::info!(group, "this replica was removed from its group");
+            self.leave(group);
+            self.leaving.insert(group, None);
+        }
+    }
+
+    fn leave(&mut self, group: u32) {
+        let Some(mut cell) = self.cells.remove(&group) else { return };
+        cell.block("the replica left this node".to_owned());
+        self.snapshots.forget_fetch(group);
+        self.publish(group, Leadership::default());
+        self.publish_hosted();
+        self.applier.push(ApplyMessage::Close { group });
+    }
+
+    /// The applier let go: now the log may forget.
+    pub(super) fn closed(&mut self, group: u32) {
+        self.own_tasks.push(LogTask::Own { write: GroupWrite::remove(group), then: Written::Removed });
+    }
+
+    /// Nothing is left of it.
+    pub(super) fn destroyed(&mut self, group: u32) {
+        tracing::info!(group, "replica is gone");
+        if let Some(Some(reply)) = self.leaving.remove(&group) {
+            drop(reply.send(Ok(())));
+        }
+    }
+
+    pub(super) fn publish_hosted(&mut self) {
+        let hosted = self.cells.iter().map(|(group, cell)| (*group, cell.replica_id())).collect();
+        self.hosted.send_replace(std::sync::Arc::new(hosted));
+    }
+}
