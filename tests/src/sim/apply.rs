@@ -42,7 +42,7 @@ impl World {
 
     /// Starts the process: replays what the log knows beyond the durable state, then opens the groups.
     pub fn restart(&mut self, node: usize) {
-        if self.nodes[node].up {
+        if self.nodes[node].up || self.nodes[node].lost {
             return;
         }
         // Whatever the process did after it had stopped itself.

@@ -12,8 +12,6 @@ use carillon_consensus::{
 use carillon_proto::internal::{Command, LeaderStart, RaftMessage, command::Kind};
 use prost::Message as _;
 
-/// Entries of this node that may wait for apply, in one group.
-const IN_FLIGHT_MAX: usize = 2;
 /// The slowest write.
 const WRITE_MS_MAX: u64 = 6_000;
 /// A follower that is this far behind what is applied catches up from the log.
@@ -128,9 +126,9 @@ impl World {
         let mut again = true;
         while again {
             again = false;
-            let clock_ms = self.wall_ms(node);
+            let (clock_ms, in_flight_max) = (self.wall_ms(node), self.plan.in_flight_max);
             let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-            let refused = cell.proposals.append(&mut cell.group, clock_ms, IN_FLIGHT_MAX);
+            let refused = cell.proposals.append(&mut cell.group, clock_ms, in_flight_max);
             let mut out = Outputs::default();
             loop {
                 match cell.group.poll(&mut out) {

@@ -118,6 +118,8 @@ pub struct Node {
     /// Replica id in every group.
     pub id: u64,
     pub up: bool,
+    /// It never comes back.
+    pub lost: bool,
     pub epoch: u64,
     pub frozen_until: u64,
     pub clock: Clock,
@@ -151,6 +153,7 @@ impl Node {
             index,
             id: index as u64 + 1,
             up: false,
+            lost: false,
             epoch: 0,
             frozen_until: 0,
             clock: Clock { offset_ms, drift_ppm, jumped_ms: None },
@@ -199,6 +202,6 @@ impl Node {
 
     /// Something of it is damaged for good.
     pub fn is_damaged(&self) -> bool {
-        !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
+        self.lost || !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
     }
 }

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 25] = [
+pub const SOMETIMES: [&str; 26] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -21,6 +21,7 @@ pub const SOMETIMES: [&str; 25] = [
     "unknown_resolved_by_late_answer",
     "resent_by_policy",
     "replica_fenced",
+    "node_lost",
     "uncertain_call_repeated",
     "duplicate_submit",
     "key_reused",
