@@ -14,7 +14,7 @@ fn replica(id: u64, priority: i64, term: u64) -> (Group, Arc<MemLog>) {
     log.write(&[bootstrap_write(GROUP, &VOTERS)], true).unwrap();
     let entry = Entry { index: 1, term, ..Default::default() };
     let hard_state = Some(HardState { term: 3, ..Default::default() });
-    let write = GroupWrite { group: GROUP, entries: vec![entry], hard_state, conf: None };
+    let write = GroupWrite { group: GROUP, entries: vec![entry], hard_state, ..Default::default() };
     log.write(&[write], true).unwrap();
     let config = GroupConfig { priority, ..GroupConfig::new(GROUP, id, 7) };
     (Group::open(config, log.clone(), 0).unwrap(), log)

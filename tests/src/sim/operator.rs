@@ -22,7 +22,11 @@ pub struct Operator {
 
 impl Operator {
     pub fn new(plan: &Plan) -> Self {
-        let node = |id: u64| MetaNode { node_id: id, peer_address: format!("node-{id}:7000") };
+        let node = |id: u64| MetaNode {
+            node_id: id,
+            peer_address: format!("node-{id}:7000"),
+            ..MetaNode::default()
+        };
         let bootstrap = Bootstrap {
             cluster_id: "sim".to_owned(),
             partitions: plan.partitions,
