@@ -2,7 +2,7 @@
 //!
 //! `cargo sim -- --seed 7 --trace` shows one run; `cargo sim -- --minutes 30` soaks from a fresh base seed;
 //! `cargo sim -- --seed 7 --shrink` cuts a failing run down and says how to repeat what is left.
-use carillon_tests::sim::{self, Cuts, Plan, Plant, Total};
+use carillon_tests::sim::{self, Cuts, Plan, Plant, Scenario, Total};
 use clap::Parser;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +43,9 @@ struct Args {
     /// Plant a bug.
     #[arg(long, value_parser = |text: &str| Plant::parse(text).ok_or_else(|| format!("one of {:?}", Plant::ALL)))]
     plant: Option<Plant>,
+    /// Trouble of one kind instead of the seed's own.
+    #[arg(long, value_parser = |text: &str| Scenario::parse(text).ok_or_else(|| format!("one of {:?}", Scenario::ALL)))]
+    scenario: Option<Scenario>,
     /// Do not compare promises with the disk.
     #[arg(long)]
     no_promises: bool,
@@ -50,6 +53,9 @@ struct Args {
 
 impl Args {
     fn change(&self, plan: &mut Plan) {
+        if let Some(scenario) = self.scenario {
+            scenario.shape(plan);
+        }
         plan.plant = self.plant;
         plan.check_promises = !self.no_promises;
     }

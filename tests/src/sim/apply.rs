@@ -42,24 +42,23 @@ impl World {
 
     /// Starts the process: replays what the log knows beyond the durable state, then opens the groups.
     pub fn restart(&mut self, node: usize) {
-        if self.nodes[node].up || self.nodes[node].out.is_some() {
+        if self.nodes[node].up || self.nodes[node].lost {
             return;
         }
+        // Whatever the process did after it had stopped itself.
+        self.nodes[node].forget();
         let id = self.nodes[node].id;
         self.note(&[10, id], || format!("start  n{id}"));
         for group in self.groups() {
             match self.open(node, group) {
                 Ok(cell) => drop(self.nodes[node].cells.insert(group, cell)),
                 Err(reason) => {
-                    // As a node does today: one replica that cannot be opened keeps the process from starting.
-                    self.nodes[node].forget();
-                    self.note(&[11, id], || format!("out    n{id} g{group} {reason}"));
-                    if !self.nodes[node].is_damaged() {
+                    self.note(&[11, id, u64::from(group)], || format!("fence  n{id} g{group} {reason}"));
+                    if !self.nodes[node].stores[&group].is_rotten() {
                         self.oracle.fail(format!("I1 node {id} group {group} cannot start: {reason}"));
                     }
                     self.trace.count("replica_fenced");
-                    self.nodes[node].out = Some(reason);
-                    return;
+                    self.nodes[node].blocked.insert(group, reason);
                 }
             }
         }
@@ -78,6 +77,8 @@ impl World {
     fn open(&mut self, node: usize, group: u32) -> Result<Cell, String> {
         let log: Arc<dyn LogStore> = Arc::clone(&self.nodes[node].disk) as Arc<dyn LogStore>;
         let id = self.nodes[node].id;
+        let stored = log.load(group).map_err(|e| e.to_string())?.ok_or("the group does not exist")?;
+        self.choose_family(node, group, stored.generation);
         let applied = self.replay(node, group, &*log)?;
         let seed = rng::mix(self.plan.seed ^ self.nodes[node].epoch);
         let mut config = GroupConfig::new(group, id, seed);
@@ -89,6 +90,7 @@ impl World {
             config.cache_bytes_max = 6_000;
             config.uncommitted_bytes_max = 40_000;
         }
+        config.snapshot_ticks_max = 60;
         config.planted_batch_append = self.planted(Plant::BatchAppend);
         config.skip_commit_broadcast = !config.planted_batch_append;
         if self.planted(Plant::Priorities) {
@@ -108,6 +110,9 @@ impl World {
             core,
             leading: None,
             preferred_ticks: 0,
+            installed: None,
+            offered: None,
+            exporting: false,
         })
     }
 
@@ -151,7 +156,7 @@ impl World {
         Ok(applied)
     }
 
-    fn load_meta(&mut self, node: usize) {
+    pub fn load_meta(&mut self, node: usize) {
         match MetaView::load(&self.nodes[node].stores[&0]) {
             Ok(view) => self.nodes[node].meta = view,
             Err(error) => self.oracle.fail(format!("node {}: meta state: {error}", node + 1)),
@@ -160,7 +165,7 @@ impl World {
 
     pub fn kick_apply(&mut self, node: usize, group: u32) {
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-        if cell.applying || cell.to_apply.is_empty() {
+        if cell.applying || (cell.to_apply.is_empty() && cell.installed.is_none()) {
             return;
         }
         cell.applying = true;
@@ -175,7 +180,12 @@ impl World {
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
         cell.applying = false;
         let entries: Vec<_> = cell.to_apply.drain(..).collect();
-        let Some(last) = entries.last().map(|(entry, _)| entry.index) else { return };
+        if let Some(mark) = cell.installed.take()
+            && !self.switch(node, group, mark)
+        {
+            return;
+        }
+        let Some(last) = entries.last().map(|(entry, _)| entry.index) else { return self.pump(node, group) };
         let id = self.nodes[node].id;
         self.note(&[12, id, u64::from(group), last], || format!("apply  n{id} g{group} up to {last}"));
         let done = match group {
@@ -416,7 +426,7 @@ impl World {
         let index = safe.min(durable).saturating_sub(SLACK_ENTRIES);
         let at = &mut self.nodes[node];
         let Some(cell) = at.cells.get_mut(&group) else { return };
-        if index < cell.group.first_index() + SLACK_ENTRIES {
+        if cell.group.is_installing() || index < cell.group.first_index() + SLACK_ENTRIES {
             return;
         }
         let Some(term) = cell.group.term_at(index) else { return };

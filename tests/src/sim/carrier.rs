@@ -175,9 +175,12 @@ impl World {
     /// Delivers a receipt through some node, until it is acknowledged.
     pub fn receipt_leaves(&mut self, carrier: usize, receipt_no: u64) {
         let Some(receipt) = self.carriers[carrier].receipts.get(&receipt_no).cloned() else { return };
-        let node = match self.rng.receipts.chance(700) {
+        // It prefers the connection that the message came over, as long as there is one.
+        let connected: Vec<usize> = (0..self.plan.nodes).filter(|node| self.nodes[*node].up).collect();
+        let any = self.rng.receipts.below(connected.len().max(1) as u64) as usize;
+        let node = match self.rng.receipts.chance(700) && connected.contains(&receipt.node) {
             true => receipt.node,
-            false => self.rng.receipts.below(self.plan.nodes as u64) as usize,
+            false => connected.get(any).copied().unwrap_or(receipt.node),
         };
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let again = RECEIPT_AGAIN_MS + self.rng.receipts.below(4_000);

@@ -323,7 +323,7 @@ impl World {
             Ok(()) => cell.reads_asked.push((ctx, read)),
             Err(_) => return self.reply(node, read.op, read.call_no, Answer::Refused(Refused::Busy)),
         }
-        self.pump(node, partition);
+        self.mark(node, partition);
     }
 
     /// Answers confirmed reads that are applied by now.

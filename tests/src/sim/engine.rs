@@ -4,6 +4,7 @@
 use super::node::{Cell, Node, Waiter};
 use super::plant::Plant;
 use super::proposals::Pending;
+use super::snapshot::cut_index;
 use super::world::{Event, TICK_MS, World};
 use carillon_consensus::{
     GroupWrite, LogStore as _, Outputs, PersistTask, ProposeError, RoleChange, StepError,
@@ -11,8 +12,6 @@ use carillon_consensus::{
 use carillon_proto::internal::{Command, LeaderStart, RaftMessage, command::Kind};
 use prost::Message as _;
 
-/// Entries of this node that may wait for apply, in one group.
-const IN_FLIGHT_MAX: usize = 2;
 /// The slowest write.
 const WRITE_MS_MAX: u64 = 6_000;
 /// A follower that is this far behind what is applied catches up from the log.
@@ -54,9 +53,10 @@ impl World {
 
     /// Tells everybody which entries are on every replica.
     fn hint(&mut self, node: usize) {
+        let slack = self.plan.log_slack;
         let cells = self.nodes[node].cells.iter();
         let hints: Vec<(u32, u64)> =
-            cells.filter_map(|(group, cell)| Some((*group, cell.group.slowest_match()?))).collect();
+            cells.filter_map(|(group, cell)| Some((*group, cut_index(cell, slack)?))).collect();
         for to in 0..self.plan.nodes {
             // Late or lost hints do no harm.
             if to != node && self.net_delay(node, to).is_none() {
@@ -95,11 +95,29 @@ impl World {
         let at = &mut self.nodes[to];
         let Some(cell) = at.cells.get_mut(&group).filter(|_| at.up) else { return };
         match cell.group.step(message) {
-            Ok(()) => self.pump(to, group),
+            Ok(()) => self.mark(to, group),
+            Err(StepError::Snapshot(_)) => self.trace.count("raft_refused_while_installing"),
             Err(error @ StepError::LogLost { .. }) => {
                 self.oracle.fail(format!("I1 node {} group {group}: {error}", to + 1));
             }
             Err(error) => self.oracle.fail(format!("node {} group {group} refuses: {error}", to + 1)),
+        }
+    }
+
+    /// The group took a message: it is polled in the next turn, with whatever else comes until then.
+    pub fn mark(&mut self, node: usize, group: u32) {
+        self.nodes[node].dirty.insert(group);
+        if !std::mem::replace(&mut self.nodes[node].turn_planned, true) {
+            let epoch = self.nodes[node].epoch;
+            let delay = self.rng.ticks.below(3);
+            self.at(delay, Event::Turn { node, epoch });
+        }
+    }
+
+    pub fn turn(&mut self, node: usize) {
+        self.nodes[node].turn_planned = false;
+        for group in std::mem::take(&mut self.nodes[node].dirty) {
+            self.pump(node, group);
         }
     }
 
@@ -108,9 +126,9 @@ impl World {
         let mut again = true;
         while again {
             again = false;
-            let clock_ms = self.wall_ms(node);
+            let (clock_ms, in_flight_max) = (self.wall_ms(node), self.plan.in_flight_max);
             let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-            let refused = cell.proposals.append(&mut cell.group, clock_ms, IN_FLIGHT_MAX);
+            let refused = cell.proposals.append(&mut cell.group, clock_ms, in_flight_max);
             let mut out = Outputs::default();
             loop {
                 match cell.group.poll(&mut out) {
@@ -142,6 +160,13 @@ impl World {
             self.nodes[node].queue.push(task);
         }
         self.kick_disk(node);
+        if out.snapshot_wanted.is_some() {
+            self.want_snapshot(node, group);
+        }
+        if let Some(fetch) = out.snapshot_fetch {
+            self.fetch_snapshot(node, group, fetch);
+        }
+        let mut overwritten = Vec::new();
         let led = out.role.is_some_and(|role| self.on_role(node, group, role));
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return false };
         for read in out.reads {
@@ -150,8 +175,12 @@ impl World {
                 cell.reads_confirmed.push((read.index, asked));
             }
         }
+        if let Some(mark) = out.installed {
+            cell.installed = Some(mark);
+            let held = cell.to_apply.drain(..).flat_map(|(_, parts)| parts);
+            overwritten.extend(held.map(|(_, waiter)| waiter));
+        }
         let skip_term_check = self.plan.plant == Some(Plant::SkipTermCheck);
-        let mut overwritten = Vec::new();
         for entry in out.committed {
             let awaited = cell.proposals.term_awaited(entry.index).filter(|_| skip_term_check);
             let taken = cell.proposals.take(entry.index, awaited.unwrap_or(entry.term));
@@ -238,7 +267,7 @@ impl World {
                 return self.answer(node, waiter, Err(Refused::NotLeader(hint)));
             }
         }
-        self.pump(node, group);
+        self.mark(node, group);
     }
 
     fn send_raft(&mut self, from: usize, group: u32, message: RaftMessage) {
@@ -379,8 +408,7 @@ impl World {
 
 fn written(task: &PersistTask) -> Option<GroupWrite> {
     let write = &task.write;
-    let some = !write.entries.is_empty() || write.hard_state.is_some() || write.conf.is_some();
-    some.then(|| write.clone())
+    (!write.is_empty()).then(|| write.clone())
 }
 
 fn refusal(error: &ProposeError) -> Refused {

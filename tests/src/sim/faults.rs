@@ -62,6 +62,7 @@ impl World {
                 self.nodes[node].disk.set_full(true);
                 ms
             }
+            Fault::Lose { node } => return self.lose(node),
             Fault::Rot { node, group, pick } => return self.rot(node, group, pick),
             Fault::ClockJump { node, delta_ms } => {
                 let now_ms = self.now_ms;
@@ -142,9 +143,21 @@ impl World {
     }
 
     /// Damage stays within a minority: beyond it a cluster without backups has lost data.
-    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+    fn may_damage(&self, node: usize) -> bool {
         let others = self.nodes.iter().filter(|other| other.index != node && other.is_damaged()).count();
-        if others >= self.plan.minority() {
+        others < self.plan.minority()
+    }
+
+    fn lose(&mut self, node: usize) {
+        if self.may_damage(node) {
+            self.crash(node, true);
+            self.nodes[node].lost = true;
+            self.trace.count("node_lost");
+        }
+    }
+
+    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+        if !self.may_damage(node) {
             return;
         }
         if let Some(store) = self.nodes[node].stores.get_mut(&group) {

@@ -5,7 +5,7 @@
 //! `Group` of `carillon_consensus`, `apply` of `carillon_core` for partitions and meta group, `Scheduler`
 //! and `LaneGate` of `carillon_delivery`. What surrounds them in a node is threads and sockets; its decisions are mirrored
 //! here, one file for each: `proposals.rs` (cell), `engine.rs` (shard turn, log writer), `apply.rs` (applier, recovery, maintenance), `wing.rs`
-//! (driver, lanes), `sending.rs` (one attempt), `facts.rs` (facts, receipts), `client.rs` (router and callers).
+//! (driver, lanes), `sending.rs` (one attempt), `facts.rs` (facts, receipts), `snapshot.rs` (snapshots), `client.rs` (router and callers).
 //! A change of that glue in `node/` or `router/` must be made here, too.
 //!
 //! # What surrounds them
@@ -32,8 +32,8 @@
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
 //!
 //! # Not here yet
-//! Snapshots, membership, opt-outs and leases are not in the product yet; their planted bugs wait for them. SMPP's own
-//! session logic has its conformance suite in `carriers`.
+//! Changes of the membership and wiped disks (the nodes are fixed), retention, admission by disk space, opt-outs and
+//! leases. SMPP's own session logic has its conformance suite in `carriers`.
 
 mod apply;
 mod carrier;
@@ -50,8 +50,10 @@ mod plan;
 mod plant;
 mod proposals;
 mod rng;
+mod scenario;
 mod sending;
 mod shrink;
+mod snapshot;
 mod store;
 mod swarm;
 mod trace;
@@ -62,6 +64,7 @@ mod world;
 pub use finale::{Report, run};
 pub use plan::{Cuts, Fault, Plan};
 pub use plant::Plant;
+pub use scenario::Scenario;
 pub use shrink::{Shrunk, shrink};
 pub use swarm::{Total, quiet_panics, swarm};
 pub use trace::SOMETIMES;

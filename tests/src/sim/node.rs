@@ -4,12 +4,12 @@ use super::proposals::{Parts, Proposals};
 use super::store::SimStore;
 use super::wing::{FactBatch, Wing};
 use super::world::START_MS;
-use carillon_consensus::{CommittedEntry, Group, PersistTask};
-use carillon_core::Applier;
+use carillon_consensus::{CommittedEntry, Group, PersistTask, SnapshotMark};
 use carillon_core::meta::MetaView;
+use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
 use carillon_proto::MessageId;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +69,11 @@ pub struct Cell {
     /// Term whose `LeaderStart` by this node is applied, while it leads.
     pub leading: Option<u64>,
     pub preferred_ticks: u32,
+    /// A snapshot that took the place of the log, for the applier.
+    pub installed: Option<SnapshotMark>,
+    /// Index and files of the snapshot that this leader offers.
+    pub offered: Option<(u64, MemTables)>,
+    pub exporting: bool,
 }
 
 /// The clocks of a node. The monotonic one drifts and never jumps; the wall clock does both.
@@ -113,8 +118,8 @@ pub struct Node {
     /// Replica id in every group.
     pub id: u64,
     pub up: bool,
-    /// Why it cannot be started any more.
-    pub out: Option<String>,
+    /// It never comes back.
+    pub lost: bool,
     pub epoch: u64,
     pub frozen_until: u64,
     pub clock: Clock,
@@ -135,6 +140,9 @@ pub struct Node {
     pub leaders: BTreeMap<u32, (u64, u64)>,
     /// Up to where every replica has the log.
     pub safe: BTreeMap<u32, u64>,
+    /// Groups that have something to say in the next turn, and whether it is planned.
+    pub dirty: BTreeSet<u32>,
+    pub turn_planned: bool,
     pub ticks: u64,
     pub wing: Wing,
 }
@@ -145,7 +153,7 @@ impl Node {
             index,
             id: index as u64 + 1,
             up: false,
-            out: None,
+            lost: false,
             epoch: 0,
             frozen_until: 0,
             clock: Clock { offset_ms, drift_ppm, jumped_ms: None },
@@ -160,6 +168,8 @@ impl Node {
             meta: MetaView::default(),
             leaders: BTreeMap::new(),
             safe: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            turn_planned: false,
             ticks: 0,
             wing: Wing::default(),
         }
@@ -177,6 +187,8 @@ impl Node {
         self.leaders.clear();
         self.safe.clear();
         self.ticks = 0;
+        self.dirty.clear();
+        self.turn_planned = false;
         self.wing = Wing::default();
     }
 
@@ -190,6 +202,6 @@ impl Node {
 
     /// Something of it is damaged for good.
     pub fn is_damaged(&self) -> bool {
-        self.out.is_some() || !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
+        self.lost || !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
     }
 }

@@ -80,6 +80,10 @@ pub enum Fault {
         node: usize,
         delta_ms: i64,
     },
+    /// The node never comes back.
+    Lose {
+        node: usize,
+    },
     /// An operator moves a leader.
     Transfer {
         group: u32,
@@ -102,6 +106,7 @@ impl Fault {
             Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
             Self::Rot { .. } => Class::Rot,
             Self::ClockJump { .. } => Class::Clock,
+            Self::Lose { .. } => Class::Lose,
             Self::Transfer { .. } => Class::Transfer,
         }
     }
@@ -121,10 +126,11 @@ pub enum Class {
     DiskError,
     Rot,
     Clock,
+    Lose,
     Transfer,
 }
 
-const CLASSES: [Class; 12] = [
+const CLASSES: [Class; 13] = [
     Class::Kill,
     Class::Power,
     Class::Freeze,
@@ -136,6 +142,7 @@ const CLASSES: [Class; 12] = [
     Class::DiskError,
     Class::Rot,
     Class::Clock,
+    Class::Lose,
     Class::Transfer,
 ];
 
@@ -184,8 +191,12 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
     /// Small limits everywhere, so that batches are split, windows are full and pages are short.
     pub small_limits: bool,
+    /// Entries kept for followers that are behind; one that is further behind gets a snapshot.
+    pub log_slack: u64,
     /// Segments per second of each carrier.
     pub limits: [u32; 2],
+    /// Entries of one group that a leader has appended and not applied.
+    pub in_flight_max: usize,
     /// Permille of the submits that come without a key, are repeats, and are long.
     pub keyless: u64,
     pub repeats: u64,
@@ -232,7 +243,9 @@ impl Plan {
             rates,
             faults: faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms),
             small_limits: rng.chance(500),
+            log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: [rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            in_flight_max: Rng::stream(seed, "in flight").pick(&[2, 2, 4, 16]),
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),
             long: rng.pick(&[0, 100, 400]),
@@ -357,6 +370,7 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, partitions: u32) -> Fault {
             let size = rng.pick(&[100, 2_000, 20_000]);
             Fault::ClockJump { node, delta_ms: rng.below(2 * size) as i64 - size as i64 }
         }
+        Class::Lose => Fault::Lose { node },
         Class::Transfer => Fault::Transfer { group: rng.below(u64::from(partitions) + 1) as u32, to: node },
     }
 }

@@ -29,6 +29,8 @@ pub enum Plant {
     KeyForgotten,
     /// The log is cut below what is durable in the state.
     CutAheadOfFlush,
+    /// Idempotency keys do not travel with snapshots.
+    KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
@@ -36,7 +38,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -49,6 +51,7 @@ impl Plant {
         Self::SendBeforeCommit,
         Self::KeyForgotten,
         Self::CutAheadOfFlush,
+        Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
         Self::Priorities,
     ];

@@ -5,7 +5,7 @@
 //! flushed without being asked). A row can rot: reading it fails, as a block checksum would make it.
 use carillon_core::{MemTables, ReadTables, TableError, Tables, applied_record, keys};
 use prost::bytes::Bytes;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 type Change = (Vec<u8>, Option<Vec<u8>>);
 
@@ -17,6 +17,10 @@ pub struct SimStore {
     pending: VecDeque<Vec<Change>>,
     /// Durable rows that cannot be read any more.
     rotten: BTreeSet<Vec<u8>>,
+    /// Which snapshot these tables began with; 0 = none.
+    generation: u64,
+    /// States of fetched snapshots, complete on disk.
+    imported: BTreeMap<u64, MemTables>,
 }
 
 impl SimStore {
@@ -67,6 +71,38 @@ impl SimStore {
             self.durable.put(keys::applied(), row.to_vec());
             self.current = self.durable.clone();
         }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Puts the state of a fetched snapshot beside this one; gives its generation.
+    pub fn import(&mut self, files: MemTables) -> u64 {
+        let newest = self.imported.keys().next_back().copied().unwrap_or(0).max(self.generation);
+        self.imported.insert(newest + 1, files);
+        newest + 1
+    }
+
+    pub fn drop_import(&mut self, generation: u64) {
+        self.imported.remove(&generation);
+    }
+
+    pub fn drop_imports(&mut self) {
+        self.imported.clear();
+    }
+
+    /// Goes on with a fetched state. False: there is none of this generation.
+    pub fn install(&mut self, generation: u64, change: impl FnOnce(&mut MemTables)) -> bool {
+        let Some(mut files) = self.imported.remove(&generation) else { return false };
+        change(&mut files);
+        self.imported.retain(|other, _| *other > generation);
+        self.durable = files.clone();
+        self.current = files;
+        self.pending.clear();
+        self.rotten.clear();
+        self.generation = generation;
+        true
     }
 
     /// A durable row rots; `pick` says which. False if there is none.

@@ -4,13 +4,15 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 23] = [
+pub const SOMETIMES: [&str; 26] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
     "disk_full_halt",
     "state_lost_and_replayed",
     "log_cut",
+    "snapshot_install",
+    "snapshot_fetch_failed",
     "follower_caught_up_from_log",
     "entries_overwritten",
     "leader_changed_with_attempts_in_flight",
@@ -19,6 +21,7 @@ pub const SOMETIMES: [&str; 23] = [
     "unknown_resolved_by_late_answer",
     "resent_by_policy",
     "replica_fenced",
+    "node_lost",
     "uncertain_call_repeated",
     "duplicate_submit",
     "key_reused",

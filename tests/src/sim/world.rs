@@ -10,6 +10,7 @@ use super::plant::Plant;
 use super::rng::Rng;
 use super::trace::Trace;
 use super::wing::PeerCall;
+use carillon_consensus::SnapshotFetch;
 use carillon_proto::internal::RaftMessage;
 use std::collections::BTreeMap;
 
@@ -21,28 +22,122 @@ pub const TICK_MS: u64 = 100;
 /// Something that will happen. `epoch` names the incarnation of a node: what was meant for an earlier one is void.
 #[derive(Debug)]
 pub enum Event {
-    Tick { node: usize, epoch: u64 },
-    Raft { from: usize, to: usize, group: u32, message: Box<RaftMessage> },
-    DiskDone { node: usize, epoch: u64 },
-    Apply { node: usize, epoch: u64, group: u32 },
-    Flush { node: usize, epoch: u64 },
-    FlushDone { node: usize, epoch: u64, group: u32, batches: usize },
-    Restart { node: usize },
-    Decide { node: usize, epoch: u64 },
-    Gate { node: usize, epoch: u64, carrier_no: u32 },
-    SendTimeout { node: usize, epoch: u64, send_no: u64, part: u32 },
-    CarrierGets { carrier: usize, submit: Box<Submit> },
-    CarrierAnswer { node: usize, epoch: u64, answer: super::carrier::PartAnswer },
-    Receipt { carrier: usize, receipt_no: u64 },
-    ReceiptLook { node: usize, epoch: u64, report_no: u64 },
-    FactsRetry { node: usize, epoch: u64, partition: u32 },
-    Peer { from: usize, to: usize, call: Box<PeerCall> },
+    Tick {
+        node: usize,
+        epoch: u64,
+    },
+    Raft {
+        from: usize,
+        to: usize,
+        group: u32,
+        message: Box<RaftMessage>,
+    },
+    /// A turn of the shard: groups that took messages are polled.
+    Turn {
+        node: usize,
+        epoch: u64,
+    },
+    Exported {
+        node: usize,
+        epoch: u64,
+        group: u32,
+    },
+    Fetched {
+        node: usize,
+        epoch: u64,
+        group: u32,
+        fetch: SnapshotFetch,
+    },
+    DiskDone {
+        node: usize,
+        epoch: u64,
+    },
+    Apply {
+        node: usize,
+        epoch: u64,
+        group: u32,
+    },
+    Flush {
+        node: usize,
+        epoch: u64,
+    },
+    FlushDone {
+        node: usize,
+        epoch: u64,
+        group: u32,
+        batches: usize,
+    },
+    Restart {
+        node: usize,
+    },
+    Decide {
+        node: usize,
+        epoch: u64,
+    },
+    Gate {
+        node: usize,
+        epoch: u64,
+        carrier_no: u32,
+    },
+    SendTimeout {
+        node: usize,
+        epoch: u64,
+        send_no: u64,
+        part: u32,
+    },
+    CarrierGets {
+        carrier: usize,
+        submit: Box<Submit>,
+    },
+    CarrierAnswer {
+        node: usize,
+        epoch: u64,
+        answer: super::carrier::PartAnswer,
+    },
+    Receipt {
+        carrier: usize,
+        receipt_no: u64,
+    },
+    ReceiptLook {
+        node: usize,
+        epoch: u64,
+        report_no: u64,
+    },
+    FactsRetry {
+        node: usize,
+        epoch: u64,
+        partition: u32,
+    },
+    Peer {
+        from: usize,
+        to: usize,
+        call: Box<PeerCall>,
+    },
     Client,
-    Call { op: u64 },
-    CallArrives { node: usize, op: u64, call_no: u32, request: Box<Request> },
-    CallAnswer { op: u64, call_no: u32, node: usize, answer: Box<Answer> },
-    CallTimeout { op: u64, call_no: u32 },
-    MapNews { partition: u32, leader: u64, term: u64 },
+    Call {
+        op: u64,
+    },
+    CallArrives {
+        node: usize,
+        op: u64,
+        call_no: u32,
+        request: Box<Request>,
+    },
+    CallAnswer {
+        op: u64,
+        call_no: u32,
+        node: usize,
+        answer: Box<Answer>,
+    },
+    CallTimeout {
+        op: u64,
+        call_no: u32,
+    },
+    MapNews {
+        partition: u32,
+        leader: u64,
+        term: u64,
+    },
     Operator,
     Fault(usize),
     FaultEnds(usize),
@@ -194,6 +289,9 @@ impl World {
     fn frozen(&self, event: &Event) -> Option<u64> {
         let node = match event {
             Event::Tick { node, .. }
+            | Event::Turn { node, .. }
+            | Event::Exported { node, .. }
+            | Event::Fetched { node, .. }
             | Event::DiskDone { node, .. }
             | Event::Apply { node, .. }
             | Event::Flush { node, .. }
@@ -221,6 +319,11 @@ impl World {
         match event {
             Event::Tick { node, epoch } if self.alive(node, epoch) => self.tick(node),
             Event::Raft { from, to, group, message } => self.deliver(from, to, group, *message),
+            Event::Turn { node, epoch } if self.alive(node, epoch) => self.turn(node),
+            Event::Exported { node, epoch, group } if self.alive(node, epoch) => self.exported(node, group),
+            Event::Fetched { node, epoch, group, fetch } if self.alive(node, epoch) => {
+                self.fetched(node, group, fetch);
+            }
             Event::DiskDone { node, epoch } if self.alive(node, epoch) => self.disk_done(node),
             Event::Apply { node, epoch, group } if self.alive(node, epoch) => self.apply(node, group),
             Event::Flush { node, epoch } if self.alive(node, epoch) => self.flush(node),

@@ -1,5 +1,5 @@
 //! Each planted bug must be found within a stated number of seeds, and by the invariant that it breaks.
-use carillon_tests::sim::{self, Fault, Plan, Plant};
+use carillon_tests::sim::{self, Plan, Plant, Scenario};
 
 /// Runs seeds with the bug until one fails: (seeds needed, violation).
 fn hunt(plant: Plant, seeds_max: u64, change: impl Fn(&mut Plan) + Sync) -> (u64, String) {
@@ -23,50 +23,48 @@ fn found_by(plant: Plant, seeds_max: u64, invariants: &[&str]) {
     assert!(named, "{plant:?} was found by {violation}, not by {invariants:?}");
 }
 
-/// Power cuts of one node after the other while disks are slow: for bugs that only a lost write shows.
-fn power_cuts(plan: &mut Plan) {
-    plan.rates.disk_ms_max = 100;
-    plan.rates.flush_ms_max = 2_000;
-    let cut = |n: u64| (2_000 + n * 700, Fault::Power { node: n as usize % plan.nodes, down_ms: 300 });
-    plan.faults = (0..).map(cut).take_while(|(at_ms, _)| *at_ms < plan.safety_ms).collect();
-}
-
-fn found_under_power_cuts(plant: Plant, seeds_max: u64, invariants: &[&str]) {
-    let (_, violation) = hunt(plant, seeds_max, power_cuts);
-    let named = invariants.iter().any(|invariant| violation.contains(invariant));
-    assert!(named, "{plant:?} was found by {violation}, not by {invariants:?}");
+fn found_in(scenario: Scenario, plant: Plant, seeds_max: u64, signs: &[&str]) {
+    let (_, violation) = hunt(plant, seeds_max, |plan| scenario.shape(plan));
+    assert!(
+        signs.iter().any(|sign| violation.contains(sign)),
+        "{plant:?} was found by {violation}, not by {signs:?}"
+    );
 }
 
 /// Without the comparison of promises with the disk, so that the consequences must show.
-fn found_by_its_consequences(plant: Plant, seeds_max: u64) {
-    hunt(plant, seeds_max, |plan| plan.check_promises = false);
+fn found_by_its_consequences(scenario: Scenario, plant: Plant, seeds_max: u64) {
+    let change = |plan: &mut Plan| {
+        scenario.shape(plan);
+        plan.check_promises = false;
+    };
+    hunt(plant, seeds_max, change);
 }
 
 #[test]
 fn acknowledging_before_the_write() {
     found_by(Plant::AckBeforePersist, 2, &["I3"]);
-    found_by_its_consequences(Plant::AckBeforePersist, 60);
+    found_by_its_consequences(Scenario::PowerCuts, Plant::AckBeforePersist, 20);
 }
 
 #[test]
 fn going_on_after_a_failed_sync() {
-    found_by(Plant::IgnoreSyncError, 20, &["I3", "I1"]);
+    found_in(Scenario::SyncErrors, Plant::IgnoreSyncError, 5, &["I3", "I1"]);
 }
 
 #[test]
 fn answering_waiters_of_another_term() {
-    found_by(Plant::SkipTermCheck, 60, &["I1", "I2", "I4"]);
+    found_in(Scenario::Isolations, Plant::SkipTermCheck, 30, &["I1", "I2", "I4"]);
 }
 
 #[test]
 fn writing_hard_state_apart_from_entries() {
-    found_under_power_cuts(Plant::HardStateApart, 40, &["cannot start", "panic"]);
+    found_in(Scenario::PowerCuts, Plant::HardStateApart, 20, &["cannot start", "panic"]);
 }
 
 #[test]
 fn not_writing_the_vote() {
     found_by(Plant::VoteNotPersisted, 2, &["I3"]);
-    found_by_its_consequences(Plant::VoteNotPersisted, 100);
+    found_by_its_consequences(Scenario::QuickRestarts, Plant::VoteNotPersisted, 100);
 }
 
 #[test]
@@ -76,7 +74,7 @@ fn applied_index_ahead_of_the_flush() {
 
 #[test]
 fn cutting_the_log_ahead_of_the_flush() {
-    found_under_power_cuts(Plant::CutAheadOfFlush, 20, &["cannot start"]);
+    found_in(Scenario::PowerCuts, Plant::CutAheadOfFlush, 10, &["cannot start"]);
 }
 
 #[test]
@@ -86,7 +84,7 @@ fn resending_after_a_lost_answer() {
 
 #[test]
 fn gluing_appends_together() {
-    found_by(Plant::BatchAppend, 40, &["panic", "I3", "I1"]);
+    found_in(Scenario::Isolations, Plant::BatchAppend, 10, &["out of order", "panic"]);
 }
 
 #[test]
@@ -107,11 +105,17 @@ fn forgetting_idempotency_keys() {
 /// Found by the simulator: a leader that regained a shorter log never appended again, or never knew that it led.
 #[test]
 fn keeping_waiters_of_lost_entries() {
-    found_by(Plant::WaitersOfOldTerms, 120, &["I8"]);
+    found_in(Scenario::Isolations, Plant::WaitersOfOldTerms, 60, &["I8"]);
 }
 
 /// Found by the simulator: two live replicas of three refuse each other for ever.
 #[test]
 fn priorities_in_elections() {
-    found_by(Plant::Priorities, 400, &["I8"]);
+    found_in(Scenario::Isolations, Plant::Priorities, 100, &["I8"]);
+}
+
+/// Found by tables that differ, or by a key that names two messages.
+#[test]
+fn forgetting_keys_in_a_snapshot() {
+    found_by(Plant::KeyForgottenBySnapshot, 60, &["I2", "I3"]);
 }
