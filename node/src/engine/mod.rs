@@ -126,11 +126,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     space.watch(&config.data_dir, &config.disk)?;
     let stores = open_stores(config, identity)?;
     let Stores { log, state } = &stores;
-    let settings = GroupSettings {
-        node_id: config.node_id,
-        members: config.member_ids(),
-        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
-    };
+    let settings = group_settings(config);
     let (opened, fenced) = open_groups(config, &settings, &stores)?;
     let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
     let groups: Vec<u32> = opened.keys().copied().collect();
@@ -139,11 +135,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
         (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
-    // A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
-    let view = match MetaView::load(&*state.replica(0)?) {
-        Err(_) if fenced.contains_key(&0) => MetaView::default(),
-        loaded => loaded?,
-    };
+    let view = load_view(state, &fenced)?;
     let meta = Arc::new(ArcSwap::from_pointee(view));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
@@ -166,7 +158,6 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         inbox.clone(),
     );
     let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
-
     let references = Arc::new(References::default());
 
     let shard = Shard {
@@ -215,33 +206,12 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         unflushed: Arc::clone(&unflushed),
         snapshots: Arc::clone(&snapshots),
     };
-    let keeper = Maintenance {
-        log: Arc::clone(log),
-        state: Arc::clone(state),
-        messages: maintenance_receiver,
-        completions: completions.clone(),
-        unflushed,
-        limits: PacerLimits {
-            unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
-            unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
-            ..PacerLimits::default()
-        },
-        space: Arc::clone(&space),
-        fenced: fenced.into_keys().collect(),
-    };
-    let scrubber = Scrubber {
-        log: Arc::clone(log),
-        state: Arc::clone(state),
-        groups: groups.clone(),
-        messages: scrub_receiver,
-        completions,
-        settings: config.scrub.clone(),
-        last_file: LastPass::new(&config.data_dir),
-    };
+    let ends = (maintenance_receiver, scrub_receiver, completions);
+    let keepers = keepers(config, &stores, &space, fenced, (groups.clone(), unflushed), ends);
 
     let worker = Arc::clone(&snapshots);
     let work = move || snapshot::run_worker(&worker, &work_receiver);
-    let threads = spawn_all(shard, writer, (applier, groups), (keeper, scrubber), work)?;
+    let threads = spawn_all(shard, writer, (applier, groups), keepers, work)?;
     let shared = Shared {
         node_id: config.node_id,
         partitions: config.partitions,
@@ -261,6 +231,64 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     };
     let handle = NodeHandle { shared: Arc::new(shared) };
     Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, snapshots, threads })
+}
+
+fn group_settings(config: &Config) -> GroupSettings {
+    GroupSettings {
+        node_id: config.node_id,
+        members: config.member_ids(),
+        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
+    }
+}
+
+/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
+fn load_view(state: &StateDb, fenced: &BTreeMap<u32, String>) -> anyhow::Result<MetaView> {
+    match MetaView::load(&*state.replica(0)?) {
+        Err(_) if fenced.contains_key(&0) => Ok(MetaView::default()),
+        loaded => Ok(loaded?),
+    }
+}
+
+/// Receivers of the keepers, and where they report.
+type KeeperEnds = (
+    crossbeam_channel::Receiver<MaintenanceMessage>,
+    crossbeam_channel::Receiver<ScrubMessage>,
+    crossbeam_channel::Sender<shard::Completion>,
+);
+
+/// Maintenance and scrub: those that look after what is stored.
+fn keepers(
+    config: &Config,
+    stores: &Stores,
+    space: &Arc<Space>,
+    fenced: BTreeMap<u32, String>,
+    (groups, unflushed): (Vec<u32>, Arc<Vec<AtomicU64>>),
+    (maintenance, scrub, completions): KeeperEnds,
+) -> (Maintenance, Scrubber) {
+    let keeper = Maintenance {
+        log: Arc::clone(&stores.log),
+        state: Arc::clone(&stores.state),
+        messages: maintenance,
+        completions: completions.clone(),
+        unflushed,
+        limits: PacerLimits {
+            unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
+            unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
+            ..PacerLimits::default()
+        },
+        space: Arc::clone(space),
+        fenced: fenced.into_keys().collect(),
+    };
+    let scrubber = Scrubber {
+        log: Arc::clone(&stores.log),
+        state: Arc::clone(&stores.state),
+        groups,
+        messages: scrub,
+        completions,
+        settings: config.scrub.clone(),
+        last_file: LastPass::new(&config.data_dir),
+    };
+    (keeper, scrubber)
 }
 
 fn open_hub(

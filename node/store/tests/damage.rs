@@ -113,7 +113,12 @@ fn entry(index: u64, bytes: usize) -> Entry {
 
 fn append(group: u32, index: u64) -> GroupWrite {
     let hard_state = HardState { term: 1, vote: 1, commit: index, ..HardState::default() };
-    GroupWrite { group, entries: vec![entry(index, 900)], hard_state: Some(hard_state), conf: None }
+    GroupWrite {
+        group,
+        entries: vec![entry(index, 900)],
+        hard_state: Some(hard_state),
+        ..GroupWrite::default()
+    }
 }
 
 /// A log of groups 1 and 2, each write for one of them; gives the file and the place of the entry of `group` and `index`.
