@@ -8,6 +8,7 @@ use super::transport::PeerSender;
 use crate::failpoints;
 use carillon_consensus::{GroupWrite, LogError, LogStore, PersistTask};
 use carillon_proto::internal::GroupMessage;
+use carillon_proto::replica::node_of;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,7 +81,7 @@ impl LogWriter {
             done.push((task.group, task.number));
             for message in task.after {
                 let message = GroupMessage { group: task.group, message: Some(message) };
-                after.entry(message.message.as_ref().map_or(0, |m| m.to)).or_default().push(message);
+                after.entry(message.message.as_ref().map_or(0, |m| node_of(m.to))).or_default().push(message);
             }
             let write = task.write;
             if !write.is_empty() {

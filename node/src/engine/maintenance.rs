@@ -116,8 +116,7 @@ impl Maintenance {
         if let Err(error) = self.state.flush(group) {
             if matches!(error, StateError::NoReplica(_)) {
                 // The group left this node meanwhile.
-                pacer.forget(group);
-                return;
+                return pacer.forget(group);
             }
             // Damaged tables of one replica: after the restart it is fenced and the others run.
             if let Err(error) = self.state.note_damage(None, &error) {

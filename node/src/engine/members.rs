@@ -6,12 +6,14 @@
 //! the group cannot be created here again.
 use super::applier::ApplyMessage;
 use super::cell::Cell;
-use super::handle::{Leadership, MemberError};
+use super::handle::{Hosted, Leadership, MemberError};
 use super::log_writer::{LogTask, Written};
 use super::shard::{Completion, Shard};
 use super::snapshot::Work;
+use crate::config::Config;
 use carillon_consensus::{EntryKind, Group, GroupConfig, GroupWrite, MemberChange, join_write};
 use carillon_proto::replica::node_of;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 pub type MemberReply = oneshot::Sender<Result<(), MemberError>>;
@@ -30,17 +32,20 @@ pub enum MemberMessage {
 #[derive(Debug, Clone)]
 pub(super) struct GroupSettings {
     pub node_id: u64,
-    pub members: Vec<u64>,
     pub snapshot_ticks_max: u32,
 }
 
 impl GroupSettings {
+    pub fn of(config: &Config) -> Self {
+        let idle_ticks = config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms;
+        Self { node_id: config.node_id, snapshot_ticks_max: idle_ticks.max(1) as u32 }
+    }
+
     pub fn config(&self, group: u32, replica_id: u64) -> GroupConfig {
         let mut config = GroupConfig::new(group, replica_id, self.node_id << 32 | u64::from(group));
         // Many groups share a node: keep each one's share of memory small.
         config.cache_bytes_max = 1 << 20;
         config.snapshot_ticks_max = self.snapshot_ticks_max;
-        config.priority = i64::from(super::upkeep::preferred_leader(group, &self.members) == self.node_id);
         config
     }
 }
@@ -67,12 +72,10 @@ impl Shard {
         if node_of(replica_id) != self.node_id || group as usize >= self.groups_max {
             return answer(reply, Err(MemberError::NotOfThisNode));
         }
-        if let Some(cell) = self.cells.get(&group) {
-            let same = cell.replica_id() == replica_id;
-            return answer(
-                reply,
-                if same { Ok(()) } else { Err(MemberError::OtherReplica(cell.replica_id())) },
-            );
+        let here = self.hosted.borrow().get(&group).copied();
+        if let Some(here) = here {
+            let result = if here == replica_id { Ok(()) } else { Err(MemberError::OtherReplica(here)) };
+            return answer(reply, result);
         }
         if self.leaving.contains_key(&group) || self.creating.contains_key(&group) {
             return answer(reply, Err(MemberError::Busy));
@@ -89,21 +92,22 @@ impl Shard {
         });
     }
 
+    /// Also of a replica that is out of service and has no cell.
     fn destroy(&mut self, group: u32, replica_id: u64, reply: MemberReply) {
-        let Some(cell) = self.cells.get(&group) else {
-            let busy = self.creating.contains_key(&group) || self.leaving.contains_key(&group);
-            if busy || !self.fenced.lock().contains_key(&group) {
-                return drop(reply.send(if busy { Err(MemberError::Busy) } else { Ok(()) }));
+        let here = self.hosted.borrow().get(&group).copied();
+        let refusal = match here {
+            None if self.creating.contains_key(&group) || self.leaving.contains_key(&group) => {
+                Err(MemberError::Busy)
             }
-            // It could not be opened, so neither the shard nor the applier holds anything of it.
-            self.leaving.insert(group, Some(reply));
-            return self.closed(group);
+            None => Ok(()),
+            Some(here) if here != replica_id => Err(MemberError::OtherReplica(here)),
+            Some(_) => {
+                self.leave(group);
+                self.leaving.insert(group, Some(reply));
+                return;
+            }
         };
-        if cell.replica_id() != replica_id {
-            return drop(reply.send(Err(MemberError::OtherReplica(cell.replica_id()))));
-        }
-        self.leave(group);
-        self.leaving.insert(group, Some(reply));
+        drop(reply.send(refusal));
     }
 
     /// A write of the shard's own is on disk.
@@ -134,7 +138,7 @@ impl Shard {
         let opened = Group::open(config, self.log.clone(), 0).map_err(|e| MemberError::Log(e.to_string()))?;
         tracing::info!(group, replica_id, "replica created; it waits for a snapshot");
         self.cells.insert(group, Cell::new(opened));
-        self.publish_hosted();
+        self.set_hosted(group, Some(replica_id));
         self.applier.push(ApplyMessage::Open { group });
         Ok(())
     }
@@ -182,11 +186,13 @@ impl Shard {
     }
 
     fn leave(&mut self, group: u32) {
-        let Some(mut cell) = self.cells.remove(&group) else { return };
-        cell.block("the replica left this node".to_owned());
+        if let Some(mut cell) = self.cells.remove(&group) {
+            cell.block("the replica left this node".to_owned());
+        }
+        self.fenced.lock().remove(&group);
         self.snapshots.forget_fetch(group);
         self.publish(group, Leadership::default());
-        self.publish_hosted();
+        self.set_hosted(group, None);
         self.applier.push(ApplyMessage::Close { group });
     }
 
@@ -209,8 +215,14 @@ impl Shard {
         }
     }
 
-    pub(super) fn publish_hosted(&mut self) {
-        let hosted = self.cells.iter().map(|(group, cell)| (*group, cell.replica_id())).collect();
-        self.hosted.send_replace(std::sync::Arc::new(hosted));
+    fn set_hosted(&mut self, group: u32, replica: Option<u64>) {
+        self.hosted.send_modify(|hosted| {
+            let mut changed = Hosted::clone(hosted);
+            match replica {
+                Some(id) => drop(changed.insert(group, id)),
+                None => drop(changed.remove(&group)),
+            }
+            *hosted = Arc::new(changed);
+        });
     }
 }

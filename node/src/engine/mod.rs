@@ -12,8 +12,10 @@ pub mod identity;
 mod log_writer;
 pub mod maintenance;
 pub mod members;
+pub mod peers;
 mod recovery;
 mod references;
+mod report;
 pub mod scrub;
 pub mod shard;
 pub mod snapshot;
@@ -21,6 +23,7 @@ pub mod transport;
 pub mod upkeep;
 
 use crate::config::Config;
+use crate::meta::Membership;
 use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
@@ -37,6 +40,7 @@ use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
 use parking_lot::Mutex;
+use peers::PeerChannels;
 pub use references::References;
 use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
@@ -47,7 +51,6 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use transport::PeerChannels;
 use upkeep::LogSlack;
 
 /// Running threads, and what to tell them to stop.
@@ -71,7 +74,7 @@ struct Stores {
     state: Arc<StateDb>,
 }
 
-fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
+fn open_stores(config: &Config, membership: &Membership, identity: &Identity) -> anyhow::Result<Stores> {
     let log_options = EngineLogOptions {
         purge_threshold_bytes: config.tuning.log_bytes_max,
         ..EngineLogOptions::default()
@@ -84,59 +87,86 @@ fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
     if identity.is_new() {
-        // One write, so there are all of them or none.
-        if log.groups().is_empty() {
-            let groups: Vec<u32> = (0..=config.partitions).collect();
-            recovery::create_groups(&log, &groups, config.node_id, &config.member_ids())?;
+        // One write, so there are all of them or none. A node that joins is given its replicas later.
+        if log.groups().is_empty() && !membership.founders.is_empty() {
+            recovery::create_groups(&log, membership)?;
         }
         identity.ready()?;
     }
     Ok(Stores { log, state })
 }
 
-/// Groups that run, with the applied index of each, and those that cannot, with the reason.
-type Opened = (BTreeMap<u32, (Cell, u64)>, BTreeMap<u32, String>);
+/// What lives here, and what of it can run.
+struct Opened {
+    cells: BTreeMap<u32, Cell>,
+    /// Replica ids, fenced ones too.
+    hosted: Hosted,
+    fenced: BTreeMap<u32, String>,
+    /// Applied index of each group, 0 = not here.
+    applied: Vec<u64>,
+}
 
-/// The groups that live here, opened and replayed.
-fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
-    let (mut cells, mut fenced) = (BTreeMap::new(), BTreeMap::new());
-    for recovery::Hosted { group, replica_id } in
-        recovery::settle(&stores.log, &stores.state, config.node_id)?
-    {
+fn open_groups(membership: &Membership, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+    let groups_max = membership.partitions as usize + 1;
+    let mut opened = Opened {
+        cells: BTreeMap::new(),
+        hosted: recovery::settle(&stores.log, &stores.state, membership.node_id)?,
+        fenced: BTreeMap::new(),
+        applied: vec![0; groups_max],
+    };
+    for (&group, &replica_id) in &opened.hosted {
         anyhow::ensure!(
-            group <= config.partitions,
-            "the log has group {group} of {} partitions",
-            config.partitions
+            (group as usize) < groups_max,
+            "the log has group {group} of {}",
+            membership.partitions
         );
         match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
-            Ok((opened, applied)) => drop(cells.insert(group, (Cell::new(opened), applied))),
+            Ok((running, applied)) => {
+                opened.cells.insert(group, Cell::new(running));
+                opened.applied[group as usize] = applied;
+            }
             Err(reason) => {
                 tracing::error!(group, reason, "replica fenced");
-                fenced.insert(group, reason);
+                opened.fenced.insert(group, reason);
             }
         }
     }
-    metrics::gauge!("carillon_replicas_fenced").set(fenced.len() as f64);
-    Ok((cells, fenced))
+    metrics::gauge!("carillon_replicas_fenced").set(opened.fenced.len() as f64);
+    Ok(opened)
+}
+
+/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here. A node that joins gets it with
+/// the first snapshot of the meta group.
+fn load_view(state: &StateDb, hosted: bool, fenced: bool) -> anyhow::Result<MetaView> {
+    if !hosted && !fenced {
+        return Ok(MetaView::default());
+    }
+    match MetaView::load(&*state.replica(0)?) {
+        Err(_) if fenced => Ok(MetaView::default()),
+        loaded => Ok(loaded?),
+    }
 }
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
-pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity) -> anyhow::Result<Engine> {
-    let space = Space::new(&config.member_ids());
+pub fn start(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Identity,
+) -> anyhow::Result<Engine> {
+    let space = Space::new(membership.node_id);
     space.watch(&config.data_dir, &config.disk)?;
-    let stores = open_stores(config, identity)?;
+    let stores = open_stores(config, membership, identity)?;
     let Stores { log, state } = &stores;
-    let settings = group_settings(config);
-    let (opened, fenced) = open_groups(config, &settings, &stores)?;
-    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
-    let groups: Vec<u32> = opened.keys().copied().collect();
-    let groups_max = config.partitions as usize + 1;
-    let hosted: Hosted = opened.iter().map(|(group, (cell, _))| (*group, cell.replica_id())).collect();
-    let applied_of = |group: usize| opened.get(&(group as u32)).map_or(0, |(_, applied)| *applied);
+    let settings = GroupSettings::of(config);
+    let Opened { cells, hosted, fenced, applied } = open_groups(membership, &settings, &stores)?;
+    let groups_max = applied.len();
+    let running: Vec<u32> = cells.keys().copied().collect();
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
-        (0..groups_max).map(|group| watch::channel(applied_of(group))).unzip();
-    let view = load_view(state, &fenced)?;
-    let meta = Arc::new(ArcSwap::from_pointee(view));
+        applied.into_iter().map(watch::channel).unzip();
+    let meta =
+        Arc::new(ArcSwap::from_pointee(load_view(state, hosted.contains_key(&0), fenced.contains_key(&0))?));
+    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
@@ -150,21 +180,16 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     let (hosted_sender, hosted) = watch::channel(Arc::new(hosted));
     let (meta_changed_sender, meta_changed) = watch::channel(meta.load().applied_index);
     let unflushed = Arc::new((0..groups_max).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let peers = transport::start(
-        (config.node_id, identity.store_id()),
-        &config.cluster_id,
-        Arc::clone(&space),
-        channels,
-        inbox.clone(),
-    );
+    let origin = origin(config, identity, &space);
+    let peers = transport::start(origin, channels, inbox.clone());
     let snapshots = Arc::new(open_hub(config, state, &inbox, work, channels)?);
-    let references = Arc::new(References::default());
 
+    let references = Arc::new(References::default());
     let shard = Shard {
         node_id: config.node_id,
-        fenced: Arc::clone(&shared_fenced),
         settings,
-        cells: opened.into_iter().map(|(group, (cell, _))| (group, cell)).collect(),
+        cells,
+        fenced: Arc::clone(&shared_fenced),
         inbox: inbox_receiver,
         completions: completions_receiver,
         log_writer: HandOver::new("log_writer", log_tasks),
@@ -206,15 +231,23 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
         unflushed: Arc::clone(&unflushed),
         snapshots: Arc::clone(&snapshots),
     };
-    let ends = (maintenance_receiver, scrub_receiver, completions);
-    let keepers = keepers(config, &stores, &space, fenced, (groups.clone(), unflushed), ends);
-
-    let worker = Arc::clone(&snapshots);
-    let work = move || snapshot::run_worker(&worker, &work_receiver);
-    let threads = spawn_all(shard, writer, (applier, groups), keepers, work)?;
+    let keeper = Maintenance {
+        log: Arc::clone(log),
+        state: Arc::clone(state),
+        messages: maintenance_receiver,
+        completions: completions.clone(),
+        unflushed,
+        limits: pacing(config),
+        space: Arc::clone(&space),
+        fenced: fenced.into_keys().collect(),
+    };
+    let scrubber = make_scrubber(config, &stores, &running, scrub_receiver, completions);
+    let worker = (Arc::clone(&snapshots), work_receiver);
+    let mut threads = spawn_all(shard, writer, (applier, running), keeper, worker)?;
+    threads.push(spawn("scrub", move || scrubber.run())?);
     let shared = Shared {
         node_id: config.node_id,
-        partitions: config.partitions,
+        partitions: membership.partitions,
         inbox: inbox.clone(),
         state: Arc::clone(state),
         leaders,
@@ -233,62 +266,39 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     Ok(Engine { handle, driver_events: Some(driver_events), inbox, maintenance, scrub, snapshots, threads })
 }
 
-fn group_settings(config: &Config) -> GroupSettings {
-    GroupSettings {
+fn origin(config: &Config, identity: &Identity, space: &Arc<Space>) -> transport::Origin {
+    transport::Origin {
         node_id: config.node_id,
-        members: config.member_ids(),
-        snapshot_ticks_max: (config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms).max(1) as u32,
+        store_id: identity.store_id(),
+        cluster_id: Arc::from(config.cluster_id.as_str()),
+        space: Arc::clone(space),
     }
 }
 
-/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
-fn load_view(state: &StateDb, fenced: &BTreeMap<u32, String>) -> anyhow::Result<MetaView> {
-    match MetaView::load(&*state.replica(0)?) {
-        Err(_) if fenced.contains_key(&0) => Ok(MetaView::default()),
-        loaded => Ok(loaded?),
+fn pacing(config: &Config) -> PacerLimits {
+    PacerLimits {
+        unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
+        unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
+        ..PacerLimits::default()
     }
 }
 
-/// Receivers of the keepers, and where they report.
-type KeeperEnds = (
-    crossbeam_channel::Receiver<MaintenanceMessage>,
-    crossbeam_channel::Receiver<ScrubMessage>,
-    crossbeam_channel::Sender<shard::Completion>,
-);
-
-/// Maintenance and scrub: those that look after what is stored.
-fn keepers(
+fn make_scrubber(
     config: &Config,
     stores: &Stores,
-    space: &Arc<Space>,
-    fenced: BTreeMap<u32, String>,
-    (groups, unflushed): (Vec<u32>, Arc<Vec<AtomicU64>>),
-    (maintenance, scrub, completions): KeeperEnds,
-) -> (Maintenance, Scrubber) {
-    let keeper = Maintenance {
+    groups: &[u32],
+    messages: crossbeam_channel::Receiver<ScrubMessage>,
+    completions: crossbeam_channel::Sender<shard::Completion>,
+) -> Scrubber {
+    Scrubber {
         log: Arc::clone(&stores.log),
         state: Arc::clone(&stores.state),
-        messages: maintenance,
-        completions: completions.clone(),
-        unflushed,
-        limits: PacerLimits {
-            unflushed_total_bytes_max: config.tuning.unflushed_log_bytes_max,
-            unflushed_age_max_ms: config.tuning.unflushed_log_age_max_s * 1000,
-            ..PacerLimits::default()
-        },
-        space: Arc::clone(space),
-        fenced: fenced.into_keys().collect(),
-    };
-    let scrubber = Scrubber {
-        log: Arc::clone(&stores.log),
-        state: Arc::clone(&stores.state),
-        groups,
-        messages: scrub,
+        groups: groups.to_vec(),
+        messages,
         completions,
         settings: config.scrub.clone(),
         last_file: LastPass::new(&config.data_dir),
-    };
-    (keeper, scrubber)
+    }
 }
 
 fn open_hub(
@@ -313,8 +323,8 @@ fn spawn_all(
     shard: Shard,
     writer: LogWriter,
     (applier, groups): (Applier, Vec<u32>),
-    (keeper, scrubber): (Maintenance, Scrubber),
-    snapshot_work: impl FnOnce() + Send + 'static,
+    keeper: Maintenance,
+    (hub, work): (Arc<Hub>, crossbeam_channel::Receiver<snapshot::Work>),
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let apply = move || {
         if let Err(error) = applier.run(&groups) {
@@ -326,8 +336,7 @@ fn spawn_all(
         spawn("log-writer", move || writer.run())?,
         spawn("applier", apply)?,
         spawn("maintenance", move || keeper.run())?,
-        spawn("scrub", move || scrubber.run())?,
-        spawn("snapshots", snapshot_work)?,
+        spawn("snapshots", move || snapshot::run_worker(&hub, &work))?,
         spawn("shard-0", move || shard.run())?,
     ])
 }

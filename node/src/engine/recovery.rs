@@ -1,10 +1,12 @@
 //! What happens before a group runs: it is created if it is new, and what the log knows beyond the durable state is applied
 //! again with the effects dropped. So applied is close to commit before the first election.
+use super::handle::Hosted;
 use crate::failpoints;
+use crate::meta::Membership;
 use bytes::Bytes;
 use carillon_consensus::{Group, GroupConfig, GroupError, GroupWrite, LogError, LogStore, bootstrap_write};
 use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, TableError, meta};
-use carillon_proto::ReplicaId;
+use carillon_proto::internal::ReplicaRole;
 use carillon_proto::replica::node_of;
 use carillon_store::{EngineLog, FIRST_GENERATION, StateDb, StateError};
 use raft::eraftpb::EntryType;
@@ -14,32 +16,29 @@ use std::sync::Arc;
 /// Bytes of entries read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
 
-/// Creates the groups of a new cluster, with all members as voters. One synced write.
-pub(super) fn create_groups(
-    log: &EngineLog,
-    groups: &[u32],
-    node_id: u64,
-    members: &[u64],
-) -> anyhow::Result<()> {
-    let replica =
-        ReplicaId::new(node_id, 0).ok_or_else(|| anyhow::anyhow!("node id {node_id} is too large"))?;
-    let replica_id = Some(replica.raw());
-    let write = |group: &u32| GroupWrite { replica_id, ..bootstrap_write(*group, members) };
-    let writes: Vec<GroupWrite> = groups.iter().map(write).collect();
+/// Creates this node's replicas of the groups of a new cluster; every founding node works out the same places. One
+/// synced write.
+pub(super) fn create_groups(log: &EngineLog, membership: &Membership) -> anyhow::Result<()> {
+    let mut writes = Vec::new();
+    for group in 0..=membership.partitions {
+        let record = meta::place::founding(group, &membership.founders);
+        let of = |role| record.replicas.iter().filter(move |r| r.role() == role).map(|r| r.replica_id);
+        let own = record.replicas.iter().find(|r| r.node_id == membership.node_id);
+        let Some(own) = own else { continue };
+        let mut write = bootstrap_write(group, &of(ReplicaRole::Voter).collect::<Vec<_>>());
+        if let Some((conf, _)) = &mut write.conf {
+            conf.learners = of(ReplicaRole::Learner).collect();
+        }
+        writes.push(GroupWrite { replica_id: Some(own.replica_id), ..write });
+    }
     log.write(&writes, true)?;
     Ok(())
 }
 
-/// A replica that lives on this node.
-pub(super) struct Hosted {
-    pub group: u32,
-    pub replica_id: u64,
-}
-
 /// The replicas of this node, after what an interrupted install or removal left was cleared away: a replica that is not in
 /// its membership any more ends, and only the state that the log names stays.
-pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Vec<Hosted>> {
-    let (mut hosted, mut live) = (Vec::new(), BTreeMap::new());
+pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::Result<Hosted> {
+    let (mut hosted, mut live) = (Hosted::new(), BTreeMap::new());
     for group in log.groups() {
         let stored = match log.load(group) {
             Ok(Some(stored)) => stored,
@@ -48,7 +47,7 @@ pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::
             Err(_) if log.damaged().contains_key(&group) => {
                 let families = state.families().into_iter().filter(|family| family.group == group);
                 live.insert(group, families.map(|f| f.generation).max().unwrap_or(FIRST_GENERATION));
-                hosted.push(Hosted { group, replica_id: node_id });
+                hosted.insert(group, node_id);
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -68,7 +67,7 @@ pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::
             continue;
         }
         live.insert(group, stored.generation.max(FIRST_GENERATION));
-        hosted.push(Hosted { group, replica_id });
+        hosted.insert(group, replica_id);
     }
     for family in state.keep_only(&live)? {
         tracing::info!(%family, "dropped a state that the log does not name");

@@ -14,7 +14,7 @@ use super::maintenance::MaintenanceMessage;
 use super::members::{GroupSettings, MemberMessage, MemberReply};
 use super::snapshot::{Hub, Made};
 use super::transport::PeerSender;
-use super::upkeep::{HINT_TICKS, LogSlack, prefer};
+use super::upkeep::{HINT_TICKS, LogSlack};
 use bytes::Bytes;
 use carillon_consensus::{LogStore, Outputs, PersistTask, RoleChange};
 use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
@@ -326,8 +326,7 @@ impl Shard {
     }
 
     fn tick_all(&mut self) {
-        let members = self.settings.members.clone();
-        for (number, cell) in &mut self.cells {
+        for cell in self.cells.values_mut() {
             if cell.blocked.is_some() {
                 continue;
             }
@@ -341,7 +340,6 @@ impl Shard {
                     Err(error) => drop(reply.send(Err(convert(error)))),
                 }
             }
-            prefer(cell, *number, &members, self.node_id);
         }
         self.ticks += 1;
         self.log_writer.report();
@@ -448,6 +446,7 @@ impl Shard {
             if role.is_leader && (!was_leader || is_new_term) {
                 metrics::counter!("carillon_raft_leader_changes_total").increment(1);
                 tracing::info!(group, term = role.term, "leading");
+                cell.forget_overwritten();
                 if group != 0 {
                     cell.pending.push_front(leader_start(role.term, self.node_id));
                 }
@@ -461,50 +460,6 @@ impl Shard {
             self.applier.push(ApplyMessage::StepDown { group });
         }
         self.publish(group, Leadership { leader, term: role.term });
-    }
-
-    /// A group without a replica here is not listed.
-    pub(super) fn publish(&mut self, group: u32, leadership: Leadership) {
-        let hosted = self.cells.contains_key(&group);
-        self.leaders.send_modify(|leaders| {
-            let mut changed = BTreeMap::clone(leaders);
-            match hosted {
-                true => drop(changed.insert(group, leadership)),
-                false => drop(changed.remove(&group)),
-            }
-            *leaders = Arc::new(changed);
-        });
-        let led = self.leaders.borrow().values().filter(|l| l.leader == self.node_id).count();
-        metrics::gauge!("carillon_raft_groups_led").set(led as f64);
-    }
-
-    fn status(&self) -> Vec<GroupStatus> {
-        let fenced = self.fenced.lock();
-        let closed = fenced.iter().filter(|(group, _)| !self.cells.contains_key(group));
-        let closed = closed.map(|(group, reason)| GroupStatus {
-            group: *group,
-            blocked: reason.clone(),
-            ..GroupStatus::default()
-        });
-        self.cells
-            .iter()
-            .map(|(group, cell)| GroupStatus {
-                group: *group,
-                replica_id: cell.replica_id(),
-                leader: node_of(cell.group.leader_id()),
-                term: cell.group.term(),
-                commit: cell.group.commit(),
-                applied: cell.group.applied_index(),
-                first_index: cell.group.first_index(),
-                last_index: cell.group.last_index(),
-                blocked: cell.blocked.clone().unwrap_or_default(),
-                members: carillon_consensus::wire::conf_state_to_wire(cell.group.conf_state()),
-                changing: cell.group.is_changing() || cell.members.writing.is_some(),
-                installing: cell.group.is_installing(),
-                followers: cell.group.followers(),
-            })
-            .chain(closed)
-            .collect()
     }
 }
 

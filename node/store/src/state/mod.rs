@@ -192,6 +192,13 @@ impl StateDb {
         Ok(others)
     }
 
+    /// The family that reads of a group go to.
+    fn live_family(&self, group: u32) -> Option<Family> {
+        let live = self.live.lock().get(&group).copied();
+        let generation = live.or_else(|| self.generations(group).into_iter().next_back())?;
+        Some(Family { group, generation })
+    }
+
     /// A generation of the group that does not exist and is above all that do.
     pub fn next_generation(&self, group: u32) -> u64 {
         let live = self.live.lock().get(&group).copied();

@@ -63,7 +63,7 @@ impl StateDb {
         }
         let text = error.to_string();
         let family = match group {
-            Some(group) => self.families().into_iter().rev().find(|family| family.group == group),
+            Some(group) => self.live_family(group),
             None => owner_of(&self.shared.db, &text),
         };
         let Some(family) = family else { return Ok(None) };
