@@ -4,8 +4,8 @@
 use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
-    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, ScrubRequest, ScrubResponse,
-    SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
+    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, RepairReplicaRequest,
+    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
@@ -115,6 +115,13 @@ impl Admin {
         let answer =
             client.transfer_leader(Self::request(TransferLeaderRequest { partition, to_node })).await;
         answer.map(drop).map_err(|s| AdminError::of("transfer of the leader", s))
+    }
+
+    /// A fenced replica of this node is replaced by a new copy; answers when that is begun.
+    pub async fn repair_replica(&self, partition: u32) -> Result<(), AdminError> {
+        let answer =
+            self.client.clone().repair_replica(Self::request(RepairReplicaRequest { partition })).await;
+        answer.map(drop).map_err(|s| AdminError::of("repair of the replica", s))
     }
 
     /// Answers when the node has read everything.

@@ -9,8 +9,8 @@ use carillon_proto::admin::{
     BalanceLeadersRequest, BalanceLeadersResponse, CarrierStatus, CreateTokenRequest, CreateTokenResponse,
     DamagedReplica, GetStatusRequest, GetStatusResponse, MovePartitionRequest, MovePartitionResponse,
     PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest, PutPracticeResponse,
-    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse, SetNodeRequest, SetNodeResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    RepairReplicaRequest, RepairReplicaResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest,
+    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -128,6 +128,15 @@ impl Admin for AdminApi {
         self.check(&request)?;
         self.members().move_partition(&request.into_inner()).await?;
         Ok(Response::new(MovePartitionResponse {}))
+    }
+
+    async fn repair_replica(
+        &self,
+        request: Request<RepairReplicaRequest>,
+    ) -> Result<Response<RepairReplicaResponse>, Status> {
+        self.check(&request)?;
+        self.members().repair_replica(request.into_inner().partition).await?;
+        Ok(Response::new(RepairReplicaResponse {}))
     }
 
     async fn balance_leaders(

@@ -136,6 +136,41 @@ impl Members<'_> {
         change(self.meta, Kind::ChangeReplicas(command)).await
     }
 
+    /// The damaged copy goes; the planner then finds the partition one copy short and makes a new one, with a new id.
+    pub async fn repair_replica(&self, partition: u32) -> Result<(), Status> {
+        let refuse = |text: String| Err(Status::failed_precondition(text));
+        let node_id = self.handle.node_id();
+        if !self.handle.is_fenced(partition) {
+            return refuse(format!("partition {partition} is not fenced on node {node_id}"));
+        }
+        if partition == 0 {
+            return refuse(format!(
+                "the meta group's replica cannot be repaired alone: replace node {node_id} (`carillonctl node replace`)"
+            ));
+        }
+        let view = self.handle.meta();
+        let Some(record) = view.map.get(&partition) else {
+            return refuse(format!("partition {partition} is not in the map that this node knows"));
+        };
+        let Some(own) = record.replicas.iter().find(|r| r.node_id == node_id) else {
+            return refuse(format!("the map has no replica of partition {partition} on node {node_id}"));
+        };
+        match own.role() {
+            ReplicaRole::Leaving => return Ok(()),
+            ReplicaRole::Voter if record.replicas.len() == 1 => {
+                return refuse(format!(
+                    "node {node_id} has the only copy of partition {partition}; restore a backup"
+                ));
+            }
+            _ => {}
+        }
+        let set = ReplicaRecord { role: ReplicaRole::Leaving.into(), ..own.clone() };
+        let command =
+            ChangeReplicas { partition, expected_epoch: record.epoch, set: vec![set], ..Default::default() };
+        tracing::warn!(partition, replica_id = own.replica_id, "a damaged replica is given up");
+        change(self.meta, Kind::ChangeReplicas(command)).await
+    }
+
     pub fn balance_leaders(&self) -> Result<(), Status> {
         self.steward()?;
         self.desk.balance_leaders_now();

@@ -1,12 +1,13 @@
 //! The maintenance thread: flushes state families at its own pace, then cuts the raft log below what is durable here
 //! and what the leader says that nobody needs, then lets the log free files. Nothing waits for it.
+use super::handle::Fenced;
 use super::shard::{Completion, clock_ms};
 use crate::failpoints;
 use crate::space::Space;
 use carillon_consensus::{LogError, LogStore};
 use carillon_store::{EngineLog, FlushPacer, PacerLimits, StateDb, StateError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,8 +34,8 @@ pub(super) struct Maintenance {
     pub unflushed: Arc<Vec<AtomicU64>>,
     pub limits: PacerLimits,
     pub space: Arc<Space>,
-    /// Groups that are out of service since the start: nothing of them is cut.
-    pub fenced: BTreeSet<u32>,
+    /// Nothing of a replica that is out of service is cut.
+    pub fenced: Fenced,
 }
 
 impl Maintenance {
@@ -55,7 +56,10 @@ impl Maintenance {
             }
             round += 1;
             self.flush(&mut pacer);
-            for (group, index) in safe.iter().filter(|(group, _)| !self.fenced.contains(group)) {
+            for (group, index) in &safe {
+                if self.fenced.lock().contains_key(group) {
+                    continue;
+                }
                 self.truncate(*group, *index, cut.entry(*group).or_default());
             }
             if round.is_multiple_of(PURGE_ROUNDS) || self.space.near_full() {

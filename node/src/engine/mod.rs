@@ -166,7 +166,7 @@ pub fn start(
         applied.into_iter().map(watch::channel).unzip();
     let meta =
         Arc::new(ArcSwap::from_pointee(load_view(state, hosted.contains_key(&0), fenced.contains_key(&0))?));
-    let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
+    let shared_fenced = Fenced::new(Mutex::new(fenced));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
     let (completions, completions_receiver) = crossbeam_channel::bounded(COMPLETIONS_MAX);
@@ -231,17 +231,10 @@ pub fn start(
         unflushed: Arc::clone(&unflushed),
         snapshots: Arc::clone(&snapshots),
     };
-    let keeper = Maintenance {
-        log: Arc::clone(log),
-        state: Arc::clone(state),
-        messages: maintenance_receiver,
-        completions: completions.clone(),
-        unflushed,
-        limits: pacing(config),
-        space: Arc::clone(&space),
-        fenced: fenced.into_keys().collect(),
-    };
-    let scrubber = make_scrubber(config, &stores, &running, scrub_receiver, completions);
+    let ends = (maintenance_receiver, completions.clone());
+    let keeper = make_keeper(config, &stores, ends, unflushed, (&space, &shared_fenced));
+    let seen = (hosted.clone(), Arc::clone(&shared_fenced));
+    let scrubber = make_scrubber(config, &stores, seen, scrub_receiver, completions);
     let worker = (Arc::clone(&snapshots), work_receiver);
     let mut threads = spawn_all(shard, writer, (applier, running), keeper, worker)?;
     threads.push(spawn("scrub", move || scrubber.run())?);
@@ -283,17 +276,40 @@ fn pacing(config: &Config) -> PacerLimits {
     }
 }
 
+fn make_keeper(
+    config: &Config,
+    stores: &Stores,
+    (messages, completions): (
+        crossbeam_channel::Receiver<MaintenanceMessage>,
+        crossbeam_channel::Sender<shard::Completion>,
+    ),
+    unflushed: Arc<Vec<AtomicU64>>,
+    (space, fenced): (&Arc<Space>, &Fenced),
+) -> Maintenance {
+    Maintenance {
+        log: Arc::clone(&stores.log),
+        state: Arc::clone(&stores.state),
+        messages,
+        completions,
+        unflushed,
+        limits: pacing(config),
+        space: Arc::clone(space),
+        fenced: Arc::clone(fenced),
+    }
+}
+
 fn make_scrubber(
     config: &Config,
     stores: &Stores,
-    groups: &[u32],
+    (hosted, fenced): (watch::Receiver<Arc<Hosted>>, Fenced),
     messages: crossbeam_channel::Receiver<ScrubMessage>,
     completions: crossbeam_channel::Sender<shard::Completion>,
 ) -> Scrubber {
     Scrubber {
         log: Arc::clone(&stores.log),
         state: Arc::clone(&stores.state),
-        groups: groups.to_vec(),
+        hosted,
+        fenced,
         messages,
         completions,
         settings: config.scrub.clone(),

@@ -3,6 +3,7 @@
 //! Damage is found while the other replicas are well, instead of when this one is the last. A damaged replica is fenced
 //! with the reason, the others go on; the fence outlasts a restart (`StateDb::note_damage`, `EngineLog::damaged`).
 //! Bounded: one pass at a time, pieces of [`PIECE_BYTES`], `scrub.bytes_per_second`.
+use super::handle::{Fenced, Hosted};
 use super::shard::{Completion, clock_ms};
 use crate::config::Scrub;
 use carillon_consensus::{LogError, LogStore};
@@ -11,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Read at a time.
 const PIECE_BYTES: u64 = 512 << 10;
@@ -37,8 +38,9 @@ pub enum ScrubMessage {
 pub(super) struct Scrubber {
     pub log: Arc<EngineLog>,
     pub state: Arc<StateDb>,
-    /// Groups that are in service, so worth reading.
-    pub groups: Vec<u32>,
+    /// What lives here now, and what of it is out of service already.
+    pub hosted: watch::Receiver<Arc<Hosted>>,
+    pub fenced: Fenced,
     pub messages: Receiver<ScrubMessage>,
     pub completions: Sender<Completion>,
     pub settings: Scrub,
@@ -68,7 +70,7 @@ impl LastPass {
 struct Stopped;
 
 impl Scrubber {
-    pub fn run(mut self) {
+    pub fn run(self) {
         // A new node has nothing to read; its first pass is due one period from now.
         if self.last_file.read_ms() == 0 {
             self.last_file.write(clock_ms());
@@ -98,15 +100,18 @@ impl Scrubber {
         }
     }
 
-    fn pass(&mut self) -> Result<ScrubReport, Stopped> {
+    fn pass(&self) -> Result<ScrubReport, Stopped> {
         let mut report = ScrubReport::default();
-        for group in self.groups.clone() {
+        let hosted: Vec<u32> = self.hosted.borrow().keys().copied().collect();
+        for group in hosted {
+            if self.fenced.lock().contains_key(&group) {
+                continue;
+            }
             let found = match self.log_of(group, &mut report)? {
                 None => self.state_of(group, &mut report)?,
                 found => found,
             };
             if let Some(reason) = found {
-                self.groups.retain(|known| *known != group);
                 let blocked = Completion::Blocked { group, reason: reason.clone() };
                 drop(self.completions.send(blocked));
                 report.damaged.push((group, reason));

@@ -44,21 +44,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Fill a new directory and crash.
-    Fill {
-        #[arg(long)]
-        dir: PathBuf,
-        #[arg(long, default_value_t = 1_000_000)]
-        messages: u64,
-        /// Octets of a body.
-        #[arg(long, default_value_t = 300)]
-        body_bytes: usize,
-        /// Bytes of memtables, all groups together.
-        #[arg(long)]
-        write_buffers_bytes: Option<usize>,
-        /// Write the memtables and wait for compactions at the end, so that their bytes are counted, too.
-        #[arg(long)]
-        settle: bool,
-    },
+    Fill(Fill),
     /// Open it as a starting node does.
     Open {
         #[arg(long)]
@@ -66,14 +52,46 @@ enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct Fill {
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long, default_value_t = 1_000_000)]
+    messages: u64,
+    /// Octets of a body.
+    #[arg(long, default_value_t = 300)]
+    body_bytes: usize,
+    /// Bytes of memtables, all groups together.
+    #[arg(long)]
+    write_buffers_bytes: Option<usize>,
+    /// Bytes that wait before RocksDB gets them, each group.
+    #[arg(long)]
+    write_back_bytes: Option<usize>,
+    #[arg(long)]
+    level_base_bytes: Option<u64>,
+    #[arg(long)]
+    table_bytes: Option<u64>,
+    #[arg(long)]
+    level_zero_tables: Option<i32>,
+    #[arg(long)]
+    compact_on_deletions: Option<usize>,
+    /// Write the memtables and wait for compactions at the end, so that their bytes are counted, too.
+    #[arg(long)]
+    settle: bool,
+}
+
 fn main() {
     match Arguments::parse().command {
-        Command::Fill { dir, messages, body_bytes, write_buffers_bytes, settle } => {
+        Command::Fill(fill) => {
             let mut options = StateOptions::default();
-            if let Some(bytes) = write_buffers_bytes {
-                options.db_write_buffer_bytes = bytes;
-            }
-            Filler::new(&dir, body_bytes, &options).run(messages, settle);
+            let set = |wanted: Option<usize>, knob: &mut usize| *knob = wanted.unwrap_or(*knob);
+            set(fill.write_buffers_bytes, &mut options.db_write_buffer_bytes);
+            set(fill.write_back_bytes, &mut options.write_back_bytes);
+            set(fill.compact_on_deletions, &mut options.compact_on_deletions);
+            options.level_base_bytes = fill.level_base_bytes.unwrap_or(options.level_base_bytes);
+            options.table_bytes = fill.table_bytes.unwrap_or(options.table_bytes);
+            options.level_zero_tables = fill.level_zero_tables.unwrap_or(options.level_zero_tables);
+            Filler::new(&fill.dir, fill.body_bytes, &options).run(fill.messages, fill.settle);
         }
         Command::Open { dir } => open(&dir),
     }
@@ -335,7 +353,7 @@ fn write(group: u32, index: u64, data: &Bytes) -> GroupWrite {
     let entry =
         Entry { entry_type: EntryType::EntryNormal, term: 1, index, data: data.clone(), ..Entry::default() };
     let hard_state = HardState { term: 1, vote: 1, commit: index, ..HardState::default() };
-    GroupWrite { group, entries: vec![entry], hard_state: Some(hard_state), ..Default::default() }
+    GroupWrite { group, entries: vec![entry], hard_state: Some(hard_state), ..GroupWrite::default() }
 }
 
 /// Everything that a node does with its stores before it serves.

@@ -67,4 +67,38 @@ pub async fn flipped(rig: &Rig) {
     // The others on this node are whole.
     let report = rig.lab.admin(NODE).unwrap().scrub().await.unwrap();
     assert!(report.bytes > 0 && report.damaged.is_empty(), "{report:?}");
+    repaired(rig, partition).await;
+}
+
+/// One command, and a new copy with a new id has everything that the others have.
+async fn repaired(rig: &Rig, partition: u32) {
+    let admin = rig.lab.admin(NODE).unwrap();
+    let whole = if partition == 1 { 2 } else { 1 };
+    let refused = admin.repair_replica(whole).await.unwrap_err().to_string();
+    assert!(refused.contains("not fenced"), "{refused}");
+    admin.repair_replica(partition).await.unwrap();
+    until("the replica is back", LIMIT, async || {
+        let status = rig.status(NODE).await?;
+        let back = status.partitions.iter().find(|p| p.partition == partition);
+        match back {
+            Some(p) if p.blocked.is_empty() && p.leader != 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    rig.until_caught_up(LIMIT).await;
+    let mut digests = Vec::new();
+    for node in rig.lab.node_ids() {
+        let status = rig.status(node).await.unwrap();
+        let own = status.partitions.into_iter().find(|p| p.partition == partition).unwrap();
+        digests.push((own.digest_index, own.digest));
+    }
+    assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
+    delivered(rig, "after the repair").await;
+    // The damage is forgotten with the old copy.
+    rig.lab.kill_node(NODE).unwrap();
+    rig.start_node(NODE).await;
+    assert_eq!(fenced(rig).await, []);
+    let report = rig.lab.admin(NODE).unwrap().scrub().await.unwrap();
+    assert!(report.damaged.is_empty(), "{report:?}");
 }

@@ -47,6 +47,9 @@ enum Command {
     /// Leaders.
     #[command(subcommand)]
     Leader(members::LeaderCommand),
+    /// Single copies of partitions.
+    #[command(subcommand)]
+    Replica(storage::ReplicaCommand),
     /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
     Scrub(cluster::Target),
     /// What a running node logs.
@@ -74,6 +77,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,
         Command::Leader(command) => members::leader(command, format).await,
+        Command::Replica(command) => storage::replica(command, format).await,
         Command::Scrub(target) => storage::scrub(&target, format).await,
         Command::LogFilter(command) => cluster::log_filter(command).await,
         Command::Version => {

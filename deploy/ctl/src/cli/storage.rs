@@ -2,7 +2,28 @@
 use super::Verdict;
 use super::cluster::Target;
 use super::output::{Format, print};
+use clap::Subcommand;
 use serde_json::json;
+
+#[derive(Debug, Subcommand)]
+pub enum ReplicaCommand {
+    /// Replace a fenced replica by a new copy from its peers. Ask the node that it is on; `status` of that node shows when it is done.
+    Repair {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long)]
+        partition: u32,
+    },
+}
+
+pub async fn replica(command: ReplicaCommand, format: Format) -> anyhow::Result<Verdict> {
+    let ReplicaCommand::Repair { target, partition } = command;
+    target.connect()?.repair_replica(partition).await?;
+    print(format, &json!({ "partition": partition }), || {
+        println!("partition {partition}: the damaged copy goes, then a new one is made");
+    })?;
+    Ok(Verdict::Done)
+}
 
 /// Lets one node read everything that it stores; exit code 3 if something is damaged.
 pub async fn scrub(target: &Target, format: Format) -> anyhow::Result<Verdict> {

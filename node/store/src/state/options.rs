@@ -18,6 +18,16 @@ pub struct StateOptions {
     pub db_write_buffer_bytes: usize,
     /// Committed rows of each family that may wait in memory before RocksDB gets them.
     pub write_back_bytes: usize,
+    /// Of the first level below level 0. About what four flushed tables of one family hold: a larger one is rewritten as a
+    /// whole by every compaction of level 0, a smaller one makes more levels.
+    pub level_base_bytes: u64,
+    /// Of one table below level 0. Small enough that most hold one table of the core only: those in the order of time are
+    /// then moved down without being rewritten.
+    pub table_bytes: u64,
+    /// Tables in level 0 that start a compaction.
+    pub level_zero_tables: i32,
+    /// Deleted rows among 4096 in a row that start a compaction; 0 = never.
+    pub compact_on_deletions: usize,
     pub background_threads: i32,
     /// Limit of flushes and compactions together, 0 = none.
     pub background_bytes_per_second: u64,
@@ -35,6 +45,10 @@ impl Default for StateOptions {
             write_buffer_bytes: 12 << 20,
             db_write_buffer_bytes: 64 << 20,
             write_back_bytes: 2 << 20,
+            level_base_bytes: 32 << 20,
+            table_bytes: 16 << 20,
+            level_zero_tables: 4,
+            compact_on_deletions: 1024,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
             open_files_max: -1,
@@ -117,16 +131,18 @@ impl StateOptions {
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.02);
         // Measured: 8 files instead of 4 cost the lookups more than they save in compactions.
-        options.set_level_zero_file_num_compaction_trigger(4);
+        options.set_level_zero_file_num_compaction_trigger(self.level_zero_tables);
         options.set_level_zero_slowdown_writes_trigger(20);
         options.set_level_zero_stop_writes_trigger(36);
         options.set_level_compaction_dynamic_level_bytes(true);
-        options.set_max_bytes_for_level_base(8 * self.write_buffer_bytes as u64);
-        options.set_target_file_size_base(4 * self.write_buffer_bytes as u64);
+        options.set_max_bytes_for_level_base(self.level_base_bytes);
+        options.set_target_file_size_base(self.table_bytes);
         // Payloads are sealed and do not compress.
         options.set_compression_type(DBCompressionType::None);
         // Due times and in-flight marks are queues: their tombstones would slow every scan of the head.
-        options.add_compact_on_deletion_collector_factory(4096, 1024, 0.5);
+        if self.compact_on_deletions > 0 {
+            options.add_compact_on_deletion_collector_factory(4096, self.compact_on_deletions, 0.5);
+        }
         options
     }
 }
