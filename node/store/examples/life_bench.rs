@@ -333,7 +333,7 @@ fn write(group: u32, index: u64, data: &Bytes) -> GroupWrite {
     let entry =
         Entry { entry_type: EntryType::EntryNormal, term: 1, index, data: data.clone(), ..Entry::default() };
     let hard_state = HardState { term: 1, vote: 1, commit: index, ..HardState::default() };
-    GroupWrite { group, entries: vec![entry], hard_state: Some(hard_state), conf: None }
+    GroupWrite { group, entries: vec![entry], hard_state: Some(hard_state), ..GroupWrite::default() }
 }
 
 /// Everything that a node does with its stores before it serves.

@@ -163,7 +163,7 @@ fn write_of(load: Load, noise: &bytes::Bytes, group: u32, next: u64) -> GroupWri
         })
         .collect();
     let hard_state = HardState { term: 1, vote: 1, commit: next - 1, ..HardState::default() };
-    GroupWrite { group, entries, hard_state: Some(hard_state), conf: None }
+    GroupWrite { group, entries, hard_state: Some(hard_state), ..GroupWrite::default() }
 }
 
 fn print(candidate: &str, load: Load, outcome: &Outcome) {
