@@ -23,10 +23,10 @@ LANE_LIMIT ?= 600
 PRACTICES := loadtest/data/practices.json
 LAB_UP = $(CTL) lab up --dir $(LAB) --lane-limit $(LANE_LIMIT) --practices $(PRACTICES)
 
-.PHONY: help setup build test fmt lint demo up down bench chaos sample
+.PHONY: help setup build test fmt lint demo up down bench chaos sample sim-soak
 
 help: ## show this
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: ## check and install what a build needs
 	@if [ ! -x $(BIN)/carillon-node ]; then \
@@ -39,6 +39,10 @@ build: setup ## compile the programs
 # Integration tests start the programs, so they are built first.
 test: build ## run all tests
 	@$(CACHED_CXX); cargo test --release --workspace --no-fail-fast
+
+# No C++ in it. One thread for each core; the exit code says whether a seed failed.
+sim-soak: ## simulate clusters from fresh seeds for MINUTES=30
+	@cargo sim --minutes $(or $(MINUTES),30) --threads $$(nproc)
 
 fmt: ## format the sources
 	cargo fmt --all
@@ -76,9 +80,8 @@ bench: build ## measure the promised figures
 	  $(LOADTEST) bench numbers --lab $(BENCH_LAB)
 
 # SEED= repeats a run. Needs root for namespaces and mounts; keeps data, histories and logs when a promise was not kept.
-MINUTES ?= 10
 chaos: build ## kill, pause, cut, unplug and misdate nodes under load for MINUTES=10, then prove that nothing is lost or doubled
-	@$(BIN)/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 sample: build ## show the bundled sample day
 	@$(LOADTEST) sample-day

@@ -1,15 +1,17 @@
 //! Compiles the `.proto` files without a system `protoc`, and writes the descriptor set for reflection.
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "google/rpc/status.proto",
     "carillon/v1/messages.proto",
     "carillon/admin/v1/admin.proto",
     "carillon/internal/v1/command.proto",
     "carillon/internal/v1/record.proto",
+    "carillon/internal/v1/member.proto",
     "carillon/internal/v1/meta.proto",
     "carillon/internal/v1/snapshot.proto",
     "carillon/internal/v1/peer.proto",
+    "carillon/internal/v1/steward.proto",
     "carillon/internal/v1/node.proto",
 ];
 

@@ -37,8 +37,18 @@ pub struct Config {
     pub log_filter: String,
     /// Directory with one file for each secret (carrier passwords).
     pub secrets_dir: PathBuf,
-    /// All nodes of the cluster, this one included.
+    /// The nodes that the cluster is created with, this one included; looked at only while the data directory is new.
+    #[serde(default)]
     pub members: Vec<Member>,
+    /// How to come into a cluster that exists, instead of `members`; looked at only while the data directory is new.
+    #[serde(default)]
+    pub join: Option<Join>,
+    /// host:port under which others reach `peer_listen`. Default: `peer_listen` itself.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// Pretends to be an older program that understands this feature level only. Needs `lab = true`.
+    #[serde(default)]
+    pub feature_level_max: Option<u32>,
     pub peer_tls: TlsFiles,
     pub admin_tls: TlsFiles,
     pub keys: KeyConfig,
@@ -58,6 +68,48 @@ pub struct Member {
     pub node_id: u64,
     /// host:port of its peer plane.
     pub peer_address: String,
+}
+
+/// What a new node needs to join.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// host:port of the peer planes of some members.
+    pub peers: Vec<String>,
+    /// As printed by `carillonctl node token`; better kept in `token_file`.
+    #[serde(default)]
+    pub token: Option<String>,
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Without the token.
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join").field("peers", &self.peers).finish_non_exhaustive()
+    }
+}
+
+impl Join {
+    /// The secret of the token, which names the node that it admits: `carillon-<node id>-<hex>`.
+    pub fn secret(&self, node_id: u64) -> anyhow::Result<bytes::Bytes> {
+        let text = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => fs_err::read_to_string(path)?,
+            (None, None) => {
+                anyhow::bail!("join: give token or token_file; `carillonctl node token` makes a token")
+            }
+        };
+        let parts: Vec<&str> = text.trim().split('-').collect();
+        let ["carillon", id, secret] = parts.as_slice() else {
+            anyhow::bail!("join.token is not a token of `carillonctl node token`");
+        };
+        anyhow::ensure!(
+            id.parse() == Ok(node_id),
+            "the token admits node {id} and node_id is {node_id}: they must be the same, and so must the certificate's"
+        );
+        Ok(hex::decode(secret)?.into())
+    }
 }
 
 /// Where the key that wraps data keys comes from.
@@ -128,9 +180,10 @@ fn default_log_filter() -> String {
 }
 
 impl Config {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = config::read(path)?;
+    /// Reads and checks a file. `join` takes the place of what the file says about it.
+    pub fn load(path: &Path, join: Option<Join>) -> Result<Self, ConfigError> {
+        let mut config: Self = config::read(path)?;
+        config.join = join.or(config.join);
         config.validate()?;
         Ok(config)
     }
@@ -138,13 +191,25 @@ impl Config {
     fn validate(&self) -> Result<(), ConfigError> {
         let (tuning, members) = (&self.tuning, self.members.len());
         let ids: BTreeSet<u64> = self.members.iter().map(|m| m.node_id).collect();
+        let joins = self.join.is_some();
         let KeyConfig::File { .. } = &self.keys;
         config::first_broken(&[
             (is_name(&self.cluster_id), "cluster_id", "must be 1 to 63 of a-z, 0-9 and -"),
             ((1..=256).contains(&self.partitions), "partitions", "must be 1 to 256"),
             (ids.len() == members && !ids.contains(&0), "members", "node ids must be unique and not 0"),
-            (members <= 7 && members % 2 == 1, "members", "list 1, 3, 5 or 7 nodes"),
-            (ids.contains(&self.node_id), "node_id", "must be one of members"),
+            (joins || (members <= 7 && members % 2 == 1), "members", "list 1, 3, 5 or 7 nodes, or give join"),
+            (joins || ids.contains(&self.node_id), "node_id", "must be one of members"),
+            (!joins || members == 0, "join", "a new node joins or is one of members; leave one of them out"),
+            (
+                self.join.as_ref().is_none_or(|j| !j.peers.is_empty()),
+                "join.peers",
+                "name at least one member",
+            ),
+            (
+                self.feature_level_max.is_none_or(|level| self.lab && level > 0),
+                "feature_level_max",
+                "is for tests: it needs lab = true and is at least 1",
+            ),
             ((20..=1000).contains(&tuning.tick_ms), "tuning.tick_ms", "must be 20 to 1000"),
             (
                 (1..=64).contains(&tuning.proposals_in_flight_max),
@@ -194,6 +259,22 @@ impl Config {
         self.admin_tls.check()
     }
 
+    /// Where others reach this node.
+    pub fn advertised(&self) -> String {
+        let founding = self.members.iter().find(|m| m.node_id == self.node_id);
+        match (&self.advertise, founding) {
+            (Some(address), _) => address.clone(),
+            (None, Some(member)) => member.peer_address.clone(),
+            (None, None) => self.peer_listen.to_string(),
+        }
+    }
+
+    /// What this program says that it understands.
+    pub fn feature_level(&self) -> u32 {
+        let own = carillon_core::meta::level::LEVEL;
+        self.feature_level_max.map_or(own, |most| most.min(own))
+    }
+
     /// Node ids in rising order.
     pub fn member_ids(&self) -> Vec<u64> {
         let mut ids: Vec<u64> = self.members.iter().map(|m| m.node_id).collect();
@@ -235,10 +316,22 @@ mod tests {
             ("lab = true", "lab = false", "keys.provider"),
             ("lab = true", "lab = true\npartitions = 0", "partitions"),
             ("lab = true", "lab = true\nlabb = true", "labb"),
+            ("members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]", "", "members"),
+            ("lab = true", "lab = true\njoin = { peers = [\"a:1\"] }", "join"),
+            (
+                "members = [{ node_id = 1, peer_address = \"127.0.0.1:7101\" }]",
+                "join = { peers = [] }",
+                "join.peers",
+            ),
+            ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
             ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
             ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),
-            ("lab = true", "retention = { idempotency_keys_s = 604799 }", "retention.idempotency_keys_s"),
+            (
+                "lab = true",
+                "lab = true\nretention = { idempotency_keys_s = 0 }",
+                "retention.idempotency_keys_s",
+            ),
             ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
             ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
@@ -251,5 +344,17 @@ mod tests {
             let error = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_token_names_its_node_and_is_not_printed() {
+        let join = |token: &str| Join { peers: vec![], token: Some(token.to_owned()), token_file: None };
+        assert_eq!(&join("carillon-4-00ff\n").secret(4).unwrap()[..], [0, 0xff]);
+        for (token, expected) in
+            [("carillon-5-00ff", "admits node 5"), ("00ff", "not a token"), ("carillon-4-x", "")]
+        {
+            assert!(join(token).secret(4).unwrap_err().to_string().contains(expected), "{token}");
+        }
+        assert!(!format!("{:?}", join("carillon-4-00ff")).contains("00ff"));
     }
 }

@@ -1,5 +1,5 @@
 //! `carillon-node`: one node of a cluster.
-use carillon_node::config::Config;
+use carillon_node::config::{Config, Join};
 use carillon_node::{failpoints, node};
 use carillon_proto::{telemetry, tls};
 use clap::Parser;
@@ -19,11 +19,18 @@ struct Cli {
     /// Check the configuration and the certificates, then exit.
     #[arg(long)]
     check: bool,
+    /// host:port of the peer plane of a member: join its cluster with --token. May be repeated. Takes the place of `join`.
+    #[arg(long, value_name = "ADDR", requires = "token")]
+    join: Vec<String>,
+    /// Token of `carillonctl node token`.
+    #[arg(long, env = "CARILLON_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = match Config::load(&cli.config) {
+    let join = (!cli.join.is_empty()).then(|| Join { peers: cli.join, token: cli.token, token_file: None });
+    let config = match Config::load(&cli.config, join) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("carillon-node: {error}");

@@ -1,7 +1,8 @@
 //! Wires the wings together, serves the planes, and stops everything in the right order.
 //!
-//! Stop order: not ready -> no new calls -> drain the carriers -> close the listeners -> stop the engine. A crash skips all of it
-//! and loses nothing that was acknowledged.
+//! Stop order: not ready -> drain the carriers -> hand over what it leads -> close the listeners -> stop the engine. So nobody
+//! finds an attempt without an answer, and no caller finds a partition without a leader. A crash skips all of it and
+//! loses nothing that was acknowledged.
 use crate::config::{Config, KeyConfig};
 use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
@@ -10,14 +11,18 @@ use crate::edge::ingest::Ingest;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::query::Queries;
+use crate::edge::steward_api::StewardApi;
 use crate::engine::identity::Identity;
+use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
-use crate::meta::{MetaClient, run_steward};
+use crate::leave::hand_over;
+use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
+use carillon_proto::internal::steward_server::StewardServer;
 use carillon_proto::telemetry::{self, ReadyCheck, Telemetry};
 use carillon_proto::tls;
 use std::sync::Arc;
@@ -29,7 +34,8 @@ use tonic::transport::Server;
 /// Largest request of a router: 1,000 messages with everything in them.
 const NODE_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Longest graceful stop.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+const DRAIN_LIMIT: Duration = Duration::from_secs(8);
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running node.
 pub struct Node {
@@ -40,54 +46,72 @@ pub struct Node {
     close: watch::Sender<bool>,
 }
 
-/// Opens the data, starts everything and serves. Returns once the node can take part in the cluster; readiness follows when it
-/// knows its leaders.
+/// Comes into the cluster, opens the data, starts everything and serves. Returns once the node can take part; readiness follows
+/// when it knows its leaders.
 pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Result<Node> {
     let peer_files = &config.peer_tls;
-    let members: Vec<(u64, String)> =
-        config.members.iter().map(|m| (m.node_id, m.peer_address.clone())).collect();
     let client = tls::client_config(peer_files)?;
-    let channels = Arc::new(transport::channels(config.node_id, &members, &client)?);
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
     let http_listener = telemetry::bind("http", config.http_listen).await?;
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
-
     let identity = Identity::open(&config.data_dir, config.node_id, engine::has_log(&config))?;
-    if identity.is_new() {
-        identity.ask_before_creating(&channels).await?;
-    }
+    let membership = enter(&config, &identity, &client).await?;
+    let channels = Arc::new(PeerChannels::new(config.node_id, &membership.members(), client)?);
     let identity = Arc::new(identity);
-    let start_identity = Arc::clone(&identity);
-    let start_config = config.clone();
-    let start_channels = Arc::clone(&channels);
+
+    let (start_config, start_membership) = (config.clone(), membership.clone());
+    let (start_channels, start_identity) = (Arc::clone(&channels), Arc::clone(&identity));
     let runtime = tokio::runtime::Handle::current();
     let mut engine = tokio::task::spawn_blocking(move || {
         let _inside = runtime.enter();
-        engine::start(&start_config, &start_channels, &start_identity)
+        engine::start(&start_config, &start_membership, &start_channels, &start_identity)
     })
     .await??;
     let handle = engine.handle.clone();
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(provider, handle.clone(), meta.clone()));
     let events = engine.take_driver_events();
-    let delivery =
-        delivery::start(&config, handle.clone(), Arc::clone(&keyring), Arc::clone(&channels), events)?;
-
-    let steward_config = config.clone();
-    let steward_handle = handle.clone();
-    tokio::spawn(async move {
-        if let Err(error) = run_steward(&steward_config, steward_handle).await {
-            tracing::error!(%error, "this node does not belong here; stopping");
-            std::process::exit(2);
-        }
-    });
-
+    let delivery = delivery::start(
+        &config,
+        handle.clone(),
+        Arc::clone(&keyring),
+        Arc::clone(&channels),
+        meta.clone(),
+        events,
+    )?;
     tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
-
     let stopping = Arc::new(AtomicBool::new(false));
+    let own = SelfView {
+        handle: handle.clone(),
+        shares: delivery.shares.clone(),
+        store_id: identity.store_id(),
+        stopping: Arc::clone(&stopping),
+    };
+    let carrier = Carrier { handle: handle.clone(), channels: Arc::clone(&channels), meta: meta.clone() };
+    let desk = Desk::default();
+    let steward = Steward {
+        handle: handle.clone(),
+        channels: Arc::clone(&channels),
+        own: own.clone(),
+        carrier: carrier.clone(),
+        desk: desk.clone(),
+    };
+    let registrar = Registrar {
+        handle: handle.clone(),
+        meta: meta.clone(),
+        channels,
+        membership: membership.clone(),
+        store_id: identity.store_id(),
+        data_dir: config.data_dir.clone(),
+        peer_address: config.advertised(),
+        feature_level: config.feature_level(),
+    };
+    tokio::spawn(belong(membership, handle.clone(), registrar));
+    tokio::spawn(steward.run());
+
     let (close, closed) = watch::channel(false);
     let peer_api = PeerApi {
         cluster_id: config.cluster_id.clone(),
@@ -95,7 +119,14 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta: meta.clone(),
         receipts: delivery.receipts.clone(),
-        identity,
+        identity: Arc::clone(&identity),
+    };
+    let steward_api = StewardApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        meta: meta.clone(),
+        own,
+        carrier,
     };
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
@@ -111,11 +142,13 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring,
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
+        desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
     let operators = tls::incoming(admin_listener, tls::server_config(&config.admin_tls)?);
     let peer_plane = server()
         .add_service(PeerServer::new(peer_api).max_decoding_message_size(transport::FRAME_BYTES_MAX))
+        .add_service(StewardServer::new(steward_api))
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));
     let until = |mut closed: watch::Receiver<bool>| async move { drop(closed.wait_for(|c| *c).await) };
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
@@ -129,6 +162,19 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     Ok(Node { handle, delivery, engine, stopping, close })
 }
 
+/// Creates the cluster or makes sure that it is the right one, then keeps this node registered in it. A cluster that does not want
+/// this node must not have it: its data is left as it is, for the operator to see.
+async fn belong(membership: Membership, handle: NodeHandle, registrar: Registrar) {
+    let belonging = async {
+        found(&membership, &handle).await?;
+        registrar.run().await
+    };
+    if let Err(error) = belonging.await {
+        tracing::error!(%error, "this node does not belong here; stopping");
+        std::process::exit(2);
+    }
+}
+
 fn server() -> Server {
     Server::builder()
         .tcp_nodelay(true)
@@ -139,7 +185,7 @@ fn server() -> Server {
         .max_concurrent_streams(1024)
 }
 
-/// Ready: the cluster exists and every group with a replica here has a leader that is known here.
+/// Ready: the cluster exists, this node learns its meta group, and every group that it has a replica of has a known leader.
 fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
     Arc::new(move || {
         if stopping.load(Ordering::Relaxed) {
@@ -152,6 +198,9 @@ fn ready_check(handle: NodeHandle, stopping: Arc<AtomicBool>) -> ReadyCheck {
         let leaders = leaders.borrow();
         let hosted = handle.hosted();
         let hosted = hosted.borrow();
+        if !hosted.contains_key(&0) {
+            return Err("this node has not learned the meta group yet".to_owned());
+        }
         let without = hosted.keys().filter(|g| leaders.get(g).is_none_or(|l| l.leader == 0));
         // A replica that is out of service knows nothing; the node serves with the others.
         let without = without.filter(|group| !handle.is_fenced(**group)).count();
@@ -167,6 +216,7 @@ impl Node {
     pub async fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.delivery.drain(DRAIN_LIMIT).await;
+        hand_over(&self.handle, HAND_OVER_LIMIT).await;
         self.close.send_replace(true);
         let engine = self.engine;
         if tokio::task::spawn_blocking(move || engine.stop()).await.is_err() {

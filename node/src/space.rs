@@ -87,19 +87,30 @@ pub enum NearFull {
 
 /// Shared by the edge, the peer plane and maintenance.
 pub struct Space {
-    members: Vec<u64>,
+    node_id: u64,
+    /// With this node.
+    members: Mutex<Vec<u64>>,
     here: AtomicBool,
     peers: Mutex<BTreeMap<u64, (bool, Instant)>>,
 }
 
 impl Space {
-    /// `members` with this node.
-    pub fn new(members: &[u64]) -> Arc<Self> {
+    /// A cluster of this node alone, until [`Space::set_peers`].
+    pub fn new(node_id: u64) -> Arc<Self> {
         Arc::new(Self {
-            members: members.to_vec(),
+            node_id,
+            members: Mutex::new(vec![node_id]),
             here: AtomicBool::new(false),
             peers: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// The other nodes; what those that left said is forgotten.
+    pub fn set_peers(&self, peers: &[u64]) {
+        let mut members = vec![self.node_id];
+        members.extend(peers.iter().filter(|peer| **peer != self.node_id));
+        self.peers.lock().retain(|node, _| members.contains(node));
+        *self.members.lock() = members;
     }
 
     pub fn near_full(&self) -> bool {
@@ -108,7 +119,7 @@ impl Space {
 
     /// What a peer says about itself.
     pub fn peer(&self, node: u64, near_full: bool) {
-        if self.members.contains(&node) {
+        if self.members.lock().contains(&node) {
             self.peers.lock().insert(node, (near_full, Instant::now()));
         }
     }
@@ -121,8 +132,8 @@ impl Space {
         let now = Instant::now();
         let full = |(near_full, at): &&(bool, Instant)| *near_full && now.duration_since(*at) < STALE;
         let count = self.peers.lock().values().filter(full).count();
-        let majority = self.members.len() / 2 + 1;
-        (self.members.len() - count < majority).then_some(NearFull::Majority)
+        let members = self.members.lock().len();
+        (members.saturating_sub(count) < members / 2 + 1).then_some(NearFull::Majority)
     }
 
     /// Looks from here on, on a thread of its own: a hung volume must hold up nobody.
@@ -227,7 +238,7 @@ mod tests {
     #[test]
     fn refused_at_the_limit_until_a_quarter_more_is_free_and_the_ballast_gives_way() {
         let dir = tempfile::tempdir().unwrap();
-        let space = Space::new(&[1]);
+        let space = Space::new(1);
         let ballast = dir.path().join(BALLAST);
         // (MiB free, refused, ballast there)
         let steps = [
@@ -268,7 +279,8 @@ mod tests {
 
     #[test]
     fn one_full_follower_stops_nobody_and_a_full_majority_does() {
-        let space = Space::new(&[1, 2, 3]);
+        let space = Space::new(1);
+        space.set_peers(&[2, 3]);
         space.peer(2, true);
         assert_eq!(space.refusal(), None);
         space.peer(9, true);

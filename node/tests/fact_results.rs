@@ -40,7 +40,9 @@ fn command(receipt: RecordReceipt) -> Command {
 
 async fn push(facts: &Facts, command: Command) -> oneshot::Receiver<FactResult> {
     let (sender, told) = oneshot::channel();
-    let done: Box<dyn FnOnce(FactResult) + Send> = Box::new(move |result| drop(sender.send(result)));
+    let done: Box<dyn FnOnce(FactResult) + Send> = Box::new(move |result| {
+        let _test_is_over = sender.send(result);
+    });
     facts.push(1, Fact { command, done: Some(done) }).await;
     told
 }

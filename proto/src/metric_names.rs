@@ -120,6 +120,13 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_smpp_replies_total", "Inbound texts; acknowledged and counted only."),
     counter("carillon_smpp_sends_total", "Messages sent, by carrier and outcome."),
     counter("carillon_smpp_submit_pdus_total", "submit_sm written, one for each segment."),
+    gauge("carillon_steward_nodes_alive", "Nodes that answer the steward; only on the meta leader."),
+    gauge(
+        "carillon_steward_groups_seen",
+        "Groups with a leader, the meta group included; only on the meta leader.",
+    ),
+    gauge("carillon_steward_feature_level", "Feature level of the cluster; only on the meta leader."),
+    counter("carillon_steward_steps_total", "Steps of the steward, by kind and outcome."),
     counter("carillon_router_requests_total", "Calls, by method and code."),
     histogram("carillon_router_request_seconds", "Time of a call, by method."),
     counter("carillon_router_items_total", "Messages handed in, by what became of them."),

@@ -276,14 +276,7 @@ impl Nemesis {
     async fn power(&mut self, rig: &mut Rig, whom: Whom) -> Result<(), String> {
         let nodes = self.nodes_of(rig, whom).await;
         self.tally.power_cuts += nodes.len() as u64;
-        rig.arena.cut_power(&nodes)?;
-        for node in &nodes {
-            // It may have stopped by itself at the first failed sync.
-            let _stopped_by_itself = rig.lab.kill_node(*node);
-        }
-        for node in &nodes {
-            rig.arena.disks[*node as usize - 1].mount_again()?;
-        }
+        rig.cut_power(&nodes)?;
         recover(rig, &nodes).await
     }
 }

@@ -84,11 +84,16 @@ pub fn program(name: &str) -> PathBuf {
 impl Rig {
     /// Starts a cluster with the practices of the sample day.
     pub async fn start(options: LabOptions) -> Self {
-        Self::start_in(options, Needs::default()).await
+        Self::start_in(options, Needs::default(), |_| {}).await
+    }
+
+    /// The same, after a change of its files.
+    pub async fn start_with(options: LabOptions, change: impl Fn(&Lab)) -> Self {
+        Self::start_in(options, Needs::default(), change).await
     }
 
     /// The same in an arena; ask `faults::missing` before.
-    pub async fn start_in(options: LabOptions, needs: Needs) -> Self {
+    pub async fn start_in(options: LabOptions, needs: Needs, change: impl Fn(&Lab)) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         tls::install_provider();
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -99,6 +104,8 @@ impl Rig {
         let practice =
             |p: &sample_day::Practice| Practice { name: p.name.clone(), time_zone: p.time_zone.clone() };
         let options = LabOptions { practices: day.iter().map(practice).collect(), ..options };
+        // An initialised lab is kept as it is.
+        change(&Lab::init(&dir.path().join("lab"), &options).expect("the lab's files are made"));
         let lab = Lab::up(&dir.path().join("lab"), &options).await.expect("the cluster starts");
         say(&format!(
             "cluster of {} nodes is up after {:.1} s",
@@ -220,6 +227,20 @@ impl Rig {
             *counts.entry(leader).or_default() += 1;
         }
         counts.into_iter().max_by_key(|(_, count)| *count).map_or(1, |(node, _)| node)
+    }
+
+    /// The power of these nodes fails and comes back; start them afterwards. They stand still before it fails: ext4's
+    /// shutdown lets a sync that is under way return success without being durable, which no disk does, and a node that
+    /// runs would acknowledge on the strength of it.
+    pub fn cut_power(&mut self, nodes: &[u64]) -> Result<(), String> {
+        for node in nodes {
+            self.lab.pause_node(*node).map_err(|e| e.to_string())?;
+        }
+        self.arena.cut_power(nodes)?;
+        for node in nodes {
+            self.lab.kill_node(*node).map_err(|e| e.to_string())?;
+        }
+        nodes.iter().try_for_each(|node| self.arena.disks[*node as usize - 1].mount_again())
     }
 
     /// The directory stays when the rig is dropped.

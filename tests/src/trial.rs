@@ -52,7 +52,12 @@ pub fn options() -> LabOptions {
 
 impl Trial {
     pub async fn start(name: &'static str, needs: Needs, load: LoadOptions) -> Self {
-        let rig = Rig::start_in(options(), needs).await;
+        Self::start_with(options(), name, needs, load).await
+    }
+
+    /// With another lab than [`options`].
+    pub async fn start_with(lab: LabOptions, name: &'static str, needs: Needs, load: LoadOptions) -> Self {
+        let rig = Rig::start_in(lab, needs, |_| {}).await;
         rig.carrier.set_profile(PROFILE).await.expect("the profile is good");
         let run = Run::start(&rig, name, load).await.expect("callers start");
         let trial = Self { rig, run, name, began: Instant::now() };

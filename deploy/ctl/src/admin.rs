@@ -3,8 +3,9 @@
 //! Owns: connecting, deadlines, and the rule which answers are worth a repeat. Every call has a deadline.
 use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
-    GetStatusRequest, GetStatusResponse, PutCarrierRequest, PutPracticeRequest, ScrubRequest, ScrubResponse,
-    SetLogFilterRequest, TransferLeaderRequest,
+    BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
+    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, ScrubRequest, ScrubResponse,
+    SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
@@ -122,6 +123,38 @@ impl Admin {
         request.set_timeout(SCRUB_TIMEOUT);
         let answer = self.client.clone().scrub(request).await;
         Ok(answer.map_err(|s| AdminError::of("scrub", s))?.into_inner())
+    }
+
+    /// Allows one node to join. 0 = for an hour.
+    pub async fn create_token(&self, life_s: u32) -> Result<CreateTokenResponse, AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.create_token(Self::request(CreateTokenRequest { life_s })).await;
+        Ok(answer.map_err(|s| AdminError::of("node token", s))?.into_inner())
+    }
+
+    pub async fn set_node(&self, node_id: u64, action: NodeAction) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let request = SetNodeRequest { node_id, action: action.into() };
+        let answer = client.set_node(Self::request(request)).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the node", s))
+    }
+
+    pub async fn move_partition(
+        &self,
+        partition: u32,
+        from_node: u64,
+        to_node: u64,
+    ) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let request = MovePartitionRequest { partition, from_node, to_node };
+        let answer = client.move_partition(Self::request(request)).await;
+        answer.map(drop).map_err(|s| AdminError::of("partition move", s))
+    }
+
+    pub async fn balance_leaders(&self) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.balance_leaders(Self::request(BalanceLeadersRequest {})).await;
+        answer.map(drop).map_err(|s| AdminError::of("leader balance", s))
     }
 
     pub async fn set_log_filter(&self, filter: &str) -> Result<(), AdminError> {

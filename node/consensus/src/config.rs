@@ -47,10 +47,15 @@ pub struct GroupConfig {
     pub reads_max: usize,
     /// Followers learn a commit with the next append or heartbeat instead of an own message.
     pub skip_commit_broadcast: bool,
-    /// A replica with a higher priority is preferred in elections.
+    /// A replica with a higher priority is preferred in elections. Leave it at 0 wherever availability matters: with
+    /// priorities two live replicas of three can refuse each other for ever (`tests/priority.rs`).
     pub priority: i64,
     /// Where raft's own log lines go. At `trace` they hold entry data (sealed).
     pub logger: Logger,
+    /// Plants a known bug of raft 0.7.0, so that the simulator can prove that it would find it. For tests only: the tidy
+    /// suite checks that nothing else names it.
+    #[doc(hidden)]
+    pub planted_batch_append: bool,
 }
 
 impl GroupConfig {
@@ -75,6 +80,7 @@ impl GroupConfig {
             skip_commit_broadcast: true,
             priority: 0,
             logger: Logger::root(slog::Discard, slog::o!()),
+            planted_batch_append: false,
         }
     }
 
@@ -113,7 +119,7 @@ impl GroupConfig {
             max_election_tick: 2 * self.election_ticks,
             read_only_option: raft::ReadOnlyOption::Safe,
             skip_bcast_commit: self.skip_commit_broadcast,
-            batch_append: false,
+            batch_append: self.planted_batch_append,
             priority: self.priority,
             max_uncommitted_size: self.uncommitted_bytes_max,
             max_committed_size_per_ready: self.committed_bytes_max,

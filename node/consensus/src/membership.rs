@@ -165,7 +165,12 @@ impl Group {
 
     /// A change of the membership is not applied yet, or leadership is being handed over.
     pub fn is_changing(&self) -> bool {
-        self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some()
+        self.raw.raft.has_pending_conf() || self.is_handing_over()
+    }
+
+    /// Leadership is being handed over; proposals would be dropped.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
     }
 
     /// The membership in force.

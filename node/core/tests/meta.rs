@@ -41,7 +41,11 @@ impl Group {
 }
 
 fn bootstrap(nodes: u64) -> Bootstrap {
-    let node = |node_id| MetaNode { node_id, peer_address: format!("node-{node_id}.lab:7000") };
+    let node = |node_id| MetaNode {
+        node_id,
+        peer_address: format!("node-{node_id}.lab:7000"),
+        ..Default::default()
+    };
     Bootstrap { cluster_id: "lab-1".into(), partitions: 16, nodes: (1..=nodes).map(node).collect() }
 }
 
@@ -187,7 +191,7 @@ fn a_carrier_that_cannot_work_is_refused_with_the_field() {
 #[test]
 fn impossible_commands_are_refused() {
     let mut group = Group::default();
-    let twin = MetaNode { node_id: 1, peer_address: "b:1".into() };
+    let twin = MetaNode { node_id: 1, peer_address: "b:1".into(), ..Default::default() };
     let broken = [
         Kind::Bootstrap(Bootstrap { cluster_id: String::new(), ..bootstrap(1) }),
         Kind::Bootstrap(Bootstrap { cluster_id: "a b".into(), ..bootstrap(1) }),

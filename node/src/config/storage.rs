@@ -115,3 +115,21 @@ impl Scrub {
         ])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_of_labs_keys_live_seven_days_and_messages_an_hour() {
+        let check = |finals: u64, keys: u64, lab: bool| {
+            let retention =
+                Retention { final_messages_s: finals, idempotency_keys_s: keys, ..Retention::default() };
+            retention.validate(lab).map_err(|error| error.to_string().split(':').next().unwrap().to_owned())
+        };
+        assert_eq!(check(3_600, 7 * DAY_S, false), Ok(()));
+        assert_eq!(check(3_600, 7 * DAY_S - 1, false), Err("retention.idempotency_keys_s".to_owned()));
+        assert_eq!(check(3_599, 7 * DAY_S, false), Err("retention.final_messages_s".to_owned()));
+        assert_eq!(check(1, 1, true), Ok(()));
+    }
+}

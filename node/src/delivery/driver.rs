@@ -3,13 +3,15 @@
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::facts::Facts;
-use super::lanes::{LaneBuilder, LaneTable, MonoClock};
+use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
+use super::shares::ShareKeeper;
 use crate::config::Config;
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
 use crate::failpoints;
+use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
@@ -58,6 +60,7 @@ pub struct Delivery {
     pub lanes: LaneTable,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
+    pub shares: ShareKeeper,
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
@@ -68,6 +71,7 @@ struct Driver {
     sender: Sender,
     lanes: LaneTable,
     builder: LaneBuilder,
+    shares: ShareKeeper,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -86,6 +90,7 @@ pub fn start(
     handle: NodeHandle,
     keyring: Arc<Keyring>,
     channels: Arc<PeerChannels>,
+    meta: MetaClient,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
@@ -103,12 +108,14 @@ pub fn start(
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
+    let shares = ShareKeeper::default();
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
         sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
+        shares: shares.clone(),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -116,8 +123,8 @@ pub fn start(
         decided: Instant::now(),
     };
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(driver.run(events, stopped));
-    Ok(Delivery { lanes, receipts, facts, attempts, stop })
+    tokio::spawn(driver.run(events, meta, stopped));
+    Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
 }
 
 impl Delivery {
@@ -152,10 +159,18 @@ impl Delivery {
 }
 
 impl Driver {
-    async fn run(mut self, mut events: mpsc::Receiver<DriverEvent>, mut stopped: watch::Receiver<bool>) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<DriverEvent>,
+        client: MetaClient,
+        mut stopped: watch::Receiver<bool>,
+    ) {
         let mut meta = self.handle.meta_changes();
         let mut next_wake = Instant::now();
-        self.sync_lanes();
+        // What is on disk here may be older than what this node has told the others to keep to.
+        let fresh = client.caught_up();
+        tokio::pin!(fresh);
+        let mut is_fresh = false;
         loop {
             let sleep = next_wake.saturating_duration_since(Instant::now());
             tokio::select! {
@@ -167,7 +182,13 @@ impl Driver {
                     self.take_events(&mut events);
                     self.on_local(local);
                 }
-                changed = meta.changed() => if changed.is_err() { return } else { self.sync_lanes() },
+                () = &mut fresh, if !is_fresh => {
+                    is_fresh = true;
+                    self.sync_lanes();
+                }
+                changed = meta.changed(), if is_fresh => {
+                    if changed.is_err() { return } else { self.sync_lanes() }
+                }
                 _ = stopped.changed() => return,
                 () = tokio::time::sleep(sleep) => {}
             }
@@ -194,9 +215,13 @@ impl Driver {
 
     fn sync_lanes(&mut self) {
         let view = self.handle.meta();
-        for lane in self.lanes.sync(&view, &self.builder) {
-            self.scheduler.set_lane(lane);
+        for change in self.lanes.sync(&view, &self.builder) {
+            match change {
+                LaneChange::Set(lane) => self.scheduler.set_lane(lane),
+                LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
+            }
         }
+        self.shares.set(view.shares.epoch, Instant::now());
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -302,7 +327,8 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let share = self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.share.max(1)));
+            let share =
+                self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
             now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
         };
         let commands = list

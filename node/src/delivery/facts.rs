@@ -3,7 +3,7 @@
 //! A fact is proposed until it is committed: here while this node leads the partition, otherwise on its leader. Whatever
 //! comes in during one proposal makes the next one (natural batching). Committed is not recorded: apply may refuse a
 //! fact, and each one's own result is told. Bounded: [`FACTS_MAX`] facts wait in each partition, then the senders wait.
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use crate::engine::{NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use crate::failpoints;
 use bytes::Bytes;
@@ -97,6 +97,7 @@ impl Facts {
                 channels: Arc::clone(channels),
                 counts: Arc::clone(&counts),
                 abandoned: abandoned.clone(),
+                turn: AtomicUsize::new(0),
             };
             tokio::spawn(batcher.run(receiver));
             sender
@@ -153,6 +154,8 @@ struct Batcher {
     channels: Arc<PeerChannels>,
     counts: Arc<Counts>,
     abandoned: CancellationToken,
+    /// Nodes asked without a known leader.
+    turn: AtomicUsize,
 }
 
 impl Batcher {
@@ -200,10 +203,11 @@ impl Batcher {
     async fn try_commit(&self, commands: &[Command], encoded: &[Bytes]) -> Option<Vec<FactResult>> {
         let leader = match self.handle.propose(self.partition, encoded.to_vec()).await {
             Ok(results) => return Some(results.iter().map(fact_result).collect()),
+            Err(ProposeError::NotLeader { leader_hint: 0 }) => self.guess(),
             Err(ProposeError::NotLeader { leader_hint }) => leader_hint,
             Err(_) => return None,
         };
-        let mut client = PeerClient::new(self.channels.get(&leader)?.clone());
+        let mut client = PeerClient::new(self.channels.get(leader)?);
         let mut request = tonic::Request::new(ForwardFactsRequest {
             partition: self.partition,
             commands: commands.to_vec(),
@@ -211,6 +215,15 @@ impl Batcher {
         request.set_timeout(FORWARD_TIMEOUT);
         let response = client.forward_facts(request).await.ok()?.into_inner();
         (!response.not_leader).then(|| response.results().collect())
+    }
+
+    /// A node without a replica of the partition does not hear who leads it: those that have one are asked in turn.
+    fn guess(&self) -> u64 {
+        let view = self.handle.meta();
+        let hosts: Vec<u64> =
+            view.hosts(self.partition).filter(|node| *node != self.handle.node_id()).collect();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        hosts.get(turn % hosts.len().max(1)).copied().unwrap_or(0)
     }
 }
 

@@ -3,10 +3,11 @@ use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
 use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
 use carillon_carriers::{Clear, Connector, InboundSink};
 use carillon_core::meta::MetaView;
-use carillon_delivery::{GateSettings, LaneConfig, LaneGate, WaitUntil, share};
+use carillon_delivery::{GateSettings, LaneConfig, LaneGate, WaitUntil};
 use carillon_proto::internal::CarrierRecord;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,17 +26,49 @@ impl MonoClock {
     }
 }
 
-/// Waits for the lane's next permit, in the order of arrival.
+/// Waits for the lane's next permit, in the order of arrival. It outlives changes of the carrier's settings, so that no
+/// two gates of a carrier ever give permits side by side.
 pub struct NodeGate {
     clock: MonoClock,
-    gate: tokio::sync::Mutex<LaneGate>,
+    /// Held by whoever is next.
+    turn: tokio::sync::Mutex<()>,
+    /// `None` = no share: closed.
+    gate: Mutex<Option<LaneGate>>,
+}
+
+impl NodeGate {
+    pub fn closed(clock: MonoClock) -> Self {
+        Self { clock, turn: tokio::sync::Mutex::default(), gate: Mutex::default() }
+    }
+
+    /// 0 closes it, for those who wait, too.
+    pub fn set_share(&self, share: u32) {
+        let mut gate = self.gate.lock();
+        match (NonZeroU32::new(share), gate.as_mut()) {
+            (None, _) => *gate = None,
+            (Some(share), Some(open)) => open.set_share(share, self.clock.now()),
+            (Some(share), None) => {
+                *gate = Some(LaneGate::new(share, GateSettings::default(), self.clock.now()));
+            }
+        }
+    }
+
+    pub fn share(&self) -> u32 {
+        self.gate.lock().as_ref().map_or(0, |gate| gate.share().get())
+    }
+
+    /// Takes a permit, or says when to come again.
+    fn try_acquire(&self) -> Result<Result<(), WaitUntil>, GateClosed> {
+        let mut gate = self.gate.lock();
+        Ok(gate.as_mut().ok_or(GateClosed)?.try_acquire(self.clock.now()))
+    }
 }
 
 impl SegmentGate for NodeGate {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
         Box::pin(async {
-            let mut gate = self.gate.lock().await;
-            while let Err(WaitUntil(at)) = gate.try_acquire(self.clock.now()) {
+            let _turn = self.turn.lock().await;
+            while let Err(WaitUntil(at)) = self.try_acquire()? {
                 tokio::time::sleep(at.saturating_sub(self.clock.now())).await;
             }
             Ok(())
@@ -46,7 +79,6 @@ impl SegmentGate for NodeGate {
 /// One carrier account as this node uses it.
 pub struct Lane {
     pub record: CarrierRecord,
-    pub share: u32,
     pub in_flight_max: u32,
     pub connector: Arc<dyn Connector>,
     pub gate: Arc<NodeGate>,
@@ -90,26 +122,34 @@ impl LaneTable {
         LaneStatus {
             binds_up: status.binds_up,
             in_flight: status.in_flight,
-            share_segments_per_second: f64::from(lane.share),
+            share_segments_per_second: f64::from(lane.gate.share()),
             paused_ms: status.paused_for.map_or(0, |d| d.as_millis() as u32),
         }
     }
 
-    /// Builds lanes that are new or changed and returns their scheduler settings. Must run inside a tokio runtime.
-    pub fn sync(&self, view: &MetaView, builder: &LaneBuilder) -> Vec<LaneConfig> {
-        let mut configs = Vec::new();
+    /// Makes the lanes and their shares equal to the meta group; a carrier without a share here has no lane. Must run inside
+    /// a tokio runtime.
+    pub fn sync(&self, view: &MetaView, builder: &LaneBuilder) -> Vec<LaneChange> {
+        let mut changes = Vec::new();
         for record in view.carriers.values() {
-            let old = self.get(record.carrier_no);
-            if old.as_ref().is_some_and(|lane| lane.record == *record) {
+            let (old, share) = (self.get(record.carrier_no), view.share(record, builder.node_id));
+            if share == 0 {
+                changes.extend(old.map(|_| self.close(record.carrier_no)));
                 continue;
             }
-            match builder.build(record, view) {
+            let same = old.as_ref().filter(|lane| lane.record == *record);
+            if let Some(lane) = same {
+                if lane.gate.share() != share {
+                    lane.set_share(share);
+                    changes.push(LaneChange::Set(lane.config()));
+                }
+                continue;
+            }
+            let gate = old.as_ref().map(|lane| Arc::clone(&lane.gate));
+            match builder.build(record, gate) {
                 Ok(lane) => {
-                    configs.push(LaneConfig {
-                        carrier_no: record.carrier_no,
-                        share_segments_per_second: lane.share,
-                        in_flight_max: lane.in_flight_max,
-                    });
+                    lane.set_share(share);
+                    changes.push(LaneChange::Set(lane.config()));
                     self.lanes.write().insert(record.carrier_no, Arc::new(lane));
                     if let Some(old) = old {
                         tokio::spawn(async move { old.connector.drain().await });
@@ -119,23 +159,53 @@ impl LaneTable {
                     metrics::counter!("carillon_lane_faults_total", "carrier" => record.name.clone())
                         .increment(1);
                     tracing::error!(carrier = record.name, reason, "lane cannot be used");
+                    // An old connector goes on, within the new share.
+                    if let Some(old) = old {
+                        old.set_share(share);
+                    }
                 }
             }
         }
-        configs
+        changes
+    }
+
+    fn close(&self, carrier_no: u32) -> LaneChange {
+        if let Some(lane) = self.lanes.write().remove(&carrier_no) {
+            lane.set_share(0);
+            tokio::spawn(async move { lane.connector.drain().await });
+        }
+        LaneChange::Removed(carrier_no)
+    }
+}
+
+/// What the scheduler has to know.
+#[derive(Debug, Clone, Copy)]
+pub enum LaneChange {
+    Set(LaneConfig),
+    Removed(u32),
+}
+
+impl Lane {
+    fn set_share(&self, share: u32) {
+        self.gate.set_share(share);
+        metrics::gauge!("carillon_lane_share_segments_per_second", "carrier" => self.record.name.clone())
+            .set(f64::from(share));
+    }
+
+    fn config(&self) -> LaneConfig {
+        LaneConfig {
+            carrier_no: self.record.carrier_no,
+            share_segments_per_second: self.gate.share(),
+            in_flight_max: self.in_flight_max,
+        }
     }
 }
 
 impl LaneBuilder {
-    fn build(&self, record: &CarrierRecord, view: &MetaView) -> Result<Lane, String> {
+    fn build(&self, record: &CarrierRecord, gate: Option<Arc<NodeGate>>) -> Result<Lane, String> {
         let settings = record.smpp.clone().ok_or("the carrier has no settings")?;
         let secret = self.secrets_dir.join(&settings.password_secret);
         let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
-        let nodes: Vec<u64> = view.nodes.keys().copied().collect();
-        let position =
-            nodes.iter().position(|id| *id == self.node_id).ok_or("this node is not in the map")?;
-        let share = share(record.segments_per_second, nodes.len() as u32, position as u32)
-            .map_err(|e| e.to_string())?;
         let in_flight_max = settings.binds_per_node * settings.window;
         let config = SmppConfig {
             carrier: record.name.clone(),
@@ -146,15 +216,11 @@ impl LaneBuilder {
         };
         let sink = (self.sink)(record.carrier_no);
         let connector = SmppConnector::start(config, sink).map_err(|e| e.to_string())?;
-        let gate = LaneGate::new(share, GateSettings::default(), self.clock.now());
-        metrics::gauge!("carillon_lane_share_segments_per_second", "carrier" => record.name.clone())
-            .set(f64::from(share.get()));
         Ok(Lane {
             record: record.clone(),
-            share: share.get(),
             in_flight_max,
             connector: Arc::new(connector),
-            gate: Arc::new(NodeGate { clock: self.clock, gate: tokio::sync::Mutex::new(gate) }),
+            gate: gate.unwrap_or_else(|| Arc::new(NodeGate::closed(self.clock))),
         })
     }
 }

@@ -13,8 +13,10 @@ mod lanes;
 mod receipts;
 mod refused;
 mod sending;
+mod shares;
 
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
 pub use lanes::{LaneStatus, LaneTable};
 pub use receipts::{ReceiptRouter, ReceiptSink};
+pub use shares::ShareKeeper;

@@ -16,7 +16,7 @@
 use super::facts::{Fact, Facts, fact_result};
 use super::refused::Refused;
 use crate::engine::NodeHandle;
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use bytes::Bytes;
 use carillon_carriers::connector::{LateAnswer, ReceiptReport};
 use carillon_carriers::{InboundSink, ReceiptAck};
@@ -269,7 +269,7 @@ impl ReceiptRouter {
         let own = self.record_here(receipts.clone()).await;
         let mut results: Vec<FactResult> = own.results().collect();
         let mut asked: BTreeSet<u32> = own.partitions.into_iter().collect();
-        for channel in self.channels.values() {
+        for channel in self.channels.all() {
             let open: Vec<usize> = (0..results.len()).filter(|at| is_open(results[*at])).collect();
             if open.is_empty() {
                 break;
@@ -277,7 +277,7 @@ impl ReceiptRouter {
             let receipts = open.iter().map(|at| receipts[*at].clone()).collect();
             let mut request = tonic::Request::new(ForwardReceiptsRequest { receipts });
             request.set_timeout(FORWARD_TIMEOUT);
-            if let Ok(response) = PeerClient::new(channel.clone()).forward_receipts(request).await {
+            if let Ok(response) = PeerClient::new(channel).forward_receipts(request).await {
                 let response = response.into_inner();
                 for (at, result) in open.into_iter().zip(response.results()) {
                     if result != FactResult::UnknownReference {

@@ -1,13 +1,16 @@
 //! The operator plane: what `carillonctl` calls.
+use super::members::Members;
 use crate::delivery::LaneTable;
 use crate::engine::{NodeHandle, ProposeError};
-use crate::meta::MetaClient;
+use crate::meta::{Desk, MetaClient};
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
-    CarrierStatus, DamagedReplica, GetStatusRequest, GetStatusResponse, PartitionStatus, PutCarrierRequest,
-    PutCarrierResponse, PutPracticeRequest, PutPracticeResponse, ScrubRequest, ScrubResponse,
-    SetLogFilterRequest, SetLogFilterResponse, TransferLeaderRequest, TransferLeaderResponse,
+    BalanceLeadersRequest, BalanceLeadersResponse, CarrierStatus, CreateTokenRequest, CreateTokenResponse,
+    DamagedReplica, GetStatusRequest, GetStatusResponse, MovePartitionRequest, MovePartitionResponse,
+    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest, PutPracticeResponse,
+    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse, SetNodeRequest, SetNodeResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -24,6 +27,7 @@ pub struct AdminApi {
     pub keyring: Arc<Keyring>,
     pub telemetry: Option<Telemetry>,
     pub lanes: LaneTable,
+    pub desk: Desk,
 }
 
 impl AdminApi {
@@ -32,15 +36,23 @@ impl AdminApi {
     }
 
     async fn change(&self, kind: Kind) -> Result<(), Status> {
-        let texts = self
-            .meta
-            .propose(vec![MetaCommand { kind: Some(kind) }])
-            .await
-            .map_err(|e| errors::status(ErrorReason::PartitionUnavailable, &e.to_string()))?;
-        match texts.first().map(String::as_str) {
-            None | Some("") => Ok(()),
-            Some(text) => Err(Status::failed_precondition(text.to_owned())),
-        }
+        change(&self.meta, kind).await
+    }
+
+    fn members(&self) -> Members<'_> {
+        Members { handle: &self.handle, meta: &self.meta, desk: &self.desk }
+    }
+}
+
+/// Runs one command of the meta group; a refusal tells the operator what to do.
+pub(super) async fn change(meta: &MetaClient, kind: Kind) -> Result<(), Status> {
+    let texts = meta
+        .propose(vec![MetaCommand { kind: Some(kind) }])
+        .await
+        .map_err(|e| errors::status(ErrorReason::PartitionUnavailable, &e.to_string()))?;
+    match texts.first().map(String::as_str) {
+        None | Some("") => Ok(()),
+        Some(text) => Err(Status::failed_precondition(text.to_owned())),
     }
 }
 
@@ -89,7 +101,42 @@ impl Admin for AdminApi {
             practices: view.practices.values().cloned().collect(),
             carriers: carriers.collect(),
             storage_near_full: self.handle.space().near_full(),
+            map: view.map.values().cloned().collect(),
+            shares: Some(view.shares.clone()),
+            feature_level: view.level,
         }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        self.check(&request)?;
+        self.members().create_token(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_node(&self, request: Request<SetNodeRequest>) -> Result<Response<SetNodeResponse>, Status> {
+        self.check(&request)?;
+        self.members().set_node(&request.into_inner()).await?;
+        Ok(Response::new(SetNodeResponse {}))
+    }
+
+    async fn move_partition(
+        &self,
+        request: Request<MovePartitionRequest>,
+    ) -> Result<Response<MovePartitionResponse>, Status> {
+        self.check(&request)?;
+        self.members().move_partition(&request.into_inner()).await?;
+        Ok(Response::new(MovePartitionResponse {}))
+    }
+
+    async fn balance_leaders(
+        &self,
+        request: Request<BalanceLeadersRequest>,
+    ) -> Result<Response<BalanceLeadersResponse>, Status> {
+        self.check(&request)?;
+        self.members().balance_leaders()?;
+        Ok(Response::new(BalanceLeadersResponse {}))
     }
 
     async fn put_practice(

@@ -6,12 +6,14 @@ pub mod admin;
 pub mod cancel;
 pub mod events;
 pub mod ingest;
+mod members;
 pub mod node_api;
 pub mod peer;
 pub mod query;
+pub mod steward_api;
 pub mod view;
 
-use crate::engine::ProposeError;
+use crate::engine::{NodeHandle, ProposeError};
 use carillon_proto::errors;
 use carillon_proto::identity::Role;
 use carillon_proto::public::ErrorReason;
@@ -33,6 +35,21 @@ pub(crate) fn authorize<T>(
             Err(errors::status(ErrorReason::WrongIdentity, "this certificate may not call this service"))
         }
     }
+}
+
+/// The caller's node id, if it is a node of this cluster that was neither removed nor called dead.
+pub(crate) fn authorize_node<T>(
+    request: &tonic::Request<T>,
+    cluster_id: &str,
+    handle: &NodeHandle,
+) -> Result<u64, Status> {
+    let role = authorize(request, cluster_id, |role| matches!(role, Role::Node(_)))?;
+    let Role::Node(id) = role else { return Err(internal("role was checked")) };
+    if handle.meta().admits(id, 0) {
+        return Ok(id);
+    }
+    metrics::counter!("carillon_authorization_refused_total").increment(1);
+    Err(errors::status(ErrorReason::WrongIdentity, "this node was removed from the cluster"))
 }
 
 /// A proposal that failed, as a status for one item.

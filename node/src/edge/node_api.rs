@@ -106,7 +106,12 @@ fn map_update(handle: &NodeHandle, full: bool) -> MapUpdate {
         .borrow()
         .iter()
         .filter(|(group, _)| **group != 0)
-        .map(|(group, l)| PartitionLeader { partition: *group, leader: l.leader, term: l.term })
+        .map(|(group, l)| PartitionLeader {
+            partition: *group,
+            leader: l.leader,
+            term: l.term,
+            epoch: view.map.get(group).map_or(0, |row| row.epoch),
+        })
         .collect();
     let mut update = MapUpdate {
         full,
@@ -118,7 +123,7 @@ fn map_update(handle: &NodeHandle, full: bool) -> MapUpdate {
         ..Default::default()
     };
     if full {
-        update.nodes = view.nodes.values().cloned().collect();
+        update.nodes = view.present().cloned().collect();
         update.practices = view.practices.values().cloned().collect();
     }
     update

@@ -5,12 +5,12 @@ use crate::engine::identity::Identity;
 use crate::engine::shard::ShardMessage;
 use crate::engine::snapshot::ChunkStream;
 use crate::meta::MetaClient;
-use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, ProposeMetaRequest,
+    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, MetaCommand, ProposeMetaRequest,
     ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
+    meta_command,
 };
 use carillon_proto::replica::node_of;
 use prost::Message as _;
@@ -28,11 +28,7 @@ pub struct PeerApi {
 
 impl PeerApi {
     fn check<T>(&self, request: &Request<T>) -> Result<u64, Status> {
-        let role = super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Node(_)))?;
-        match role {
-            Role::Node(id) => Ok(id),
-            _ => Err(super::internal("role was checked")),
-        }
+        super::authorize_node(request, &self.cluster_id, &self.handle)
     }
 
     fn take_frame(&self, node: u64, frame: RaftFrame) {
@@ -113,8 +109,16 @@ impl Peer for PeerApi {
         &self,
         request: Request<ProposeMetaRequest>,
     ) -> Result<Response<ProposeMetaResponse>, Status> {
-        self.check(&request)?;
-        let result = Some(self.meta.serve(request.into_inner()).await);
+        let caller = self.check(&request)?;
+        let request = request.into_inner();
+        let foreign = |command: &MetaCommand| match &command.kind {
+            Some(meta_command::Kind::RegisterNode(register)) => register.node_id != caller,
+            _ => false,
+        };
+        if request.commands.iter().any(foreign) {
+            return Err(Status::permission_denied("a node registers itself only"));
+        }
+        let result = Some(self.meta.serve(request).await);
         Ok(Response::new(ProposeMetaResponse { result }))
     }
 

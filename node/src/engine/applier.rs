@@ -140,6 +140,8 @@ impl Applier {
 
     fn open(&self, group: u32) -> anyhow::Result<GroupState> {
         let replica = self.state.replica(group)?;
+        // From now on this one, also while the files of a snapshot lie beside it.
+        self.state.set_live(replica.family())?;
         let core = CoreApplier::open(&*replica)?;
         Ok(GroupState { replica, core, leading: None, blocked: false })
     }

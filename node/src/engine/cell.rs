@@ -38,8 +38,6 @@ pub(super) struct Cell {
     pub blocked: Option<String>,
     /// Last clock value stamped into a batch.
     pub now_ms: u64,
-    /// Since when the preferred leader has looked healthy, in ticks.
-    pub preferred_ticks: u32,
     /// Committed entries behind a change of the membership that is being written. Bounded like what the applier has.
     pub held: VecDeque<ApplyEntry>,
     pub members: MemberState,
@@ -82,7 +80,6 @@ impl Cell {
             reads_early: Vec::new(),
             blocked: None,
             now_ms: 0,
-            preferred_ticks: 0,
             held: VecDeque::new(),
             members: MemberState::default(),
             snapshots: SnapshotState::default(),
@@ -112,9 +109,11 @@ impl Cell {
     }
 
     /// Appends waiting proposals as long as fewer than `in_flight_max` entries wait for apply: the rest waits and so
-    /// makes larger entries under load (natural batching, no timer).
+    /// makes larger entries under load (natural batching, no timer). While leadership is being handed over everything
+    /// waits, because raft would drop it: it fails with the new leader's name a moment later, or goes on here.
     pub fn append_pending(&mut self, clock_ms: u64, in_flight_max: usize) {
-        while !self.pending.is_empty() && self.waiters.len() < in_flight_max {
+        while !self.pending.is_empty() && self.waiters.len() < in_flight_max && !self.group.is_handing_over()
+        {
             let limits = BatchLimits::default();
             let (mut commands, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
             while let Some(next) = self.pending.front() {
@@ -161,6 +160,19 @@ impl Cell {
             }
         }
         Vec::new()
+    }
+
+    /// This replica leads a new term: who waits for an entry that its log no longer has learns that its fate is unknown.
+    /// The indexes of such entries may be higher than those of the new term, so their waiters would stand before its own
+    /// (`take_waiters` looks at the front) and use up the room of `append_pending`: a leader that never appends.
+    pub fn forget_overwritten(&mut self) {
+        let group = &self.group;
+        let ours = |entry: &EntryWaiters| group.term_at(entry.index) == Some(entry.term);
+        let (kept, gone): (VecDeque<_>, VecDeque<_>) = self.waiters.drain(..).partition(ours);
+        self.waiters = kept;
+        for (_, waiter) in gone.into_iter().flat_map(|entry| entry.parts) {
+            waiter.fail(ProposeError::Uncertain);
+        }
     }
 
     /// Leadership is gone: what was not appended fails; what was appended waits for the log to decide.

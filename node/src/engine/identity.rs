@@ -5,7 +5,7 @@
 //! node it has heard of. Frames of a known node from another store are dropped: whatever a wiped node does, nobody counts
 //! it. A node whose directory is new also asks the others before it creates its replicas, so that its operator is told.
 //! Bound: one line for each node of the cluster.
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use anyhow::{Context as _, bail, ensure};
 use carillon_proto::internal::HelloRequest;
 use carillon_proto::internal::peer_client::PeerClient;
@@ -109,20 +109,21 @@ impl Identity {
     /// Before a new directory takes part: fails when another node remembers another one. Nodes that do not answer say
     /// nothing; they check for themselves what this node sends.
     pub async fn ask_before_creating(&self, channels: &PeerChannels) -> anyhow::Result<()> {
-        // All at once: nodes of a new cluster start together and do not answer before they have asked themselves.
-        let asked = channels.iter().map(|(node, channel)| async {
-            let mut request =
-                tonic::Request::new(HelloRequest { node_id: self.node_id, store_id: self.store_id });
-            request.set_timeout(ASK_FOR);
-            let answer = PeerClient::new(channel.clone()).hello(request).await.ok()?;
-            Some((*node, answer.into_inner().known_store_id))
+        let asked = channels.ids().into_iter().map(|node| async move {
+            let channel = channels.get(node)?;
+            let request = HelloRequest { node_id: self.node_id, store_id: self.store_id };
+            let call = async { PeerClient::new(channel).hello(request).await };
+            // A node that is not there must not hold us up: in a new cluster none is.
+            let answer = tokio::time::timeout(ASK_FOR, call).await.ok()?.ok()?;
+            Some((node, answer.into_inner().known_store_id))
         });
         for (node, known) in futures::future::join_all(asked).await.into_iter().flatten() {
             if ![0, self.store_id].contains(&known) {
                 bail!(
-                    "the data directory is new, but node {node} knows another one: what node {} had is lost. It must not \
-                     come back under its old identity; remove it and join as a node with a new id",
-                    self.node_id
+                    "the data directory is new, but node {node} knows another one: what node {own} had is lost. It must \
+                     not come back under its old identity: run `carillonctl node replace {own}`, and let a new node \
+                     join with a token of `carillonctl node token`",
+                    own = self.node_id
                 );
             }
         }

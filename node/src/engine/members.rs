@@ -32,18 +32,13 @@ pub enum MemberMessage {
 #[derive(Debug, Clone)]
 pub(super) struct GroupSettings {
     pub node_id: u64,
-    pub members: Vec<u64>,
     pub snapshot_ticks_max: u32,
 }
 
 impl GroupSettings {
     pub fn of(config: &Config) -> Self {
         let idle_ticks = config.tuning.snapshot_idle_ms_max / config.tuning.tick_ms;
-        Self {
-            node_id: config.node_id,
-            members: config.member_ids(),
-            snapshot_ticks_max: idle_ticks.max(1) as u32,
-        }
+        Self { node_id: config.node_id, snapshot_ticks_max: idle_ticks.max(1) as u32 }
     }
 
     pub fn config(&self, group: u32, replica_id: u64) -> GroupConfig {
@@ -51,7 +46,6 @@ impl GroupSettings {
         // Many groups share a node: keep each one's share of memory small.
         config.cache_bytes_max = 1 << 20;
         config.snapshot_ticks_max = self.snapshot_ticks_max;
-        config.priority = i64::from(super::upkeep::preferred_leader(group, &self.members) == self.node_id);
         config
     }
 }
@@ -210,6 +204,12 @@ impl Shard {
     /// Nothing is left of it.
     pub(super) fn destroyed(&mut self, group: u32) {
         tracing::info!(group, "replica is gone");
+        let left = {
+            let mut fenced = self.fenced.lock();
+            fenced.remove(&group);
+            fenced.len()
+        };
+        metrics::gauge!("carillon_replicas_fenced").set(left as f64);
         if let Some(Some(reply)) = self.leaving.remove(&group) {
             drop(reply.send(Ok(())));
         }

@@ -12,6 +12,7 @@ pub mod identity;
 mod log_writer;
 pub mod maintenance;
 pub mod members;
+pub mod peers;
 mod recovery;
 mod references;
 mod report;
@@ -22,6 +23,7 @@ pub mod transport;
 pub mod upkeep;
 
 use crate::config::Config;
+use crate::meta::Membership;
 use crate::space::Space;
 use applier::{Applier, DRIVER_EVENTS_MAX};
 use arc_swap::ArcSwap;
@@ -38,6 +40,7 @@ use maintenance::{Maintenance, MaintenanceMessage};
 use members::GroupSettings;
 pub use members::MemberMessage;
 use parking_lot::Mutex;
+use peers::PeerChannels;
 pub use references::References;
 use scrub::{LastPass, ScrubMessage, Scrubber};
 use shard::{COMPLETIONS_MAX, INBOX_MAX, Shard, ShardMessage};
@@ -48,7 +51,6 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use transport::PeerChannels;
 use upkeep::LogSlack;
 
 /// Running threads, and what to tell them to stop.
@@ -72,7 +74,7 @@ struct Stores {
     state: Arc<StateDb>,
 }
 
-fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
+fn open_stores(config: &Config, membership: &Membership, identity: &Identity) -> anyhow::Result<Stores> {
     let log_options = EngineLogOptions {
         purge_threshold_bytes: config.tuning.log_bytes_max,
         ..EngineLogOptions::default()
@@ -85,10 +87,9 @@ fn open_stores(config: &Config, identity: &Identity) -> anyhow::Result<Stores> {
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);
     if identity.is_new() {
-        // One write, so there are all of them or none.
-        if log.groups().is_empty() {
-            let groups: Vec<u32> = (0..=config.partitions).collect();
-            recovery::create_groups(&log, &groups, config.node_id, &config.member_ids())?;
+        // One write, so there are all of them or none. A node that joins is given its replicas later.
+        if log.groups().is_empty() && !membership.founders.is_empty() {
+            recovery::create_groups(&log, membership)?;
         }
         identity.ready()?;
     }
@@ -105,16 +106,20 @@ struct Opened {
     applied: Vec<u64>,
 }
 
-fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
-    let groups_max = config.partitions as usize + 1;
+fn open_groups(membership: &Membership, settings: &GroupSettings, stores: &Stores) -> anyhow::Result<Opened> {
+    let groups_max = membership.partitions as usize + 1;
     let mut opened = Opened {
         cells: BTreeMap::new(),
-        hosted: recovery::settle(&stores.log, &stores.state, config.node_id)?,
+        hosted: recovery::settle(&stores.log, &stores.state, membership.node_id)?,
         fenced: BTreeMap::new(),
         applied: vec![0; groups_max],
     };
     for (&group, &replica_id) in &opened.hosted {
-        anyhow::ensure!((group as usize) < groups_max, "the log has group {group} of {}", config.partitions);
+        anyhow::ensure!(
+            (group as usize) < groups_max,
+            "the log has group {group} of {}",
+            membership.partitions
+        );
         match recovery::open_group(&stores.log, &stores.state, settings.config(group, replica_id))? {
             Ok((running, applied)) => {
                 opened.cells.insert(group, Cell::new(running));
@@ -130,8 +135,12 @@ fn open_groups(config: &Config, settings: &GroupSettings, stores: &Stores) -> an
     Ok(opened)
 }
 
-/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here.
-fn load_view(state: &StateDb, fenced: bool) -> anyhow::Result<MetaView> {
+/// A fenced meta group may still be read as far as it goes; a damaged one is unknown here. A node that joins gets it with
+/// the first snapshot of the meta group.
+fn load_view(state: &StateDb, hosted: bool, fenced: bool) -> anyhow::Result<MetaView> {
+    if !hosted && !fenced {
+        return Ok(MetaView::default());
+    }
     match MetaView::load(&*state.replica(0)?) {
         Err(_) if fenced => Ok(MetaView::default()),
         loaded => Ok(loaded?),
@@ -139,18 +148,24 @@ fn load_view(state: &StateDb, fenced: bool) -> anyhow::Result<MetaView> {
 }
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
-pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity) -> anyhow::Result<Engine> {
-    let space = Space::new(&config.member_ids());
+pub fn start(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Identity,
+) -> anyhow::Result<Engine> {
+    let space = Space::new(membership.node_id);
     space.watch(&config.data_dir, &config.disk)?;
-    let stores = open_stores(config, identity)?;
+    let stores = open_stores(config, membership, identity)?;
     let Stores { log, state } = &stores;
     let settings = GroupSettings::of(config);
-    let Opened { cells, hosted, fenced, applied } = open_groups(config, &settings, &stores)?;
+    let Opened { cells, hosted, fenced, applied } = open_groups(membership, &settings, &stores)?;
     let groups_max = applied.len();
     let running: Vec<u32> = cells.keys().copied().collect();
     let (applied_senders, applied_receivers): (Vec<_>, Vec<_>) =
         applied.into_iter().map(watch::channel).unzip();
-    let meta = Arc::new(ArcSwap::from_pointee(load_view(state, fenced.contains_key(&0))?));
+    let meta =
+        Arc::new(ArcSwap::from_pointee(load_view(state, hosted.contains_key(&0), fenced.contains_key(&0))?));
     let shared_fenced = Fenced::new(Mutex::new(fenced.clone()));
 
     let (inbox, inbox_receiver) = crossbeam_channel::bounded(INBOX_MAX);
@@ -232,7 +247,7 @@ pub fn start(config: &Config, channels: &Arc<PeerChannels>, identity: &Identity)
     threads.push(spawn("scrub", move || scrubber.run())?);
     let shared = Shared {
         node_id: config.node_id,
-        partitions: config.partitions,
+        partitions: membership.partitions,
         inbox: inbox.clone(),
         state: Arc::clone(state),
         leaders,

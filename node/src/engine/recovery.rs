@@ -2,10 +2,11 @@
 //! again with the effects dropped. So applied is close to commit before the first election.
 use super::handle::Hosted;
 use crate::failpoints;
+use crate::meta::Membership;
 use bytes::Bytes;
 use carillon_consensus::{Group, GroupConfig, GroupError, GroupWrite, LogError, LogStore, bootstrap_write};
 use carillon_core::{Applier as CoreApplier, Effects, EntryMeta, TableError, meta};
-use carillon_proto::ReplicaId;
+use carillon_proto::internal::ReplicaRole;
 use carillon_proto::replica::node_of;
 use carillon_store::{EngineLog, FIRST_GENERATION, StateDb, StateError};
 use raft::eraftpb::EntryType;
@@ -15,18 +16,21 @@ use std::sync::Arc;
 /// Bytes of entries read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
 
-/// Creates the groups of a new cluster, with all members as voters. One synced write.
-pub(super) fn create_groups(
-    log: &EngineLog,
-    groups: &[u32],
-    node_id: u64,
-    members: &[u64],
-) -> anyhow::Result<()> {
-    let replica =
-        ReplicaId::new(node_id, 0).ok_or_else(|| anyhow::anyhow!("node id {node_id} is too large"))?;
-    let replica_id = Some(replica.raw());
-    let write = |group: &u32| GroupWrite { replica_id, ..bootstrap_write(*group, members) };
-    let writes: Vec<GroupWrite> = groups.iter().map(write).collect();
+/// Creates this node's replicas of the groups of a new cluster; every founding node works out the same places. One
+/// synced write.
+pub(super) fn create_groups(log: &EngineLog, membership: &Membership) -> anyhow::Result<()> {
+    let mut writes = Vec::new();
+    for group in 0..=membership.partitions {
+        let record = meta::place::founding(group, &membership.founders);
+        let of = |role| record.replicas.iter().filter(move |r| r.role() == role).map(|r| r.replica_id);
+        let own = record.replicas.iter().find(|r| r.node_id == membership.node_id);
+        let Some(own) = own else { continue };
+        let mut write = bootstrap_write(group, &of(ReplicaRole::Voter).collect::<Vec<_>>());
+        if let Some((conf, _)) = &mut write.conf {
+            conf.learners = of(ReplicaRole::Learner).collect();
+        }
+        writes.push(GroupWrite { replica_id: Some(own.replica_id), ..write });
+    }
     log.write(&writes, true)?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::maintenance::MaintenanceMessage;
 use super::members::{GroupSettings, MemberMessage, MemberReply};
 use super::snapshot::{Hub, Made};
 use super::transport::PeerSender;
-use super::upkeep::{HINT_TICKS, LogSlack, prefer};
+use super::upkeep::{HINT_TICKS, LogSlack};
 use bytes::Bytes;
 use carillon_consensus::{LogStore, Outputs, PersistTask, RoleChange};
 use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
@@ -326,8 +326,7 @@ impl Shard {
     }
 
     fn tick_all(&mut self) {
-        let members = self.settings.members.clone();
-        for (number, cell) in &mut self.cells {
+        for cell in self.cells.values_mut() {
             if cell.blocked.is_some() {
                 continue;
             }
@@ -341,7 +340,6 @@ impl Shard {
                     Err(error) => drop(reply.send(Err(convert(error)))),
                 }
             }
-            prefer(cell, *number, &members, self.node_id);
         }
         self.ticks += 1;
         self.log_writer.report();
@@ -448,6 +446,7 @@ impl Shard {
             if role.is_leader && (!was_leader || is_new_term) {
                 metrics::counter!("carillon_raft_leader_changes_total").increment(1);
                 tracing::info!(group, term = role.term, "leading");
+                cell.forget_overwritten();
                 if group != 0 {
                     cell.pending.push_front(leader_start(role.term, self.node_id));
                 }

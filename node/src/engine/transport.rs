@@ -2,19 +2,18 @@
 //!
 //! Two streams for each peer, so that heartbeats and votes never wait behind entries. Queues are bounded; a full one drops,
 //! because raft repeats. Order holds within a stream.
+use super::peers::PeerChannels;
 use super::shard::ShardMessage;
 use crate::space::Space;
-use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
-use carillon_proto::tls;
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 /// Frames waiting for one stream.
 const FRAMES_MAX: usize = 256;
@@ -27,7 +26,7 @@ const FRAME_CUT_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct PeerSender {
     origin: Origin,
-    lanes: Arc<BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>>,
+    lanes: Arc<RwLock<Lanes>>,
 }
 
 /// What a frame says of its sender.
@@ -38,6 +37,8 @@ pub struct Origin {
     pub cluster_id: Arc<str>,
     pub space: Arc<Space>,
 }
+
+type Lanes = BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>;
 
 const CONTROL: usize = 0;
 const BULK: usize = 1;
@@ -61,8 +62,9 @@ impl PeerSender {
 
     /// Tells every peer how far it may cut its logs.
     pub fn send_hints(&self, hints: &[TruncateHint]) {
-        for node in self.lanes.keys() {
-            self.push(*node, CONTROL, Vec::new(), hints.to_vec());
+        let nodes: Vec<u64> = self.lanes.read().keys().copied().collect();
+        for node in nodes {
+            self.push(node, CONTROL, Vec::new(), hints.to_vec());
         }
     }
 
@@ -70,7 +72,8 @@ impl PeerSender {
         if messages.is_empty() && hints.is_empty() {
             return;
         }
-        let Some(lanes) = self.lanes.get(&node) else { return };
+        let lanes = self.lanes.read();
+        let Some(lanes) = lanes.get(&node) else { return };
         let frame = RaftFrame {
             from_node: self.origin.node_id,
             cluster_id: self.origin.cluster_id.to_string(),
@@ -94,52 +97,61 @@ fn entry_bytes(message: &GroupMessage) -> usize {
     message.message.as_ref().map_or(0, |m| m.entries.iter().map(|e| e.data.len() + 32).sum())
 }
 
-/// Channels to the peers, for streams and calls alike.
-pub type PeerChannels = BTreeMap<u64, Channel>;
-
-/// Makes the channels (they connect when used).
-pub fn channels(
-    node_id: u64,
-    members: &[(u64, String)],
-    config: &Arc<rustls::ClientConfig>,
-) -> Result<PeerChannels, tls::TlsError> {
-    members
-        .iter()
-        .filter(|(id, _)| *id != node_id)
-        .map(|(id, address)| Ok((*id, tls::channel(address, Arc::clone(config), Some(Role::Node(*id)))?)))
-        .collect()
-}
-
-/// Starts the stream tasks on the current runtime.
+/// Starts the streams to all peers on the current runtime, and those to peers that come later.
 pub fn start(
     origin: Origin,
-    channels: &PeerChannels,
+    channels: &Arc<PeerChannels>,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) -> PeerSender {
-    let mut lanes = BTreeMap::new();
-    for (id, channel) in channels {
-        let make = || {
-            let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-            tokio::spawn(run_stream(*id, channel.clone(), receiver, inbox.clone()));
-            sender
-        };
-        lanes.insert(*id, [make(), make()]);
+    let space = Arc::clone(&origin.space);
+    let sender = PeerSender { origin, lanes: Arc::default() };
+    let (lanes, channels) = (Arc::downgrade(&sender.lanes), Arc::clone(channels));
+    let mut changes = channels.changes();
+    let follow = move || {
+        let Some(lanes) = lanes.upgrade() else { return false };
+        space.set_peers(&channels.ids());
+        follow_book(&channels, &mut lanes.write(), &inbox);
+        true
+    };
+    follow();
+    tokio::spawn(async move { while changes.changed().await.is_ok() && follow() {} });
+    sender
+}
+
+/// Streams of nodes that left end with their senders.
+fn follow_book(
+    channels: &Arc<PeerChannels>,
+    lanes: &mut Lanes,
+    inbox: &crossbeam_channel::Sender<ShardMessage>,
+) {
+    let ids = channels.ids();
+    lanes.retain(|id, _| ids.contains(id));
+    for id in ids {
+        lanes.entry(id).or_insert_with(|| {
+            let make = || {
+                let (sender, receiver) = mpsc::channel(FRAMES_MAX);
+                tokio::spawn(run_stream(id, Arc::clone(channels), receiver, inbox.clone()));
+                sender
+            };
+            [make(), make()]
+        });
     }
-    PeerSender { origin, lanes: Arc::new(lanes) }
 }
 
 /// Keeps one stream to a peer up for as long as the sender lives.
 async fn run_stream(
     node: u64,
-    channel: Channel,
+    channels: Arc<PeerChannels>,
     mut frames: mpsc::Receiver<RaftFrame>,
     inbox: crossbeam_channel::Sender<ShardMessage>,
 ) {
-    let mut client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX);
     let mut wait = Duration::from_millis(50);
     loop {
         // Connect only when there is something to say, and with something fresh.
         let Some(first) = frames.recv().await else { return };
+        // Asked for each time, because its address may have changed.
+        let Some(channel) = channels.get(node) else { return };
+        let mut client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX);
         let (sender, receiver) = mpsc::channel(16);
         drop(sender.try_send(first));
         let call = client.raft(ReceiverStream::new(receiver).map(|frame: RaftFrame| frame));

@@ -1,4 +1,4 @@
-//! What the shard does now and then: says how far logs may be cut, and hands leadership to preferred members.
+//! What the shard does now and then: says how far logs may be cut.
 //!
 //! Logs are cut below what every follower has. A follower that is further behind than the slack (bytes or entries)
 //! does not hold them back: it will get a snapshot. While it gets one, the log from that snapshot on is kept, or it would
@@ -7,13 +7,10 @@ use super::cell::Cell;
 use super::maintenance::MaintenanceMessage;
 use super::shard::Shard;
 use carillon_proto::internal::TruncateHint;
-use carillon_proto::replica::node_of;
 use std::collections::VecDeque;
 
 /// Ticks between hints on how far logs may be cut.
 pub(super) const HINT_TICKS: u64 = 50;
-/// Ticks for which a preferred leader must look healthy before it gets its partition back.
-const PREFER_AFTER_TICKS: u32 = 50;
 /// Marks for one slack; more precision is not needed.
 const MARKS: u64 = 32;
 
@@ -88,35 +85,6 @@ impl Shard {
             drop(
                 self.maintenance.try_send(MaintenanceMessage::Safe { group: hint.group, index: hint.index }),
             );
-        }
-    }
-}
-
-/// Which member should lead a group when all are well: spread evenly, so that the fixed shares of the lanes fit.
-pub fn preferred_leader(group: u32, members: &[u64]) -> u64 {
-    members[group as usize % members.len()]
-}
-
-/// Hands leadership to the preferred member once it has been healthy for a while.
-pub(super) fn prefer(cell: &mut Cell, group: u32, members: &[u64], node_id: u64) {
-    let preferred = preferred_leader(group, members);
-    if preferred == node_id || !cell.group.is_leader() {
-        cell.preferred_ticks = 0;
-        return;
-    }
-    let voters = cell.group.conf_state().voters;
-    let Some(preferred) = voters.into_iter().find(|id| node_of(*id) == preferred) else { return };
-    let Some(follower) = cell.group.follower(preferred) else { return };
-    // `recent_active` is cleared once in each election timeout, so its absence alone says nothing.
-    if follower.matched + 64 < cell.group.last_index() {
-        cell.preferred_ticks = 0;
-    } else if follower.recent_active {
-        cell.preferred_ticks += 1;
-    }
-    if cell.preferred_ticks >= PREFER_AFTER_TICKS {
-        cell.preferred_ticks = 0;
-        if let Err(error) = cell.group.transfer_leader(preferred) {
-            tracing::debug!(group, %error, "leader transfer refused");
         }
     }
 }

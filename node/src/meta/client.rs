@@ -1,12 +1,14 @@
 //! Changes of the meta group from any node: on the leader directly, otherwise by asking it.
-use crate::engine::transport::PeerChannels;
+use crate::engine::peers::PeerChannels;
 use crate::engine::{NodeHandle, ProposeError};
 use bytes::Bytes;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::propose_meta_response::Result as Answer;
-use carillon_proto::internal::{MetaCommand, ProposeMetaRequest};
+use carillon_proto::internal::steward_client::StewardClient;
+use carillon_proto::internal::{ConfirmRequest, MetaCommand, ProposeMetaRequest};
 use prost::Message as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -25,11 +27,12 @@ pub enum MetaError {
 pub struct MetaClient {
     handle: NodeHandle,
     channels: Arc<PeerChannels>,
+    turn: Arc<AtomicUsize>,
 }
 
 impl MetaClient {
     pub fn new(handle: NodeHandle, channels: Arc<PeerChannels>) -> Self {
-        Self { handle, channels }
+        Self { handle, channels, turn: Arc::default() }
     }
 
     /// Runs the commands and waits until they are applied on this node too. One refusal text for each command, empty =
@@ -51,12 +54,12 @@ impl MetaClient {
     }
 
     async fn try_once(&self, commands: &[MetaCommand]) -> Option<(u64, Vec<String>)> {
-        let leader = self.handle.leadership(0).leader;
+        let leader = self.leader();
         if leader == self.handle.node_id() {
             let encoded = commands.iter().map(|c| Bytes::from(c.encode_to_vec())).collect();
             return self.handle.propose_meta(encoded).await.ok();
         }
-        let mut client = PeerClient::new(self.channels.get(&leader)?.clone());
+        let mut client = PeerClient::new(self.channels.get(leader)?);
         let mut request = tonic::Request::new(ProposeMetaRequest { commands: commands.to_vec() });
         request.set_timeout(TRY_FOR);
         match client.propose_meta(request).await.ok()?.into_inner().result? {
@@ -64,6 +67,49 @@ impl MetaClient {
             Answer::Refusals(refusals) => Some((refusals.applied_index, refusals.texts)),
             Answer::LeaderHint(_) => None,
         }
+    }
+
+    /// Without a known leader, one node after the other: each knows more than nobody.
+    fn leader(&self) -> u64 {
+        match self.handle.leadership(0).leader {
+            0 => {
+                let ids = self.channels.ids();
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                ids.get(turn % ids.len().max(1)).copied().unwrap_or(0)
+            }
+            leader => leader,
+        }
+    }
+
+    /// Returns once this node has applied everything of the meta group that was acknowledged before the call; tries as
+    /// long as that takes.
+    pub async fn caught_up(&self) {
+        loop {
+            if let Some(index) = self.confirm().await {
+                let mut applied = self.handle.applied(0);
+                if applied.wait_for(|at| *at >= index).await.is_ok() {
+                    return;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn confirm(&self) -> Option<u64> {
+        let leader = self.leader();
+        if leader == self.handle.node_id() {
+            return self.serve_confirm().await;
+        }
+        let mut request = tonic::Request::new(ConfirmRequest {});
+        request.set_timeout(TRY_FOR);
+        let answer = StewardClient::new(self.channels.get(leader)?).confirm(request).await.ok()?;
+        Some(answer.into_inner().index).filter(|index| *index > 0)
+    }
+
+    /// The leader's side of it: the read waits until everything is applied here.
+    pub async fn serve_confirm(&self) -> Option<u64> {
+        self.handle.read(0).await.ok()?;
+        Some(*self.handle.applied(0).borrow())
     }
 
     /// The leader's side of the call.

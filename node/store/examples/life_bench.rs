@@ -245,11 +245,13 @@ impl Filler {
 
     /// What ingest makes of a message, with sealed values of the real lengths. Counts what the client sent.
     fn accept(&mut self, group: u32, round: u64, number: u64, now_ms: u64) -> Kind {
-        let id = id(group, round, number);
-        let at =
-            (id.as_bytes()[15] as usize * 2_654_435 + round as usize * 7_919) % (self.noise.len() - 4096);
-        let noise =
-            |offset: usize, length: usize| Bytes::copy_from_slice(&self.noise[at + offset..][..length]);
+        let (id, body_bytes) = (id(group, round, number), self.body_bytes);
+        // Sealed values do not compress.
+        let mut noise = |length: usize| {
+            let mut bytes = vec![0; length];
+            self.random.fill_bytes(&mut bytes);
+            Bytes::from(bytes)
+        };
         let spec = MessageSpec {
             practice: "lakeside-west".to_owned(),
             body: "x".repeat(body_bytes),

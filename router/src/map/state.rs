@@ -166,7 +166,9 @@ mod tests {
             full: true,
             cluster_id: "lab".into(),
             partitions: 16,
-            nodes: (1..=3).map(|id| MetaNode { node_id: id, peer_address: format!("n{id}:1") }).collect(),
+            nodes: (1..=3)
+                .map(|id| MetaNode { node_id: id, peer_address: format!("n{id}:1"), ..Default::default() })
+                .collect(),
             leaders: vec![],
             practices: practices.iter().map(|name| record(name, 7)).collect(),
             meta_index,
@@ -185,7 +187,7 @@ mod tests {
     }
 
     fn leader(partition: u32, leader: u64, term: u64) -> PartitionLeader {
-        PartitionLeader { partition, leader, term }
+        PartitionLeader { partition, leader, term, epoch: 0 }
     }
 
     fn with_leaders(leaders: Vec<PartitionLeader>) -> MapUpdate {

@@ -166,12 +166,16 @@ impl Cluster {
             nodes: state
                 .nodes
                 .iter()
-                .map(|(id, address)| MetaNode { node_id: *id, peer_address: address.clone() })
+                .map(|(id, address)| MetaNode {
+                    node_id: *id,
+                    peer_address: address.clone(),
+                    ..Default::default()
+                })
                 .collect(),
             leaders: (1..=PARTITIONS)
                 .map(|partition| {
                     let (leader, term) = state.leaders[partition as usize];
-                    PartitionLeader { partition, leader, term }
+                    PartitionLeader { partition, leader, term, epoch: 1 }
                 })
                 .collect(),
             practices: state.practices.clone(),

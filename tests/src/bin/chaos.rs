@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
         cli.minutes, cli.minutes
     );
     let options = LabOptions { profile: cli.carrier.clone(), ..trial::options() };
-    let mut rig = Rig::start_in(options, Needs::ALL).await;
+    let mut rig = Rig::start_in(options, Needs::ALL, |_| {}).await;
     let verdict = tokio::select! {
         verdict = hurt(&mut rig, &cli, seed) => verdict,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),

@@ -15,6 +15,7 @@ const SEGMENTS: usize = 3 * (SHORT + 2 * LONG);
 const WINDOW_US: u64 = 1_000_000;
 
 pub async fn wall(rig: &Rig) {
+    crate::members::until_balanced(rig, &rig.lab.node_ids(), Duration::from_secs(60)).await;
     let leaders = rig.leaders().await;
     let mut messages = Vec::new();
     for node in rig.lab.node_ids() {

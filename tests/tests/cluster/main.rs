@@ -4,6 +4,8 @@ mod accept;
 mod bad_input;
 mod failover;
 mod limits;
+mod load;
+mod members;
 mod metrics;
 mod planes;
 mod snapshots;
@@ -47,6 +49,42 @@ async fn a_carriers_limit_is_a_wall_and_the_lane_is_kept_busy() {
     let rig = Rig::start(LabOptions { lane_limit: limits::LIMIT, ..perfect() }).await;
     let mut steps = Steps::new("limits");
     steps.run("30 segments a second for 210 segments", limits::wall(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_shrinks_and_restarts_and_nobody_notices() {
+    let rig = Rig::start(LabOptions { lane_limit: members::LIMIT, ..perfect() }).await;
+    let mut steps = Steps::new("scale");
+    steps.run("rolling restart under load", members::rolling_restart(&rig)).await;
+    steps.run("3 -> 5 -> 3 nodes under load", members::scale(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_drained_moved_and_replaced() {
+    let rig = Rig::start(perfect()).await;
+    let mut steps = Steps::new("members");
+    steps.run("drain and activate", members::drain(&rig)).await;
+    steps.run("a lost disk is refused and replaced", members::replace_lost_disk(&rig)).await;
+    steps.run("a replica is moved by hand", members::moved_by_hand(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seven_nodes_work() {
+    let rig = Rig::start(LabOptions { nodes: 7, ready_limit_ms: 120_000, ..perfect() }).await;
+    let mut steps = Steps::new("seven");
+    steps.run("three replicas each, five meta voters, one node fails", members::seven(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_mix_until_the_level_rises() {
+    let older = |lab: &carillon_ctl::lab::Lab| lab.set_feature_level(3, Some(1)).unwrap();
+    let rig = Rig::start_with(perfect(), older).await;
+    let mut steps = Steps::new("levels");
+    steps.run("an older node holds the level, an upgraded one raises it", members::mixed_levels(&rig)).await;
     steps.finish();
 }
 

@@ -3,14 +3,16 @@
 mod points;
 mod random;
 
+use carillon_ctl::lab::LabOptions;
 use carillon_tests::faults::Needs;
 use carillon_tests::load::LoadOptions;
-use carillon_tests::trial::Trial;
+use carillon_tests::trial::{Trial, options};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_may_die_at_every_fail_point() {
     let load = LoadOptions { seed: 11, ..LoadOptions::default() };
-    let trial = Trial::start("crash", Needs::default(), load).await;
+    let lab = LabOptions { node_config: points::NODE_CONFIG.to_owned(), ..options() };
+    let trial = Trial::start_with(lab, "crash", Needs::default(), load).await;
     points::each(&trial).await;
     trial.finish().await;
 }

@@ -1,10 +1,13 @@
 //! The fail points that a node under this load reaches (their table is in `failpoints.rs` of carillon-node), one after the
-//! other. Those of the maintenance thread (flush, truncation, purge) take minutes or a lot of data to come by.
+//! other. Flushes, truncations and purges come every few seconds because the cluster is told so ([`NODE_CONFIG`]).
 use carillon_tests::faults::{arm, disarm};
 use carillon_tests::trial::Trial;
 
+/// Makes the maintenance thread busy.
+pub const NODE_CONFIG: &str = "[tuning]\nunflushed_log_age_max_s = 2\n";
+
 /// Points that a node under load reaches by itself.
-const UNDER_LOAD: [&str; 16] = [
+const UNDER_LOAD: [&str; 22] = [
     "log::before_sync",
     "log::after_sync",
     "log::sync_error",
@@ -21,6 +24,12 @@ const UNDER_LOAD: [&str; 16] = [
     "send::after_answer",
     "fact::before_commit",
     "fact::after_commit",
+    "state::before_flush",
+    "state::after_flush",
+    "log::before_truncate",
+    "log::after_truncate",
+    "log::before_purge",
+    "log::after_purge",
 ];
 /// Points that a node reaches when it starts after a crash.
 const AT_START: [&str; 2] = ["recovery::before_replay", "recovery::after_batch"];
@@ -31,7 +40,8 @@ pub async fn each(trial: &Trial) {
         let node = 1 + turn as u64 % 3;
         let data = trial.rig.lab.data_dir(node);
         // Not at the first time: in the middle of its work.
-        arm(&data, &[(point, "20*off->return")]).unwrap();
+        let is_rare = ["_flush", "_truncate", "_purge"].iter().any(|end| point.ends_with(end));
+        arm(&data, &[(point, if is_rare { "return" } else { "20*off->return" })]).unwrap();
         trial.until_ended(node).await;
         disarm(&data).unwrap();
         trial.start_nodes(&[node]).await;

@@ -24,15 +24,19 @@ pub async fn one_node(rig: &Rig) {
     rig.lab.stop_node(NODE).unwrap();
     let volume = Volume::under_node(rig, NODE, VOLUME_MIB);
     rig.start_node(NODE).await;
-    let leads = async || {
+    // Leadership comes back in its own time; what it will not come back for stays elsewhere.
+    let prefers = |practice: &&String| u64::from(rig.partition_of(practice)) % 3 == NODE - 1;
+    let here = rig.practices.iter().find(prefers).expect("a practice of this node").clone();
+    let elsewhere = rig.practices.iter().find(|p| !prefers(p)).expect("a practice of another node").clone();
+    until("the node leads again, and only its own", LIMIT, async || {
         let leaders = rig.leaders().await;
-        let led = |wanted: bool| {
-            let found = rig.practices.iter().find(|p| (leaders[&rig.partition_of(p)] == NODE) == wanted);
-            found.cloned().ok_or_else(|| format!("node {NODE} leads all or nothing"))
-        };
-        Ok::<_, String>((led(true)?, led(false)?))
-    };
-    let (here, elsewhere) = until("the node leads again", LIMIT, leads).await;
+        let leads = |practice: &str| leaders[&rig.partition_of(practice)] == NODE;
+        match (leads(&here), leads(&elsewhere)) {
+            (true, false) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
 
     let mut later = spec(&here, "full-later", 1);
     later.not_before = from_now(5_000);

@@ -48,14 +48,35 @@ impl Target {
         }
     }
 
-    /// Only the leader can give leadership away; in a lab we know where it listens.
-    async fn connect_leader(&self, partition: u32) -> anyhow::Result<Admin> {
-        let admin = self.connect()?;
-        let Some(dir) = &self.lab else { return Ok(admin) };
-        let status = admin.status().await?;
-        let found = status.partitions.iter().find(|p| p.partition == partition && p.leader != 0);
-        let leader = found.with_context(|| format!("partition {partition} has no known leader"))?.leader;
+    /// The node that leads a group (0 = the meta group), for what only it can do; in a lab we know where it listens.
+    pub(super) async fn connect_leader(&self, partition: u32) -> anyhow::Result<Admin> {
+        if self.lab.is_none() {
+            return self.connect();
+        }
+        let statuses = self.every_status().await?;
+        let known =
+            statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.partition == partition && p.leader != 0);
+        let newest = known.max_by_key(|p| p.term);
+        let leader = newest.with_context(|| format!("partition {partition} has no known leader"))?.leader;
+        let dir = self.lab.as_ref().context("checked above")?;
         Ok(Lab::open(dir)?.admin(leader)?)
+    }
+
+    /// Of every node of a lab that answers, otherwise of the one node that we know.
+    pub(super) async fn every_status(&self) -> anyhow::Result<Vec<GetStatusResponse>> {
+        let Some(dir) = &self.lab else { return Ok(vec![self.connect()?.status().await?]) };
+        let lab = Lab::open(dir)?;
+        let (mut found, mut last) = (Vec::new(), None);
+        for id in lab.node_ids() {
+            match lab.admin(id)?.status().await {
+                Ok(status) => found.push(status),
+                Err(error) => last = Some(error),
+            }
+        }
+        match (found.is_empty(), last) {
+            (true, Some(error)) => Err(error.into()),
+            _ => Ok(found),
+        }
     }
 }
 
@@ -137,20 +158,6 @@ pub enum CarrierCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum PartitionCommand {
-    /// Move the leadership of a partition to another node.
-    TransferLeader {
-        #[command(flatten)]
-        target: Target,
-        /// 0 is the meta group.
-        #[arg(long)]
-        partition: u32,
-        #[arg(long)]
-        to: u64,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub enum LogFilterCommand {
     /// Change it until the node restarts, for example to "info,carillon_node=debug".
     Set {
@@ -218,12 +225,6 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
         "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
     });
     print(format, &value, || println!("carrier {} has number {}", stored.name, stored.carrier_no))?;
-    Ok(Verdict::Done)
-}
-
-pub async fn partition(command: PartitionCommand) -> anyhow::Result<Verdict> {
-    let PartitionCommand::TransferLeader { target, partition, to } = command;
-    target.connect_leader(partition).await?.transfer_leader(partition, to).await?;
     Ok(Verdict::Done)
 }
 

@@ -72,6 +72,28 @@ pub enum Command {
         #[command(flatten)]
         dir: Dir,
     },
+    /// Start one more node, which joins the running cluster with a token, and wait until it is ready.
+    AddNode {
+        #[command(flatten)]
+        dir: Dir,
+        /// What it logs, in the syntax of RUST_LOG.
+        #[arg(long, default_value = "info")]
+        log_filter: String,
+        #[arg(long, default_value_t = 60)]
+        ready_limit_s: u64,
+    },
+    /// Stop a node as an operator would: it hands over what it leads first.
+    StopNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Stop a node that was decommissioned, and forget it.
+    RemoveNode {
+        node: u64,
+        #[command(flatten)]
+        dir: Dir,
+    },
     /// Start a node again and wait until it is ready.
     StartNode {
         node: u64,
@@ -133,6 +155,23 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         Command::ResumeNode { node, dir } => {
             Lab::open(&dir.dir)?.resume_node(node)?;
             print(format, &json!({ "resumed": node }), || println!("node {node} goes on"))?;
+            Ok(Verdict::Done)
+        }
+        Command::AddNode { dir, log_filter, ready_limit_s } => {
+            let lab = Lab::open(&dir.dir)?;
+            let node = lab.add_node(&log_filter).await?;
+            lab.until_node_ready(node, Duration::from_secs(ready_limit_s)).await?;
+            print(format, &json!({ "added": node }), || println!("node {node} joined"))?;
+            Ok(Verdict::Done)
+        }
+        Command::StopNode { node, dir } => {
+            Lab::open(&dir.dir)?.stop_node(node)?;
+            print(format, &json!({ "stopped": node }), || println!("node {node} stopped"))?;
+            Ok(Verdict::Done)
+        }
+        Command::RemoveNode { node, dir } => {
+            Lab::open(&dir.dir)?.remove_node(node)?;
+            print(format, &json!({ "removed": node }), || println!("node {node} stopped and forgotten"))?;
             Ok(Verdict::Done)
         }
         Command::StartNode { node, dir, ready_limit_s } => {

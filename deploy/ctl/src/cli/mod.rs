@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which function does it.
 mod cluster;
 mod lab;
+mod members;
 mod message;
 mod output;
 mod storage;
@@ -37,9 +38,15 @@ enum Command {
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(cluster::CarrierCommand),
+    /// Nodes: let one join, drain it, take it out, replace it.
+    #[command(subcommand)]
+    Node(members::NodeCommand),
     /// Partitions.
     #[command(subcommand)]
-    Partition(cluster::PartitionCommand),
+    Partition(members::PartitionCommand),
+    /// Leaders.
+    #[command(subcommand)]
+    Leader(members::LeaderCommand),
     /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
     Scrub(cluster::Target),
     /// What a running node logs.
@@ -64,7 +71,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
-        Command::Partition(command) => cluster::partition(command).await,
+        Command::Node(command) => members::node(command, format).await,
+        Command::Partition(command) => members::partition(command, format).await,
+        Command::Leader(command) => members::leader(command, format).await,
         Command::Scrub(target) => storage::scrub(&target, format).await,
         Command::LogFilter(command) => cluster::log_filter(command).await,
         Command::Version => {
@@ -109,6 +118,9 @@ mod tests {
         assert_eq!(parse("carillonctl status --admin a:1 --cert c --key k"), Err(2));
         assert_eq!(parse("carillonctl status"), Err(2));
         assert_eq!(parse("carillonctl lab up --dir d --lane-limit 0"), Err(2));
+        assert_eq!(parse("carillonctl node drain 3 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl node drain --lab lab"), Err(2));
+        assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
         let send = "carillonctl message send --practice p --to +13125550142 --body b --idempotency-key k";
         assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
         assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));

@@ -96,10 +96,7 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         Ok(ca.issue(&leaf(role, usage))?.write(&pki, stem)?)
     };
     for node in &plan.nodes {
-        let id = node.id;
-        let at = |usage| leaf(Role::Node(id), usage).reached_at(node.placement.address());
-        peers.issue(&at(Usage::Both))?.write(&pki, &format!("node-{id}"))?;
-        operators.issue(&at(Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
+        issue_node(dir, &peers, &operators, node)?;
     }
     let router = || Role::Router(ROUTER.to_owned());
     issue(&peers, router(), Usage::Client, &format!("router-{ROUTER}"))?;
@@ -108,6 +105,41 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         issue(&clients, Role::Tenant(tenant.to_owned()), Usage::Client, &format!("tenant-{tenant}"))?;
     }
     issue(&operators, Role::Operator(OPERATOR.to_owned()), Usage::Client, &format!("operator-{OPERATOR}"))
+}
+
+/// The two certificates of a node.
+fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, node: &super::NodePlan) -> Result<(), LabError> {
+    let id = node.id;
+    let identity = Identity { cluster: CLUSTER.to_owned(), role: Role::Node(id) };
+    let pki = pki_dir(dir);
+    let at = |usage| Leaf::new(&identity, usage).reached_at(node.placement.address());
+    peers.issue(&at(Usage::Both))?.write(&pki, &format!("node-{id}"))?;
+    operators.issue(&at(Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
+    Ok(())
+}
+
+/// Certificates, token and configuration of a node that joins a lab that exists.
+pub(super) fn write_joining(
+    dir: &Path,
+    plan: &Plan,
+    node: &super::NodePlan,
+    log_filter: &str,
+    peers: Vec<String>,
+    token: &str,
+) -> Result<(), LabError> {
+    let (id, pki) = (node.id, pki_dir(dir));
+    let ca = |plane: Plane| Ca::load(&plane.name(), &pki, plane.stem());
+    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, node)?;
+    let home = dir.join(format!("node-{id}"));
+    make_dir(&home)?;
+    make_dir(&data_dir(dir, node))?;
+    let token_file = home.join("join-token");
+    write_private(&token_file, format!("{token}\n").as_bytes())?;
+    let options = LabOptions { log_filter: log_filter.to_owned(), ..LabOptions::default() };
+    let mut config = NodeConfig::new(dir, plan, id, &options)?;
+    config.members.clear();
+    config.join = Some(JoinConfig { peers, token_file });
+    write_toml(&home.join("config.toml"), &config)
 }
 
 fn write_toml(path: &Path, config: &impl Serialize) -> Result<(), LabError> {
@@ -142,9 +174,17 @@ struct NodeConfig {
     log_filter: String,
     secrets_dir: PathBuf,
     members: Vec<MemberConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<JoinConfig>,
     peer_tls: TlsFiles,
     admin_tls: TlsFiles,
     keys: KeysConfig,
+}
+
+#[derive(Serialize)]
+struct JoinConfig {
+    peers: Vec<String>,
+    token_file: PathBuf,
 }
 
 impl NodeConfig {
@@ -164,6 +204,7 @@ impl NodeConfig {
             log_filter: options.log_filter.clone(),
             secrets_dir: dir.join("secrets"),
             members: plan.nodes.iter().map(member).collect(),
+            join: None,
             peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers),
             admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators),
             keys: KeysConfig { provider: "file", file: dir.join("keys/lab.key") },

@@ -7,6 +7,7 @@
 //! lies beside the data.
 mod bootstrap;
 mod files;
+mod grow;
 mod placement;
 mod plan;
 mod process;

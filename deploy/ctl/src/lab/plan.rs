@@ -121,7 +121,7 @@ pub(super) fn local(port: u16) -> String {
 }
 
 /// Different ports that nobody listens on now. All are held until the last is found.
-fn free_ports(count: usize) -> Result<Vec<u16>, LabError> {
+pub(super) fn free_ports(count: usize) -> Result<Vec<u16>, LabError> {
     let mut random = rand::rng();
     let mut held = Vec::with_capacity(count);
     for _ in 0..TRIES {

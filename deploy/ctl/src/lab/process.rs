@@ -21,6 +21,8 @@ const POLL: Duration = Duration::from_millis(20);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// A prefix such as `nsenter` takes milliseconds.
 const EXEC_LIMIT: Duration = Duration::from_secs(10);
+/// Threads stop within a scheduler tick.
+const STOPPED_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -136,20 +138,31 @@ impl Processes {
         Ok(())
     }
 
-    /// SIGSTOP; an error if it does not run.
+    /// SIGSTOP; an error if it does not run. Returns once no thread can execute another instruction of its own: it is
+    /// stopped, or in the kernel and stops before it comes back.
     pub(super) fn pause(&self, name: &str) -> Result<(), LabError> {
-        self.signal_running(name, Signal::STOP)
+        let record = self.signal_running(name, Signal::STOP)?;
+        let until = Instant::now() + STOPPED_LIMIT;
+        while !stands_still(record.pid) {
+            if Instant::now() >= until {
+                return Err(LabError::Wrong(format!("{name} (pid {}) does not stand still", record.pid)));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// SIGCONT; an error if it does not run.
     pub(super) fn resume(&self, name: &str) -> Result<(), LabError> {
-        self.signal_running(name, Signal::CONT)
+        self.signal_running(name, Signal::CONT).map(drop)
     }
 
-    fn signal_running(&self, name: &str, what: Signal) -> Result<(), LabError> {
+    fn signal_running(&self, name: &str, what: Signal) -> Result<Record, LabError> {
         self.reap(name);
         let record = self.record(name).filter(is_alive);
-        signal(&record.ok_or_else(|| LabError::Wrong(format!("{name} is not running")))?, what)
+        let record = record.ok_or_else(|| LabError::Wrong(format!("{name} is not running")))?;
+        signal(&record, what)?;
+        Ok(record)
     }
 
     /// SIGKILL. False if it was not running.
@@ -276,6 +289,16 @@ fn is_alive(record: &Record) -> bool {
     let program = program.to_string_lossy();
     let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
     Path::new(program).file_name() == record.program.file_name()
+}
+
+/// Every thread is stopped (T) or waits in the kernel without being interruptible (D). One that has ended counts too.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        state.is_none_or(|state| matches!(state, 'T' | 't' | 'D' | 'Z' | 'X'))
+    })
 }
 
 fn signal(record: &Record, signal: Signal) -> Result<(), LabError> {

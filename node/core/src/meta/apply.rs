@@ -1,6 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
-use super::{CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check};
+use super::{
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, rows, shares,
+};
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
 use crate::records::{self, applied_record, corrupt, decode, encode};
@@ -8,8 +10,8 @@ use crate::tables::{TableError, Tables};
 use bytes::Bytes;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    AppliedRecord, Bootstrap, CarrierRecord, DataKeyRecord, MetaBatch, MetaCommand, PracticeRecord,
-    PutCarrier, PutDataKey, PutPractice,
+    AppliedRecord, Bootstrap, CarrierRecord, DataKeyRecord, MetaBatch, MetaCommand, MetaNode, NodeStatus,
+    PracticeRecord, PutDataKey, PutPractice, ShareRecord,
 };
 
 /// Why a meta command was refused. The text is what operators see.
@@ -32,6 +34,46 @@ pub enum MetaRefusal {
     Exists,
     #[error("too many {what} (at most {max})")]
     TooMany { what: &'static str, max: u32 },
+    #[error("node {node_id} is not known; `carillonctl node list` shows all nodes")]
+    NoNode { node_id: u64 },
+    #[error("partition {partition} does not exist")]
+    NoPartition { partition: u32 },
+    #[error("the state has moved on to epoch {epoch}; look again and repeat")]
+    MovedOn { epoch: u64 },
+    #[error(
+        "this needs feature level {needed} and the cluster is at {level}; upgrade every node first, `carillonctl node list` shows who is behind"
+    )]
+    Level { needed: u32, level: u32 },
+    #[error("node {node_id} understands feature level {level} only, not {to}; upgrade it")]
+    Behind { node_id: u64, level: u32, to: u32 },
+    #[error(
+        "the cluster is at feature level {cluster} and this program understands {level}; install a newer version"
+    )]
+    TooOld { level: u32, cluster: u32 },
+    #[error(
+        "node {node_id} belongs to another data directory: if its disk was lost, run `carillonctl node replace {node_id}` and let a new node join with a token of `carillonctl node token`"
+    )]
+    OtherStore { node_id: u64 },
+    #[error(
+        "node {node_id} was removed and its identity is not accepted again: let a new node join with a token of `carillonctl node token`"
+    )]
+    Gone { node_id: u64 },
+    #[error("the token is unknown, used or expired; make a new one with `carillonctl node token`")]
+    BadToken,
+    #[error("the address is that of node {node_id}; give each node its own")]
+    AddressTaken { node_id: u64 },
+    #[error("node {node_id} is {from} and cannot become {to}")]
+    Status { node_id: u64, from: &'static str, to: &'static str },
+    #[error("node {node_id} still has replicas or a share of the lanes; wait until they are moved")]
+    StillInUse { node_id: u64 },
+    #[error(
+        "only {others} other active nodes would be left and partitions need {needed}; let another node join first"
+    )]
+    TooFewNodes { others: u32, needed: u32 },
+    #[error(
+        "without node {node_id} partition {partition} would have no majority left; bring the other missing nodes back first"
+    )]
+    NoMajority { node_id: u64, partition: u32 },
 }
 
 /// What a meta batch caused.
@@ -44,10 +86,10 @@ pub struct MetaEffects {
 }
 
 /// Of one command: the outer error is corrupt storage, the inner one a refusal.
-type Outcome = Result<Result<Change, MetaRefusal>, TableError>;
+pub(super) type Outcome = Result<Result<Change, MetaRefusal>, TableError>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Change {
+pub(super) enum Change {
     Changed,
     Same,
 }
@@ -84,24 +126,30 @@ pub fn apply(
 }
 
 fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
-    match command.kind {
-        Some(Kind::Bootstrap(c)) => match check::bootstrap(&c) {
-            Ok(()) => bootstrap(tables, &c),
-            Err(refusal) => Ok(Err(refusal)),
+    let Some(kind) = command.kind else { return Ok(Err(MetaRefusal::Empty)) };
+    if let Err(refusal) = check::kind(&kind) {
+        return Ok(Err(refusal));
+    }
+    let (needed, level) = (level::needed(&kind), rows::level(tables)?);
+    if needed > level.max(level::LEVEL_BASE) {
+        return Ok(Err(MetaRefusal::Level { needed, level }));
+    }
+    match kind {
+        Kind::Bootstrap(c) => bootstrap(tables, &c),
+        Kind::PutPractice(c) => put_practice(tables, c),
+        Kind::PutCarrier(c) => match c.carrier {
+            Some(record) => put_carrier(tables, record),
+            None => Ok(Err(MetaRefusal::Empty)),
         },
-        Some(Kind::PutPractice(c)) => match check::practice(&c) {
-            Ok(()) => put_practice(tables, c),
-            Err(refusal) => Ok(Err(refusal)),
-        },
-        Some(Kind::PutCarrier(PutCarrier { carrier: Some(record) })) => match check::carrier(&record) {
-            Ok(()) => put_carrier(tables, record),
-            Err(refusal) => Ok(Err(refusal)),
-        },
-        Some(Kind::PutDataKey(c)) => match check::data_key(&c) {
-            Ok(()) => put_data_key(tables, now_ms, c),
-            Err(refusal) => Ok(Err(refusal)),
-        },
-        Some(Kind::PutCarrier(PutCarrier { carrier: None })) | None => Ok(Err(MetaRefusal::Empty)),
+        Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
+        Kind::JoinNode(c) => members::join(tables, now_ms, c),
+        Kind::RegisterNode(c) => members::register(tables, c),
+        Kind::SetNodeStatus(c) => members::set_status(tables, &c),
+        Kind::ChangeReplicas(c) => replicas::change(tables, &c),
+        Kind::SetShares(c) => shares::set(tables, c),
+        Kind::SettleShares(c) => shares::settle(tables, &c),
+        Kind::RaiseLevel(c) => members::raise_level(tables, c.level),
     }
 }
 
@@ -110,15 +158,27 @@ fn bootstrap(tables: &mut dyn Tables, command: &Bootstrap) -> Outcome {
         let stored: Bootstrap = decode('m', row)?;
         return Ok(if stored == *command { Ok(Change::Same) } else { Err(MetaRefusal::OtherCluster) });
     }
-    let nodes = command.nodes.len() as u32;
+    let mut ids: Vec<u64> = command.nodes.iter().map(|n| n.node_id).collect();
+    ids.sort_unstable();
+    let nodes = ids.len() as u32;
     if slowest_carrier(tables)?.is_some_and(|rate| rate < nodes) {
         return Ok(Err(MetaRefusal::TooSlow { nodes }));
     }
     tables.put(keys::bootstrap(), encode(command));
+    for node in &command.nodes {
+        let founder = MetaNode { status: NodeStatus::Active.into(), ..node.clone() };
+        rows::put_node(tables, &founder);
+    }
+    for partition in 0..=command.partitions {
+        rows::put_partition(tables, &place::founding(partition, &ids));
+    }
+    rows::put_shares(tables, &ShareRecord { epoch: 1, senders: ids, ..Default::default() });
+    tables.put(keys::level(), level::LEVEL_BASE.to_be_bytes().to_vec());
     Ok(Ok(Change::Changed))
 }
 
-fn slowest_carrier(tables: &dyn Tables) -> Result<Option<u32>, TableError> {
+/// Segments per second of the slowest carrier account.
+pub(super) fn slowest_carrier(tables: &dyn Tables) -> Result<Option<u32>, TableError> {
     let range = keys::all(b'C');
     let (mut slowest, mut error) = (None, None);
     tables.scan(&range.start, &range.end, &mut |_, row| {
@@ -160,11 +220,10 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
 }
 
 fn put_carrier(tables: &mut dyn Tables, mut record: CarrierRecord) -> Outcome {
-    if let Some(row) = tables.get(&keys::bootstrap())? {
-        let nodes = decode::<Bootstrap>('m', row)?.nodes.len() as u32;
-        if record.segments_per_second < nodes {
-            return Ok(Err(MetaRefusal::TooSlow { nodes }));
-        }
+    let shares = rows::shares(tables)?;
+    let nodes = shares.senders.len().max(shares.next.len()) as u32;
+    if record.segments_per_second < nodes {
+        return Ok(Err(MetaRefusal::TooSlow { nodes }));
     }
     let name = keys::carrier_name(&record.name);
     let known = number(tables, &name)?;
@@ -224,7 +283,7 @@ fn put_if_new(tables: &mut dyn Tables, key: Vec<u8>, row: Vec<u8>) -> Outcome {
 }
 
 /// A row that holds a number.
-fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, TableError> {
+pub(super) fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, TableError> {
     let Some(row) = tables.get(key)? else { return Ok(None) };
     let bytes = row.as_ref().try_into().map_err(|_| corrupt('m', "a number has 4 bytes"))?;
     Ok(Some(u32::from_be_bytes(bytes)))

@@ -1,7 +1,9 @@
 //! Which meta commands make sense on their own, without looking at the tables.
-use super::{MetaRefusal, NODES_MAX};
+use super::place::NODE_ID_MAX;
+use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
+use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+    Bootstrap, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
 };
 use std::collections::BTreeSet;
 
@@ -36,7 +38,37 @@ fn address(text: &str) -> bool {
         && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
-pub(super) fn bootstrap(command: &Bootstrap) -> Check {
+pub(super) fn kind(kind: &Kind) -> Check {
+    match kind {
+        Kind::Bootstrap(c) => bootstrap(c),
+        Kind::PutPractice(c) => practice(c),
+        Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), carrier),
+        Kind::PutDataKey(c) => data_key(c),
+        Kind::CreateToken(c) => token(c),
+        Kind::JoinNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
+        Kind::RegisterNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
+        Kind::SetNodeStatus(_)
+        | Kind::ChangeReplicas(_)
+        | Kind::SetShares(_)
+        | Kind::SettleShares(_)
+        | Kind::RaiseLevel(_) => Ok(()),
+    }
+}
+
+fn token(command: &CreateToken) -> Check {
+    require(command.secret_hash.len() == 32, "secret_hash", "must be 32 bytes")?;
+    let life = (1..=TOKEN_LIFE_S_MAX).contains(&command.life_s);
+    require(life, "life_s", "must be 1 second to 7 days")
+}
+
+fn member(node_id: u64, store_id: u64, peer_address: &str, feature_level: u32) -> Check {
+    require((1..=NODE_ID_MAX).contains(&node_id), "node_id", "must be 1 to 4294967295")?;
+    require(store_id != 0, "store_id", "must not be 0")?;
+    require(address(peer_address), "peer_address", "must be host:port")?;
+    require(feature_level > 0, "feature_level", "must not be 0")
+}
+
+fn bootstrap(command: &Bootstrap) -> Check {
     let id_set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let id = &command.cluster_id;
     let id_possible = (1..=63).contains(&id.len()) && id.bytes().all(id_set);
@@ -46,15 +78,15 @@ pub(super) fn bootstrap(command: &Bootstrap) -> Check {
     let ids: BTreeSet<u64> = command.nodes.iter().map(|n| n.node_id).collect();
     let addresses: BTreeSet<&str> = command.nodes.iter().map(|n| n.peer_address.as_str()).collect();
     require(
-        !ids.contains(&0) && ids.len() == command.nodes.len(),
+        ids.iter().all(|id| (1..=NODE_ID_MAX).contains(id)) && ids.len() == command.nodes.len(),
         "nodes.node_id",
-        "must be distinct and not 0",
+        "must be distinct, 1 to 4294967295",
     )?;
     require(addresses.len() == command.nodes.len(), "nodes.peer_address", "must be distinct")?;
     require(addresses.iter().all(|a| address(a)), "nodes.peer_address", "must be host:port")
 }
 
-pub(super) fn practice(command: &PutPractice) -> Check {
+fn practice(command: &PutPractice) -> Check {
     require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
     require(
         outside_name(&command.practice),
@@ -67,7 +99,7 @@ pub(super) fn practice(command: &PutPractice) -> Check {
     require(zone_possible, "time_zone", "must be the name of an IANA time zone")
 }
 
-pub(super) fn carrier(record: &CarrierRecord) -> Check {
+fn carrier(record: &CarrierRecord) -> Check {
     require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
     require(record.segments_per_second > 0, "segments_per_second", "must be at least 1")?;
     let Some(smpp) = &record.smpp else {
@@ -100,7 +132,7 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     require(format.is_ok(), "smpp.receipt_id_format", "is unknown")
 }
 
-pub(super) fn data_key(command: &PutDataKey) -> Check {
+fn data_key(command: &PutDataKey) -> Check {
     let key_possible = (1..=WRAPPED_KEY_BYTES_MAX).contains(&command.wrapped_key.len());
     require(key_possible, "wrapped_key", "must be 1 to 4096 bytes")?;
     require(command.provider_key_id.len() <= 256, "provider_key_id", "must be at most 256 bytes")

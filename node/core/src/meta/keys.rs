@@ -6,6 +6,7 @@ use crate::keys::KeyRange;
 pub(super) enum Counted {
     Practices,
     Carriers,
+    Nodes,
 }
 
 fn join(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -18,6 +19,26 @@ fn join(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
 
 pub(super) fn bootstrap() -> Vec<u8> {
     join(b'B', &[])
+}
+
+pub(super) fn node(node_id: u64) -> Vec<u8> {
+    join(b'N', &[&node_id.to_be_bytes()])
+}
+
+pub(super) fn partition(partition: u32) -> Vec<u8> {
+    join(b'G', &[&partition.to_be_bytes()])
+}
+
+pub(super) fn token(node_id: u64) -> Vec<u8> {
+    join(b'T', &[&node_id.to_be_bytes()])
+}
+
+pub(super) fn shares() -> Vec<u8> {
+    join(b'S', &[])
+}
+
+pub(super) fn level() -> Vec<u8> {
+    join(b'L', &[])
 }
 
 pub(super) fn practice(practice_no: u32) -> Vec<u8> {
@@ -49,6 +70,7 @@ pub(super) fn counter(of: Counted) -> Vec<u8> {
     let letter = match of {
         Counted::Practices => b'P',
         Counted::Carriers => b'C',
+        Counted::Nodes => b'N',
     };
     join(b'#', &[&[letter]])
 }

@@ -11,16 +11,31 @@
 //! | `C` carrier_no(4) | CarrierRecord |
 //! | `c` name | carrier_no(4) |
 //! | `K` practice_no(4) epoch(4) | DataKeyRecord |
-//! | `#` `P` or `C` | the last number given out(4) |
+//! | `N` node_id(8) | MetaNode; removed ones stay, so that their identity is refused |
+//! | `G` partition(4) | PartitionRecord: the partition map, 0 is the meta group |
+//! | `S` | ShareRecord: which nodes may send |
+//! | `L` | feature level of the cluster(4) |
+//! | `T` node_id(8) | TokenRecord of a node that may join |
+//! | `#` `P`, `C` or `N` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
 mod apply;
 mod check;
 mod keys;
+pub mod level;
+mod members;
+pub mod place;
+pub mod planner;
+mod replicas;
+mod rows;
+mod shares;
 mod view;
 
 pub use apply::{MetaEffects, MetaRefusal, apply};
+pub use members::{may_become, word as status_word};
+pub use rows::is_present;
+pub use shares::share_of;
 pub use view::{DataKeyId, MetaView};
 
 /// Practices of a cluster, at most.
@@ -31,3 +46,9 @@ pub const CARRIERS_MAX: u32 = 1_000;
 pub const NODES_MAX: usize = 64;
 /// Epochs of one practice's data key, at most.
 pub const KEY_EPOCHS_MAX: usize = 1_000;
+/// Tokens that were made and not used, at most.
+pub const TOKENS_MAX: usize = 64;
+/// Longest life of a token.
+pub const TOKEN_LIFE_S_MAX: u32 = 7 * 24 * 3600;
+/// Replicas of one partition, those that are coming and going included. The meta group has one on every node.
+pub const REPLICAS_MAX: usize = 2 * NODES_MAX;

@@ -1,8 +1,12 @@
 //! Everything the meta group knows, in memory: what a node loads at start and after each change.
-use super::keys;
+use super::rows::{self, each, is_present};
+use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
-use carillon_proto::internal::{Bootstrap, CarrierRecord, DataKeyRecord, MetaNode, PracticeRecord};
+use carillon_proto::internal::{
+    Bootstrap, CarrierRecord, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord, ShareRecord,
+    TokenRecord,
+};
 use std::collections::BTreeMap;
 
 /// (practice number, epoch)
@@ -15,7 +19,14 @@ pub struct MetaView {
     pub cluster_id: String,
     /// 0 before the cluster is bootstrapped.
     pub partitions: u32,
+    /// All that ever were members; see [`MetaView::present`].
     pub nodes: BTreeMap<u64, MetaNode>,
+    /// Where replicas belong; 0 is the meta group.
+    pub map: BTreeMap<u32, PartitionRecord>,
+    pub shares: ShareRecord,
+    /// Feature level; 0 before the cluster is bootstrapped.
+    pub level: u32,
+    pub tokens: BTreeMap<u64, TokenRecord>,
     pub practices: BTreeMap<u32, PracticeRecord>,
     /// By tenant, then by the practice's name.
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
@@ -32,8 +43,12 @@ impl MetaView {
             let bootstrap: Bootstrap = decode('m', row)?;
             view.cluster_id = bootstrap.cluster_id;
             view.partitions = bootstrap.partitions;
-            view.nodes = bootstrap.nodes.into_iter().map(|n| (n.node_id, n)).collect();
         }
+        view.nodes = rows::nodes(tables)?;
+        view.map = rows::partitions(tables)?;
+        view.shares = rows::shares(tables)?;
+        view.level = rows::level(tables)?;
+        view.tokens = rows::tokens(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
             of_tenant.insert(record.practice.clone(), record.practice_no);
@@ -46,6 +61,29 @@ impl MetaView {
             view.data_keys.insert((record.practice_no, record.epoch), record);
         })?;
         Ok(view)
+    }
+
+    /// Members that are neither removed nor dead.
+    pub fn present(&self) -> impl Iterator<Item = &MetaNode> {
+        self.nodes.values().filter(|node| is_present(node))
+    }
+
+    /// Whether a data directory may speak for a node. Unknown nodes and nodes that have not registered may: there is
+    /// nothing to compare with.
+    pub fn admits(&self, node_id: u64, store_id: u64) -> bool {
+        self.nodes
+            .get(&node_id)
+            .is_none_or(|n| is_present(n) && (n.store_id == 0 || store_id == 0 || n.store_id == store_id))
+    }
+
+    /// Segments per second of a carrier that a node may send; 0 = none.
+    pub fn share(&self, carrier: &CarrierRecord, node_id: u64) -> u32 {
+        share_of(&self.shares, node_id, carrier.segments_per_second)
+    }
+
+    /// Nodes with a replica of a partition, as the map wants it.
+    pub fn hosts(&self, partition: u32) -> impl Iterator<Item = u64> {
+        self.map.get(&partition).into_iter().flat_map(|p| &p.replicas).map(|r| r.node_id)
     }
 
     /// The practice of a tenant, by name.
@@ -71,21 +109,4 @@ impl MetaView {
     pub fn newest_data_key(&self, practice_no: u32) -> Option<&DataKeyRecord> {
         self.data_keys.range((practice_no, 0)..=(practice_no, u32::MAX)).next_back().map(|(_, key)| key)
     }
-}
-
-/// Visits every record of a kind.
-fn each<M: prost::Message + Default>(
-    tables: &dyn ReadTables,
-    kind: u8,
-    mut visit: impl FnMut(M),
-) -> Result<(), TableError> {
-    let (range, mut error) = (keys::all(kind), None);
-    tables.scan(&range.start, &range.end, &mut |_, row| {
-        match decode::<M>('m', row) {
-            Ok(record) => visit(record),
-            Err(e) => error = Some(e),
-        }
-        error.is_none()
-    })?;
-    error.map_or(Ok(()), Err)
 }

@@ -63,7 +63,7 @@ async fn all(
         "it needs feature level {}, this node has {FEATURE_LEVEL}",
         manifest.feature_level
     );
-    let channel = hub.channels.get(&manifest.node_id).context("its node is unknown")?.clone();
+    let channel = hub.channels.get(manifest.node_id).context("its node is unknown")?;
     let dir = prepare(hub, &manifest).await?;
     for file in 0..manifest.files.len() as u32 {
         let mut failures = 0;

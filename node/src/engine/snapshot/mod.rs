@@ -12,8 +12,8 @@ mod worker;
 pub use serve::ChunkStream;
 pub(super) use worker::run as run_worker;
 
+use super::peers::PeerChannels;
 use super::shard::{ShardMessage, SnapshotMessage};
-use super::transport::PeerChannels;
 use bytes::Bytes;
 use carillon_consensus::SnapshotFetch;
 use carillon_proto::internal::peer_client::PeerClient;
@@ -167,7 +167,7 @@ impl Hub {
 
     /// Tells a leader what became of its snapshot. Best effort: it has a deadline.
     pub(super) fn report(&self, group: u32, replica_id: u64, leader: u64, index: u64, installed: bool) {
-        let Some(channel) = self.channels.get(&node_of(leader)).cloned() else { return };
+        let Some(channel) = self.channels.get(node_of(leader)) else { return };
         self.runtime.spawn(async move {
             let mut request =
                 tonic::Request::new(ReportSnapshotRequest { group, replica_id, index, installed });

@@ -1,0 +1,30 @@
+//! Feature levels (D16): what every program in the cluster understands.
+//!
+//! The cluster's level is replicated and only rises, and only to what every present node has registered. A command of
+//! a higher level is refused before it takes effect, so a node of an older version never meets one it cannot apply.
+use carillon_proto::internal::meta_command::Kind;
+
+/// Highest level that this program understands.
+pub const LEVEL: u32 = LEVEL_MEMBERSHIP;
+/// What a cluster starts with.
+pub const LEVEL_BASE: u32 = 1;
+/// Nodes join and leave, replicas move, shares of lanes change.
+pub const LEVEL_MEMBERSHIP: u32 = 2;
+
+/// The level that a command needs.
+pub fn needed(kind: &Kind) -> u32 {
+    match kind {
+        Kind::CreateToken(_)
+        | Kind::JoinNode(_)
+        | Kind::SetNodeStatus(_)
+        | Kind::ChangeReplicas(_)
+        | Kind::SetShares(_)
+        | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
+        Kind::Bootstrap(_)
+        | Kind::PutPractice(_)
+        | Kind::PutCarrier(_)
+        | Kind::PutDataKey(_)
+        | Kind::RegisterNode(_)
+        | Kind::RaiseLevel(_) => LEVEL_BASE,
+    }
+}

@@ -1,0 +1,204 @@
+//! The simulated disk of one node's raft log: [`MemLog`] (a durable plane and unsynced writes) plus what disks do.
+//!
+//! The unsynced tail is also kept as the bytes that a log file would hold, so that a power loss can tear it at a sector:
+//! after a crash the tail is read back record by record, and the first one whose checksum does not fit ends the log,
+//! exactly as a log that tolerates a torn tail must do. A failed sync loses the pages that it was to write.
+use carillon_consensus::{GroupState, GroupWrite, LogError, LogStore, MemLog};
+use protobuf::Message as _;
+use raft::eraftpb::Entry;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a disk writes whole. The unsynced tail begins anywhere in one.
+pub const SECTOR: u64 = 512;
+/// Length and checksum before each record.
+const HEADER: usize = 8;
+
+/// What was left of the unsynced tail after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    pub kept: usize,
+    pub lost: usize,
+    /// The first lost record was there in part.
+    pub torn: bool,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub struct SimDisk {
+    log: MemLog,
+    /// The unsynced writes as bytes, oldest first; as many as `log` has.
+    tail: Mutex<VecDeque<Vec<u8>>>,
+    full: AtomicBool,
+}
+
+impl SimDisk {
+    /// Writes fail from now on, or not any more.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Makes everything written durable.
+    pub fn sync(&self) {
+        self.log.sync();
+        self.tail.lock().expect("one thread").clear();
+    }
+
+    /// Bytes that a power loss can take.
+    pub fn unsynced_bytes(&self) -> usize {
+        self.tail.lock().expect("one thread").iter().map(Vec::len).sum()
+    }
+
+    /// Power loss: the first `bytes` of the unsynced tail had reached the disk.
+    pub fn crash(&self, bytes: usize) -> Tail {
+        let records = std::mem::take(&mut *self.tail.lock().expect("one thread"));
+        let mut file: Vec<u8> = records.iter().flatten().copied().collect();
+        file.truncate(bytes);
+        let (kept, torn) = read_back(&file);
+        self.log.crash(kept);
+        Tail { kept, lost: records.len() - kept, torn }
+    }
+
+    /// What `load` would give after a crash now.
+    pub fn durable(&self, group: u32) -> Option<GroupState> {
+        self.log.durable(group)
+    }
+
+    /// Term of an entry that would survive a crash now.
+    pub fn durable_term(&self, group: u32, index: u64) -> Option<u64> {
+        self.log.durable_term(group, index)
+    }
+
+    fn remember(&self, record: Vec<u8>) {
+        let mut whole = Vec::with_capacity(record.len() + HEADER);
+        whole.extend_from_slice(&(record.len() as u32).to_be_bytes());
+        whole.extend_from_slice(&crc32fast::hash(&record).to_be_bytes());
+        whole.extend_from_slice(&record);
+        self.tail.lock().expect("one thread").push_back(whole);
+    }
+
+    fn room(&self) -> Result<(), LogError> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Err(LogError::Io("no space left on device".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whole records from the start, and whether something follows that is none.
+fn read_back(file: &[u8]) -> (usize, bool) {
+    let (mut at, mut kept) = (0, 0);
+    while let Some(header) = file.get(at..at + HEADER) {
+        let number = |range: std::ops::Range<usize>| {
+            u32::from_be_bytes(header[range].try_into().expect("four bytes")) as usize
+        };
+        let (length, checksum) = (number(0..4), number(4..8));
+        match file.get(at + HEADER..at + HEADER + length) {
+            Some(record) if crc32fast::hash(record) as usize == checksum => {
+                kept += 1;
+                at += HEADER + length;
+            }
+            _ => break,
+        }
+    }
+    (kept, at < file.len())
+}
+
+fn encode(writes: &[GroupWrite]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for write in writes {
+        bytes.extend_from_slice(&write.group.to_be_bytes());
+        for entry in &write.entries {
+            bytes.extend_from_slice(&entry.write_to_bytes().expect("memory does not fail"));
+        }
+        if let Some(hard_state) = &write.hard_state {
+            bytes.extend_from_slice(&hard_state.write_to_bytes().expect("memory does not fail"));
+        }
+    }
+    bytes
+}
+
+impl LogStore for SimDisk {
+    fn load(&self, group: u32) -> Result<Option<GroupState>, LogError> {
+        self.log.load(group)
+    }
+
+    fn removed(&self, group: u32) -> Result<Option<u64>, LogError> {
+        self.log.removed(group)
+    }
+
+    fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        self.log.entries(group, low, high, bytes_max)
+    }
+
+    fn write(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
+        self.room()?;
+        self.log.write(writes, false)?;
+        self.remember(encode(writes));
+        if sync {
+            self.sync();
+        }
+        Ok(())
+    }
+
+    fn truncate(&self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
+        self.room()?;
+        self.log.truncate(group, index, term)?;
+        self.remember([u64::from(group), index, term].iter().flat_map(|n| n.to_be_bytes()).collect());
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.log.disk_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_consensus::bootstrap_write;
+
+    fn write(index: u64, bytes: usize) -> GroupWrite {
+        let mut entry = Entry::default();
+        entry.index = index;
+        entry.term = 1;
+        entry.data = vec![7; bytes].into();
+        GroupWrite { group: 1, entries: vec![entry], ..Default::default() }
+    }
+
+    fn three_unsynced() -> SimDisk {
+        let disk = SimDisk::default();
+        disk.write(&[bootstrap_write(1, &[1])], true).unwrap();
+        for index in 1..=3 {
+            disk.write(&[write(index, 700)], false).unwrap();
+        }
+        disk
+    }
+
+    #[test]
+    fn a_crash_keeps_whole_records_and_sees_the_torn_one() {
+        let disk = three_unsynced();
+        assert_eq!(disk.crash(usize::MAX), Tail { kept: 3, lost: 0, torn: false });
+        let disk = three_unsynced();
+        assert_eq!(disk.crash(1600), Tail { kept: 2, lost: 1, torn: true });
+        assert_eq!(disk.load(1).unwrap().unwrap().last_index, 2);
+        let disk = three_unsynced();
+        assert_eq!(disk.crash(511), Tail { kept: 0, lost: 3, torn: true });
+        let disk = three_unsynced();
+        assert_eq!(disk.crash(0), Tail { kept: 0, lost: 3, torn: false });
+        assert_eq!(disk.load(1).unwrap().unwrap().last_index, 0);
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_a_full_disk_refuses() {
+        let disk = three_unsynced();
+        disk.sync();
+        assert_eq!(disk.crash(0), Tail { kept: 0, lost: 0, torn: false });
+        assert_eq!(disk.load(1).unwrap().unwrap().last_index, 3);
+        disk.set_full(true);
+        assert!(matches!(disk.write(&[write(4, 1)], false), Err(LogError::Io(_))));
+        disk.set_full(false);
+        disk.write(&[write(4, 1)], false).unwrap();
+    }
+}

@@ -1,0 +1,372 @@
+//! What one run does, drawn from its seed before it starts (swarm testing: each seed enables its own subset of faults
+//! with its own weights). Because faults are data with a time, a failing run can be cut: fewer faults, an earlier end.
+use super::plant::Plant;
+use super::rng::Rng;
+use std::collections::BTreeSet;
+
+/// Trouble that begins at a moment. Nodes are indexes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies; what it wrote stays in the page cache.
+    Kill {
+        node: usize,
+        down_ms: u64,
+    },
+    /// Power loss: what was not synced is lost, but for a part.
+    Power {
+        node: usize,
+        down_ms: u64,
+    },
+    /// Power loss of every node at once.
+    PowerAll {
+        down_ms: u64,
+    },
+    /// The process stands still while the clocks run on.
+    Freeze {
+        node: usize,
+        ms: u64,
+    },
+    /// Links (from, to) that lose everything.
+    Cut {
+        links: Vec<(usize, usize)>,
+        ms: u64,
+    },
+    /// Links that deliver nothing until the end, and then everything.
+    Clog {
+        links: Vec<(usize, usize)>,
+        ms: u64,
+    },
+    /// Clients cannot reach the node.
+    ClientsCut {
+        node: usize,
+        ms: u64,
+    },
+    /// The node has no connection to the carriers.
+    CarrierCut {
+        node: usize,
+        ms: u64,
+    },
+    /// A carrier answers "too fast" to everything.
+    Throttle {
+        carrier: usize,
+        ms: u64,
+    },
+    /// A carrier takes messages over and says nothing.
+    Hang {
+        carrier: usize,
+        ms: u64,
+    },
+    SlowDisk {
+        node: usize,
+        factor: u64,
+        ms: u64,
+    },
+    /// The next sync fails.
+    SyncError {
+        node: usize,
+        down_ms: u64,
+    },
+    DiskFull {
+        node: usize,
+        ms: u64,
+    },
+    /// A row of a replica's flushed state rots.
+    Rot {
+        node: usize,
+        group: u32,
+        pick: u64,
+    },
+    ClockJump {
+        node: usize,
+        delta_ms: i64,
+    },
+    /// An operator moves a leader.
+    Transfer {
+        group: u32,
+        to: usize,
+    },
+}
+
+impl Fault {
+    /// The class that a shrunken run can leave out.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kill { .. } => Class::Kill,
+            Self::Power { .. } | Self::PowerAll { .. } => Class::Power,
+            Self::Freeze { .. } => Class::Freeze,
+            Self::Cut { .. } => Class::Cut,
+            Self::Clog { .. } => Class::Clog,
+            Self::ClientsCut { .. } => Class::ClientsCut,
+            Self::CarrierCut { .. } | Self::Throttle { .. } | Self::Hang { .. } => Class::Carrier,
+            Self::SlowDisk { .. } => Class::SlowDisk,
+            Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
+            Self::Rot { .. } => Class::Rot,
+            Self::ClockJump { .. } => Class::Clock,
+            Self::Transfer { .. } => Class::Transfer,
+        }
+    }
+}
+
+/// Classes of timed faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    Kill,
+    Power,
+    Freeze,
+    Cut,
+    Clog,
+    ClientsCut,
+    Carrier,
+    SlowDisk,
+    DiskError,
+    Rot,
+    Clock,
+    Transfer,
+}
+
+const CLASSES: [Class; 12] = [
+    Class::Kill,
+    Class::Power,
+    Class::Freeze,
+    Class::Cut,
+    Class::Clog,
+    Class::ClientsCut,
+    Class::Carrier,
+    Class::SlowDisk,
+    Class::DiskError,
+    Class::Rot,
+    Class::Clock,
+    Class::Transfer,
+];
+
+/// What goes wrong all the time, in permille of the occasions, and how long things take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rates {
+    pub drop: u64,
+    pub duplicate: u64,
+    pub net_ms_max: u64,
+    pub disk_ms_max: u64,
+    pub apply_ms_max: u64,
+    pub flush_ms_max: u64,
+    /// Of clients' calls and answers.
+    pub call_lost: u64,
+    pub carrier: CarrierRates,
+}
+
+/// What a carrier does to single messages, in permille.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CarrierRates {
+    pub ms_max: u64,
+    pub request_lost: u64,
+    pub answer_lost: u64,
+    pub answer_late: u64,
+    pub answer_twice: u64,
+    pub throttled: u64,
+    pub transient: u64,
+    pub rejected: u64,
+    pub receipt_lost: u64,
+    pub receipt_twice: u64,
+    pub receipt_before_answer: u64,
+    pub receipt_enroute: u64,
+    pub undelivered: u64,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: usize,
+    pub partitions: u32,
+    /// How long faults and new calls go on; then everything is healed and must come to an end.
+    pub safety_ms: u64,
+    pub ops_per_second: u64,
+    pub rates: Rates,
+    pub faults: Vec<(u64, Fault)>,
+    /// Small limits everywhere, so that batches are split, windows are full and pages are short.
+    pub small_limits: bool,
+    /// Segments per second of each carrier.
+    pub limits: [u32; 2],
+    /// Permille of the submits that come without a key, are repeats, and are long.
+    pub keyless: u64,
+    pub repeats: u64,
+    pub long: u64,
+    /// Wall clock offset (ms) and drift (ppm) of each node.
+    pub clocks: Vec<(i64, i64)>,
+    pub plant: Option<Plant>,
+    /// Off: promises are not compared with the disk, so that a planted bug must be found by what it causes.
+    pub check_promises: bool,
+}
+
+/// What a cut run leaves out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cuts {
+    /// Numbers of the faults in the plan.
+    pub faults: BTreeSet<usize>,
+    pub until_ms: Option<u64>,
+    /// No background faults of the network and of the carriers.
+    pub calm_net: bool,
+    pub calm_carriers: bool,
+}
+
+impl Plan {
+    pub fn of_seed(seed: u64) -> Self {
+        let mut rng = Rng::stream(seed, "plan");
+        let nodes = rng.pick(&[3, 3, 3, 5]);
+        let partitions = rng.within(2, 4) as u32;
+        let safety_ms = rng.pick(&[10_000, 20_000, 20_000, 30_000]);
+        let rates = rates(&mut Rng::stream(seed, "rates"));
+        let mut clock = Rng::stream(seed, "clocks");
+        let skewed = clock.chance(500);
+        let clocks = (0..nodes)
+            .map(|_| match skewed {
+                true => (clock.below(4000) as i64 - 2000, clock.below(800) as i64 - 400),
+                false => (0, 0),
+            })
+            .collect();
+        Self {
+            seed,
+            nodes,
+            partitions,
+            safety_ms,
+            ops_per_second: rng.pick(&[3, 8, 20, 40]),
+            rates,
+            faults: faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms),
+            small_limits: rng.chance(500),
+            limits: [rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            keyless: rng.pick(&[0, 100, 500]),
+            repeats: rng.pick(&[0, 100, 300]),
+            long: rng.pick(&[0, 100, 400]),
+            clocks,
+            plant: None,
+            check_promises: true,
+        }
+    }
+
+    /// The same run without some of its trouble.
+    pub fn without(mut self, cuts: &Cuts) -> Self {
+        let kept = self.faults.into_iter().enumerate().filter(|(n, _)| !cuts.faults.contains(n));
+        self.faults = kept.map(|(_, fault)| fault).collect();
+        if let Some(until_ms) = cuts.until_ms {
+            self.safety_ms = self.safety_ms.min(until_ms);
+        }
+        if cuts.calm_net {
+            self.rates.drop = 0;
+            self.rates.duplicate = 0;
+            self.rates.call_lost = 0;
+        }
+        if cuts.calm_carriers {
+            self.rates.carrier =
+                CarrierRates { ms_max: self.rates.carrier.ms_max, ..CarrierRates::default() };
+        }
+        self
+    }
+
+    /// Replicas that may be out of service for good without a majority being lost.
+    pub fn minority(&self) -> usize {
+        (self.nodes - 1) / 2
+    }
+}
+
+fn rates(rng: &mut Rng) -> Rates {
+    let rate = |rng: &mut Rng, high: u64| rng.pick(&[0, 0, high / 5, high]);
+    Rates {
+        drop: rate(rng, 100),
+        duplicate: rate(rng, 100),
+        net_ms_max: rng.pick(&[2, 20, 80, 300]),
+        disk_ms_max: rng.pick(&[1, 5, 30, 200]),
+        apply_ms_max: rng.pick(&[1, 10, 100]),
+        flush_ms_max: rng.pick(&[500, 3_000, 15_000]),
+        call_lost: rate(rng, 100),
+        carrier: CarrierRates {
+            ms_max: rng.pick(&[5, 50, 400]),
+            request_lost: rate(rng, 50),
+            answer_lost: rate(rng, 200),
+            answer_late: rate(rng, 200),
+            answer_twice: rate(rng, 100),
+            throttled: rate(rng, 200),
+            transient: rate(rng, 100),
+            rejected: rate(rng, 50),
+            receipt_lost: rate(rng, 100),
+            receipt_twice: rate(rng, 200),
+            receipt_before_answer: rate(rng, 300),
+            receipt_enroute: rate(rng, 200),
+            undelivered: rate(rng, 200),
+        },
+    }
+}
+
+fn faults(rng: &mut Rng, nodes: usize, partitions: u32, safety_ms: u64) -> Vec<(u64, Fault)> {
+    let mut weights: Vec<(Class, u64)> = Vec::new();
+    for class in CLASSES {
+        if rng.chance(400) {
+            weights.push((class, rng.within(1, 4)));
+        }
+    }
+    let total: u64 = weights.iter().map(|(_, weight)| weight).sum();
+    let mut list = Vec::new();
+    if total == 0 {
+        return list;
+    }
+    let pause_ms = rng.pick(&[400, 1_500, 4_000]);
+    // The first seconds bring the cluster up.
+    let mut at_ms = 1_500;
+    loop {
+        at_ms += rng.within(pause_ms / 4, pause_ms * 2);
+        if at_ms >= safety_ms {
+            return list;
+        }
+        let mut draw = rng.below(total);
+        let class = weights.iter().find(|(_, weight)| match draw.checked_sub(*weight) {
+            Some(rest) => {
+                draw = rest;
+                false
+            }
+            None => true,
+        });
+        list.push((at_ms, fault(rng, class.expect("the draw is below the total").0, nodes, partitions)));
+    }
+}
+
+fn fault(rng: &mut Rng, class: Class, nodes: usize, partitions: u32) -> Fault {
+    let node = rng.below(nodes as u64) as usize;
+    let ms = rng.pick(&[200, 1_000, 3_000, 8_000]);
+    let ms = rng.within(ms / 2, ms);
+    match class {
+        Class::Kill => Fault::Kill { node, down_ms: ms },
+        Class::Power if rng.chance(150) => Fault::PowerAll { down_ms: ms / 4 + 1 },
+        Class::Power => Fault::Power { node, down_ms: ms },
+        Class::Freeze => Fault::Freeze { node, ms },
+        Class::Cut => Fault::Cut { links: links(rng, node, nodes), ms },
+        Class::Clog => Fault::Clog { links: links(rng, node, nodes), ms: ms / 2 },
+        Class::ClientsCut => Fault::ClientsCut { node, ms },
+        Class::Carrier => {
+            let carrier = rng.below(2) as usize;
+            match rng.below(3) {
+                0 => Fault::CarrierCut { node, ms },
+                1 => Fault::Throttle { carrier, ms: ms / 2 },
+                _ => Fault::Hang { carrier, ms: ms / 2 },
+            }
+        }
+        Class::SlowDisk => Fault::SlowDisk { node, factor: rng.pick(&[10, 50, 300]), ms },
+        Class::DiskError if rng.chance(300) => Fault::DiskFull { node, ms },
+        Class::DiskError => Fault::SyncError { node, down_ms: ms },
+        Class::Rot => {
+            Fault::Rot { node, group: rng.within(1, u64::from(partitions)) as u32, pick: rng.next() }
+        }
+        Class::Clock => {
+            let size = rng.pick(&[100, 2_000, 20_000]);
+            Fault::ClockJump { node, delta_ms: rng.below(2 * size) as i64 - size as i64 }
+        }
+        Class::Transfer => Fault::Transfer { group: rng.below(u64::from(partitions) + 1) as u32, to: node },
+    }
+}
+
+/// One way or both, one peer or all: also the bridge, where only one link is cut.
+fn links(rng: &mut Rng, node: usize, nodes: usize) -> Vec<(usize, usize)> {
+    let others: Vec<usize> = (0..nodes).filter(|other| *other != node).collect();
+    let some = if rng.chance(400) { vec![rng.pick(&others)] } else { others };
+    let (out, back) = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+    let away = some.iter().filter(|_| out).map(|other| (node, *other));
+    let home = some.iter().filter(|_| back).map(|other| (*other, node));
+    away.chain(home).collect()
+}

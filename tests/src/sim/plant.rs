@@ -1,0 +1,60 @@
+//! Bugs that can be planted, to prove that the simulator finds them. Reachable from tests and from the `sim` binary's
+//! `--plant` only; production code knows nothing of them (except for `GroupConfig::planted_batch_append`, which names
+//! raft's own switch).
+
+/// One planted bug. Most live in the simulator's copy of the glue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// Votes and acknowledgements leave before they are durable.
+    AckBeforePersist,
+    /// A failed sync is taken for a good one.
+    IgnoreSyncError,
+    /// A waiter is answered by whatever commits at its index, of any term.
+    SkipTermCheck,
+    /// Hard state and entries of one ready are two writes.
+    HardStateApart,
+    /// The vote is never written.
+    VoteNotPersisted,
+    /// The applied index becomes durable before the rows.
+    AppliedAheadOfFlush,
+    /// An attempt whose answer was lost is reported as not sent.
+    ResendOnUnknown,
+    /// Appends are glued together (raft's `batch_append`).
+    BatchAppend,
+    /// Every node takes a lane's whole limit: what two leases of one share would do.
+    ShareTwice,
+    /// The permission to send is used before it is committed.
+    SendBeforeCommit,
+    /// Repeated submits are given a new idempotency key on their way.
+    KeyForgotten,
+    /// The log is cut below what is durable in the state.
+    CutAheadOfFlush,
+    /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
+    WaitersOfOldTerms,
+    /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
+    Priorities,
+}
+
+impl Plant {
+    pub const ALL: [Self; 14] = [
+        Self::AckBeforePersist,
+        Self::IgnoreSyncError,
+        Self::SkipTermCheck,
+        Self::HardStateApart,
+        Self::VoteNotPersisted,
+        Self::AppliedAheadOfFlush,
+        Self::ResendOnUnknown,
+        Self::BatchAppend,
+        Self::ShareTwice,
+        Self::SendBeforeCommit,
+        Self::KeyForgotten,
+        Self::CutAheadOfFlush,
+        Self::WaitersOfOldTerms,
+        Self::Priorities,
+    ];
+
+    /// As given on a command line.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|plant| format!("{plant:?}") == text)
+    }
+}

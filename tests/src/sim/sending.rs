@@ -1,0 +1,212 @@
+//! The glue of sending, as the simulator runs it: a mirror of `node/src/delivery/sending.rs` and of what a connector does
+//! with the parts of a message: in order, each one after its permit and after the answer to the one before.
+use super::carrier::{PartAnswer, Submit};
+use super::plant::Plant;
+use super::truth::Write;
+use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
+use super::world::{Event, START_MS, World};
+use carillon_core::Permit;
+use carillon_delivery::WaitUntil;
+use carillon_proto::public::Outcome;
+use std::time::Duration;
+
+impl World {
+    /// Runs one committed attempt: its parts wait for the gate in turn.
+    pub fn start_send(
+        &mut self,
+        node: usize,
+        (partition, term): (u32, u64),
+        permit: Permit,
+        now_ms: u64,
+        decided_ms: u64,
+    ) {
+        let left_ms = permit.send_by_ms.saturating_sub(now_ms);
+        let send_within_ms = self.send_within_ms(node, permit.carrier_no, permit.segments);
+        let send_by = self.mono(node) + Duration::from_millis(left_ms);
+        let carrier_no = permit.carrier_no;
+        let wing = &mut self.nodes[node].wing;
+        wing.next_send += 1;
+        let send_no = wing.next_send;
+        let sending = Sending {
+            partition,
+            term,
+            permits_left: permit.segments.max(1),
+            permit,
+            send_by,
+            decided_ms,
+            send_within_ms,
+            refs: Vec::new(),
+            awaiting: None,
+        };
+        wing.sends.insert(send_no, sending);
+        match wing.lanes.get_mut(&carrier_no) {
+            Some(lane) => lane.queue.push_back(send_no),
+            None => return self.finish(node, send_no, Outcome::NotSent, "no_lane", 5_000),
+        }
+        self.try_gate(node, carrier_no);
+    }
+
+    /// Lets parts through as the gate allows.
+    pub fn try_gate(&mut self, node: usize, carrier_no: u32) {
+        loop {
+            let mono = self.mono(node);
+            let epoch = self.nodes[node].epoch;
+            let wing = &mut self.nodes[node].wing;
+            let Some(lane) = wing.lanes.get_mut(&carrier_no) else { return };
+            let Some(send_no) = lane.queue.front().copied() else { return };
+            let Some(sending) = wing.sends.get_mut(&send_no) else {
+                lane.queue.pop_front();
+                continue;
+            };
+            match lane.gate.try_acquire(mono) {
+                Err(WaitUntil(at)) => {
+                    if !std::mem::replace(&mut lane.wake, true) {
+                        let wait = at.saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
+                        let wait = self.true_ms(node, wait).max(1);
+                        self.at(wait, Event::Gate { node, epoch, carrier_no });
+                    }
+                    return;
+                }
+                Ok(()) => {
+                    lane.queue.pop_front();
+                    sending.permits_left = sending.permits_left.saturating_sub(1);
+                    let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
+                    if sending.permits_left == 0 && wing.current(partition, term) {
+                        wing.scheduler.on_sent(partition, id);
+                    }
+                    self.write_part(node, send_no);
+                }
+            }
+        }
+    }
+
+    /// The part has its permit: it leaves now, or provably not at all.
+    fn write_part(&mut self, node: usize, send_no: u64) {
+        let mono = self.mono(node);
+        let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
+        let Some(sending) = self.nodes[node].wing.sends.get_mut(&send_no) else { return };
+        // Time passes between the permit and the socket, if only a little.
+        let late = mono >= sending.send_by;
+        if late || cut {
+            let code = if late { "send_by_passed" } else { "not_connected" };
+            if late {
+                self.trace.count("send_by_passed");
+            }
+            return self.refused_part(node, send_no, Outcome::NotSent, code, 500);
+        }
+        let part = sending.refs.len() as u32;
+        sending.awaiting = Some(part);
+        let permit = &sending.permit;
+        let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments);
+        let (decided_ms, send_within_ms, expires) =
+            (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
+        let carrier_no = permit.carrier_no;
+        let lane = &self.nodes[node].wing.lanes[&carrier_no];
+        let (carrier, limit) = (lane.carrier, lane.limit);
+        let epoch = self.nodes[node].epoch;
+        let error_ms = 2 * self.clock_error_ms();
+        let jumped = self.nodes[node].clock.jumped_ms.is_some_and(|at| at + 60_000 > decided_ms);
+        self.oracle.wrote(&Write {
+            now_ms: self.now_ms,
+            id,
+            attempt_no,
+            part,
+            carrier,
+            limit,
+            decided_ms,
+            // A drifting clock, and the millisecond in which it is looked at.
+            send_within_ms: send_within_ms + 10,
+            clock_jumped: jumped,
+            expires_ms: expires.saturating_sub(START_MS) + send_within_ms + error_ms + 1_000,
+        });
+        let words =
+            [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
+        self.note(&words, || {
+            format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
+        });
+        let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
+        self.submit(carrier, submit);
+        let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
+        self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
+    }
+
+    /// The largest error of any wall clock so far.
+    fn clock_error_ms(&self) -> u64 {
+        let jumps = self.plan.faults.iter().filter_map(|(_, fault)| match fault {
+            super::plan::Fault::ClockJump { delta_ms, .. } => Some(delta_ms.unsigned_abs()),
+            _ => None,
+        });
+        let now: u64 = self.nodes.iter().map(|node| node.clock.error_ms(self.now_ms)).max().unwrap_or(0);
+        now + jumps.sum::<u64>()
+    }
+
+    /// The carrier answered a part.
+    pub fn part_answered(&mut self, node: usize, answer: PartAnswer) {
+        let PartAnswer { send_no, part, outcome, carrier_ref, retry_after_ms } = answer;
+        let Some(sending) = self.nodes[node].wing.sends.get_mut(&send_no) else {
+            return self.late_answer(node, send_no, part, outcome, carrier_ref);
+        };
+        if sending.awaiting != Some(part) {
+            return;
+        }
+        sending.awaiting = None;
+        if outcome != Outcome::Accepted {
+            return self.refused_part(node, send_no, outcome, "carrier", retry_after_ms);
+        }
+        sending.refs.push(carrier_ref);
+        let (done, carrier_no) =
+            (sending.refs.len() as u32 >= sending.permit.segments, sending.permit.carrier_no);
+        if done {
+            return self.finish(node, send_no, Outcome::Accepted, "", 0);
+        }
+        if let Some(lane) = self.nodes[node].wing.lanes.get_mut(&carrier_no) {
+            lane.queue.push_back(send_no);
+        }
+        self.try_gate(node, carrier_no);
+    }
+
+    /// Nothing of this part was taken over. Once a part was accepted, the rest is missing for good.
+    fn refused_part(&mut self, node: usize, send_no: u64, outcome: Outcome, code: &str, retry_after_ms: u64) {
+        let Some(sending) = self.nodes[node].wing.sends.get(&send_no) else { return };
+        if sending.refs.is_empty() {
+            return self.finish(node, send_no, outcome, code, retry_after_ms);
+        }
+        self.trace.count("long_message_part_refused");
+        self.finish(node, send_no, Outcome::Ambiguous, code, 0);
+    }
+
+    pub fn send_timeout(&mut self, node: usize, send_no: u64, part: u32) {
+        let wing = &mut self.nodes[node].wing;
+        let Some(sending) = wing.sends.get(&send_no).filter(|sending| sending.awaiting == Some(part)) else {
+            return;
+        };
+        let permit = &sending.permit;
+        let tag = (permit.message_id, permit.attempt_no, permit.segments, permit.carrier_no);
+        wing.timed_out.insert((send_no, part), tag);
+        let outcome = match self.plan.plant {
+            Some(Plant::ResendOnUnknown) => Outcome::NotSent,
+            _ => Outcome::Ambiguous,
+        };
+        self.finish(node, send_no, outcome, "response_timeout", 0);
+    }
+
+    /// The attempt has its outcome.
+    fn finish(&mut self, node: usize, send_no: u64, outcome: Outcome, code: &str, retry_after_ms: u64) {
+        let mono = self.mono(node);
+        let wing = &mut self.nodes[node].wing;
+        let Some(sending) = wing.sends.remove(&send_no) else { return };
+        let Sending { partition, term, permit, refs, .. } = sending;
+        if matches!(outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
+            let until = mono + Duration::from_millis(retry_after_ms.max(100));
+            wing.scheduler.pause_lane(permit.carrier_no, until);
+        }
+        if wing.current(partition, term) {
+            wing.scheduler.on_finished(partition, permit.message_id);
+        }
+        let words = [21, super::rng::hash(permit.message_id.as_bytes()), outcome as u64];
+        let (id, attempt_no) = (permit.message_id, permit.attempt_no);
+        self.note(&words, || format!("result n{} {id} attempt {attempt_no} {outcome:?} {code}", node + 1));
+        self.record_outcome(node, &permit, outcome, refs, code, retry_after_ms);
+        self.wake_driver(node, 0);
+    }
+}

@@ -1,0 +1,63 @@
+//! What happened: a hash over every event (same seed, same hash), counters of rare branches, and one readable line for
+//! each event when asked for.
+use super::rng::mix;
+use std::collections::BTreeMap;
+
+/// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
+pub const SOMETIMES: [&str; 23] = [
+    "torn_tail",
+    "unsynced_writes_lost",
+    "sync_error_halt",
+    "disk_full_halt",
+    "state_lost_and_replayed",
+    "log_cut",
+    "follower_caught_up_from_log",
+    "entries_overwritten",
+    "leader_changed_with_attempts_in_flight",
+    "attempt_unknown",
+    "unknown_resolved_by_receipt",
+    "unknown_resolved_by_late_answer",
+    "resent_by_policy",
+    "replica_fenced",
+    "uncertain_call_repeated",
+    "duplicate_submit",
+    "key_reused",
+    "receipt_found_by_reference",
+    "receipt_before_outcome",
+    "long_message_part_refused",
+    "send_by_passed",
+    "canceled",
+    "expired",
+];
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub struct Trace {
+    hash: u64,
+    print: bool,
+    pub events: u64,
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+impl Trace {
+    pub fn new(print: bool) -> Self {
+        Self { print, ..Self::default() }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Notes an event; `text` is only made when lines are wanted.
+    pub fn note(&mut self, now_ms: u64, words: &[u64], text: impl FnOnce() -> String) {
+        self.hash = words.iter().fold(mix(self.hash ^ now_ms), |hash, word| mix(hash ^ word).wrapping_add(1));
+        if self.print {
+            println!("{:>8}.{:03} {}", now_ms / 1000, now_ms % 1000, text());
+        }
+    }
+
+    /// A branch was taken.
+    pub fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+}
