@@ -227,7 +227,8 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
         }
         Command::Fsync { dir, secs } => {
             let length = Duration::from_secs(secs);
-            let times = tokio::task::spawn_blocking(move || fsync::run(&dir, length)).await??;
+            let times =
+                tokio::task::spawn_blocking(move || fsync::run(&dir, length, Duration::ZERO)).await??;
             println!("64 KiB append + fdatasync, {} times\n  {}", times.count(), times.summary());
             Ok(Verdict::Held)
         }
