@@ -325,7 +325,7 @@ pub(crate) fn keyring_status(error: &KeyringError) -> Status {
     }
 }
 
-fn restoring() -> Status {
+pub(crate) fn restoring() -> Status {
     errors::status(ErrorReason::PartitionUnavailable, "the cluster is being restored from a backup")
 }
 
