@@ -62,6 +62,11 @@ impl Restores<'_> {
                 error => format!("node {node} cannot look at the keys: {error}"),
             })
         })?;
+        if self.handle.space().near_full() {
+            return Err(Status::failed_precondition(format!(
+                "the disk of node {node} is nearly full; a restore needs about three times the size of the backup"
+            )));
+        }
         let view = self.handle.meta();
         match &view.restore {
             Some(restore) if restore.backup_id != request.backup_id => {

@@ -53,8 +53,10 @@ pub enum BackupError {
     Admin(#[from] AdminError),
     #[error("{0} is neither a directory nor s3://bucket/prefix")]
     Location(String),
-    #[error("backup store: {0}")]
-    Store(#[from] object_store::Error),
+    #[error(
+        "the backup store does not do it: {0}; look at its address, bucket and credentials (AWS_* variables)"
+    )]
+    Store(String),
     #[error("{name} cannot be read: {reason}")]
     Unreadable { name: String, reason: String },
     #[error("there is no backup {0}; `carillonctl backup list` shows what there is")]
@@ -75,4 +77,34 @@ pub enum BackupError {
     BadFile { node: u64, what: String },
     #[error("node {0} stopped sending")]
     Stalled(u64),
+}
+
+/// Errors of stores hold their causes three times over and answers as XML: what an operator needs is one line.
+impl From<object_store::Error> for BackupError {
+    fn from(error: object_store::Error) -> Self {
+        let text = error.to_string();
+        let between = |tag: &str| {
+            let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+            rest.split_once(&format!("</{tag}>")).map(|(found, _)| found.to_owned())
+        };
+        let line = text.split(": <?xml").next().unwrap_or_default().replace('\n', " ");
+        Self::Store(match (between("Code"), between("Message")) {
+            (Some(code), Some(message)) => format!("{line}: {code}: {message}"),
+            _ => line,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_store_is_one_line() {
+        let answer = "404 Not Found: <?xml version=\"1.0\"?>\n<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist</Message></Error>";
+        let error = object_store::Error::Generic { store: "S3", source: answer.into() };
+        let text = BackupError::from(error).to_string();
+        assert!(text.contains("404 Not Found: NoSuchBucket: The bucket does not exist;"), "{text}");
+        assert!(!text.contains('\n') && !text.contains('<'), "{text}");
+    }
 }

@@ -21,8 +21,12 @@ use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 const PIECE_BYTES: usize = 256 << 10;
+/// A new cluster raises its feature level when every node has registered.
+const LEVEL_LIMIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// What came back.
 #[derive(Debug, Clone, Default)]
@@ -101,7 +105,12 @@ async fn check(
     meta: &MetaBackup,
 ) -> Result<(), BackupError> {
     let wrong = |text: String| Err(BackupError::Wrong(text));
-    let statuses = nodes.statuses().await?;
+    let until = Instant::now() + LEVEL_LIMIT;
+    let mut statuses = nodes.statuses().await?;
+    while Instant::now() < until && statuses.iter().any(|(s, _)| s.feature_level < manifest.feature_level) {
+        tokio::time::sleep(PAUSE).await;
+        statuses = nodes.statuses().await?;
+    }
     for (status, _) in &statuses {
         if status.cluster_id != manifest.cluster_id {
             return wrong(format!(
