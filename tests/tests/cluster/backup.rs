@@ -2,6 +2,7 @@
 //!
 //! The two carriers' ground truths together say whether anything was sent twice; the old cluster sends on after the backup, so
 //! without the guard much would be.
+use carillon_ctl::backup::{self, Location, Nodes};
 use carillon_ctl::lab::Lab;
 use carillon_loadtest::carrier::Truth;
 use carillon_loadtest::smsc::{TruthKey, truth_key};
@@ -21,6 +22,7 @@ use tokio::process::Command;
 /// Segments a second: what is submitted at once takes a while, so the backup finds much that waits.
 pub const LIMIT: u32 = 30;
 const LIMIT_TIME: Duration = Duration::from_secs(180);
+const SLOW_BYTES_PER_S: u64 = 20_000;
 const AT_ONCE: usize = 240;
 /// Messages that become due one after the other, so some of them after the restore, whenever that is.
 const LADDER: i64 = 40;
@@ -257,26 +259,45 @@ impl Story {
     pub async fn restore(&mut self, rig: &Rig) {
         let (lab, store) = (lab_of(rig), self.store());
         let restore = ["restore", "--lab", &lab, "--from", &store, "--backup", &self.name];
-        let running = ctl(&restore);
-        let killing = async {
+        // So slowly that there is a middle.
+        let admins = rig.lab.node_ids().into_iter().map(|id| rig.lab.admin(id).unwrap());
+        let (nodes, from) = (Nodes::new(admins.collect()), Location::open(&store).unwrap());
+        let running = backup::restore(&nodes, &from, &self.name, SLOW_BYTES_PER_S, &|_| {});
+        let middle = async {
             until("some partitions are back", LIMIT_TIME, async || {
                 let restore = rig.status(1).await?.restore.unwrap_or_default();
-                if restore.partitions.is_empty() { Err("none yet".to_owned()) } else { Ok(()) }
+                if restore.partitions.is_empty() { Err("none yet".to_owned()) } else { Ok(restore) }
             })
-            .await;
-            rig.lab.kill_node(3).unwrap();
-            rig.start_node(3).await;
+            .await
         };
-        let ((code, mut value, text), ()) = tokio::join!(running, killing);
-        say(&format!("the restore through the kill ended with {code}: {value} {text}"));
-        if code != 0 {
-            // It broke off; it goes on where it stopped.
-            value = done(&restore).await;
-        }
-        self.quarantined = value["quarantined"].as_u64().unwrap();
-        assert!(value["messages"].as_u64().unwrap() >= self.ids.len() as u64, "{value}");
-        let status = rig.status(1).await.unwrap();
-        assert!(status.restore.is_some_and(|restore| restore.done));
+        let killing = async {
+            let restore = middle.await;
+            say(&format!("node 3 is killed when {} partitions are back", restore.partitions.len()));
+            rig.lab.kill_node(3).unwrap();
+            // The routers are told to wait, so they are not ready.
+            rig.lab.start_node(3).unwrap();
+            rig.lab.until_node_ready(3, LIMIT_TIME).await.unwrap();
+        };
+        let (result, ()) = tokio::join!(running, killing);
+        let (messages, quarantined) = match result {
+            Ok(done) => (done.messages, done.quarantined),
+            Err(error) => {
+                say(&format!("it broke off: {error}; it goes on where it stopped"));
+                let value = done(&restore).await;
+                (value["messages"].as_u64().unwrap(), value["quarantined"].as_u64().unwrap())
+            }
+        };
+        self.quarantined = quarantined;
+        assert!(messages >= self.ids.len() as u64, "{messages} of {}", self.ids.len());
+        until("every node knows that it is done", LIMIT_TIME, async || {
+            for node in rig.lab.node_ids() {
+                if !rig.status(node).await?.restore.is_some_and(|restore| restore.done) {
+                    return Err(format!("node {node} does not"));
+                }
+            }
+            Ok(())
+        })
+        .await;
         refused(&restore, "restored into this cluster already").await;
     }
 

@@ -16,7 +16,7 @@ use carillon_proto::admin::{
     BeginRestoreRequest, CheckRestoreRequest, RestorePartitionRequest, RestorePartitionResponse,
     RestorePartitionStart,
 };
-use carillon_proto::internal::MetaBackup;
+use carillon_proto::internal::{MetaBackup, NodeStatus};
 use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use std::sync::Arc;
@@ -134,7 +134,8 @@ async fn check(
             ));
         }
     }
-    let members = statuses[0].0.nodes.len();
+    let gone = [NodeStatus::Removed, NodeStatus::Dead];
+    let members = statuses[0].0.nodes.iter().filter(|node| !gone.contains(&node.status())).count();
     if statuses.len() < members {
         return wrong(format!(
             "only {} of {members} nodes answer, and each must have the right key provider; name all of them and wait until they run",
