@@ -73,3 +73,105 @@ pub async fn verify(from: &Location, name: &str, watcher: Watcher<'_>) -> Result
     }
     Ok(manifest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::{FORMAT, KeyId, Part};
+    use super::*;
+    use bytes::Bytes;
+
+    fn manifest() -> Manifest {
+        let part = |partition| Part {
+            partition,
+            index: 7,
+            term: 2,
+            digest: "ab".repeat(16),
+            now_ms: 1_000,
+            node_id: 1,
+            snapshot_id: 9,
+            rows: 3,
+            state_level: 0,
+            files: vec![Object::of(b"rows"), Object::of(b"more")],
+        };
+        Manifest {
+            id: "0f".repeat(16),
+            cluster_id: "lab".to_owned(),
+            partitions: 2,
+            feature_level: 3,
+            version: "0.1.0".to_owned(),
+            begun_at_ms: 1,
+            finished_at_ms: 2,
+            meta_index: 5,
+            meta: Object::of(b"meta"),
+            keys: Object::of(b"keys"),
+            key_ids: vec![KeyId { practice_no: 1, epoch: 1, provider_key_id: "file:1".to_owned() }],
+            parts: vec![part(1), part(2)],
+        }
+    }
+
+    async fn write(to: &Location, name: &str) {
+        let put = async |object: &str, data: &'static [u8]| {
+            to.put(&format!("{name}/{object}"), Bytes::from_static(data)).await.unwrap();
+        };
+        put(BEGUN, b"{}").await;
+        put(META, b"meta").await;
+        put(KEYS, b"keys").await;
+        for partition in 1..=2 {
+            put(&file_name(partition, 0), b"rows").await;
+            put(&file_name(partition, 1), b"more").await;
+        }
+        to.put(&format!("{name}/{MANIFEST}"), manifest().encode()).await.unwrap();
+    }
+
+    /// In a directory; with `CARILLON_TEST_S3` (s3://bucket/prefix and the AWS_* variables) in that store as well.
+    async fn locations() -> (tempfile::TempDir, Vec<Location>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b").display().to_string();
+        let mut all = vec![Location::open(&path).unwrap()];
+        match std::env::var("CARILLON_TEST_S3") {
+            Ok(text) => all.push(Location::open(&format!("{text}/{:016x}", rand::random::<u64>())).unwrap()),
+            Err(_) => println!("SKIPPED for s3: CARILLON_TEST_S3 names no store"),
+        }
+        (dir, all)
+    }
+
+    #[tokio::test]
+    async fn what_is_complete_is_listed_and_verified_and_every_other_thing_is_named() {
+        let (_dir, all) = locations().await;
+        for at in all {
+            assert!(list(&at).await.unwrap().is_empty());
+            assert!(matches!(newest(&at).await, Err(BackupError::NotFound(_))));
+            write(&at, "1").await;
+            at.put(&format!("2/{BEGUN}"), Bytes::from_static(b"{}")).await.unwrap();
+            at.put("3/else", Bytes::from_static(b"{}")).await.unwrap();
+            at.put(&format!("4/{MANIFEST}"), Bytes::from_static(b"{\"format\": 99}")).await.unwrap();
+            let listed = list(&at).await.unwrap();
+            let names: Vec<_> = listed.iter().map(|l| (l.name.as_str(), l.manifest.is_some())).collect();
+            assert_eq!(names, [("1", true), ("2", false), ("4", false)]);
+            assert!(listed[2].problem.as_ref().is_some_and(|p| p.contains(&format!("knows {FORMAT}"))));
+            assert_eq!(newest(&at).await.unwrap(), "1");
+            let seen = std::sync::atomic::AtomicU64::new(0);
+            let count = |progress: Progress| {
+                if let Progress::Bytes(bytes) = progress {
+                    seen.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+                }
+            };
+            assert_eq!(verify(&at, "1", &count).await.unwrap(), manifest());
+            assert_eq!(seen.into_inner(), manifest().bytes());
+            for (name, wanted) in [("2", "not complete"), ("3", "no backup 3"), ("1/..", "no backup")] {
+                let told = verify(&at, name, &|_| {}).await.unwrap_err().to_string();
+                assert!(told.contains(wanted), "{told}");
+            }
+            at.put(&format!("1/{}", file_name(2, 1)), Bytes::from_static(b"moro")).await.unwrap();
+            let told = verify(&at, "1", &|_| {}).await.unwrap_err().to_string();
+            assert!(told.contains("the hash of partition-00002/000001.sst differs"), "{told}");
+        }
+    }
+
+    #[test]
+    fn only_directories_and_buckets_are_locations() {
+        for text in ["", "s3://", "gs://bucket/x", "http://host/x"] {
+            assert!(matches!(Location::open(text), Err(BackupError::Location(_))), "{text:?}");
+        }
+    }
+}
