@@ -9,8 +9,8 @@ use crate::digest::Digest;
 use crate::effect::{CommandResult, Effects, Refusal};
 use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
-use crate::turn::{HighestIds, Turn};
-use crate::{accept, attempt, cancel, keys, leader, outcome, receipt, retire, schedule};
+use crate::turn::{HighestIds, Restored, Turn};
+use crate::{accept, attempt, cancel, keys, leader, outcome, quarantine, receipt, restore, retire, schedule};
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
@@ -22,12 +22,14 @@ use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock}
 pub struct Applier {
     last: AppliedRecord,
     highest: HighestIds,
+    restore: Restored,
     permits: bool,
 }
 
 impl Applier {
     pub fn open(tables: &dyn ReadTables) -> Result<Self, TableError> {
-        Ok(Self { last: applied_record(tables)?, highest: HighestIds::default(), permits: true })
+        let restore = restore::of(tables)?;
+        Ok(Self { last: applied_record(tables)?, highest: HighestIds::default(), restore, permits: true })
     }
 
     /// The last entry applied.
@@ -68,6 +70,7 @@ impl Applier {
             events: std::mem::take(&mut effects.events),
             references: &mut effects.references,
             highest: &mut self.highest,
+            restore: &mut self.restore,
             now_ms: batch.now_ms.max(self.last.now_ms),
             term: meta.term,
             leader_start_term: self.last.leader_start_term,
@@ -82,11 +85,15 @@ impl Applier {
                     .iter()
                     .for_each(|n| digest.add(&n.to_be_bytes()));
             }
+            if let CommandResult::Resolved(resolved) = &result {
+                digest.add(&resolved.messages.to_be_bytes());
+            }
             effects.results.push(result);
         }
         let Turn { events, now_ms, leader_start_term, .. } = turn;
         effects.events = events;
-        write_events(tables, meta.index, now_ms, &mut effects.events, &mut digest);
+        let events_index = meta.index + self.restore.events_base;
+        write_events(tables, events_index, now_ms, &mut effects.events, &mut digest);
         let digest = digest.finish();
         self.last = applied::write(tables, &self.last, meta, now_ms, leader_start_term, digest);
         Ok(&self.last)
@@ -111,6 +118,9 @@ pub fn apply(
 }
 
 fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
+    if turn.restore.under_way && !matches!(command.kind, Some(Kind::Restore(_) | Kind::LeaderStart(_))) {
+        return Ok(CommandResult::Refused(Refusal::Restoring));
+    }
     match command.kind {
         Some(Kind::Accept(c)) => accept::accept(turn, c),
         Some(Kind::Cancel(c)) => cancel::by_id(turn, &c),
@@ -122,6 +132,8 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
         Some(Kind::Retire(c)) => retire::retire(turn, &c),
+        Some(Kind::Restore(c)) => restore::restore(turn, c),
+        Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
     }
 }
@@ -161,7 +173,11 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::NotExpired => [10, 0],
             Refusal::UnknownReference => [11, 0],
             Refusal::Malformed => [12, 0],
+            Refusal::Restoring => [14, 0],
+            Refusal::NotFresh => [15, 0],
+            Refusal::OutOfOrder => [16, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
+        CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],
     }
 }

@@ -5,11 +5,13 @@
 use carillon_proto::internal::meta_command::Kind;
 
 /// Highest level that this program understands.
-pub const LEVEL: u32 = LEVEL_MEMBERSHIP;
+pub const LEVEL: u32 = LEVEL_RESTORE;
 /// What a cluster starts with.
 pub const LEVEL_BASE: u32 = 1;
 /// Nodes join and leave, replicas move, shares of lanes change.
 pub const LEVEL_MEMBERSHIP: u32 = 2;
+/// Restore of backups, quarantine.
+pub const LEVEL_RESTORE: u32 = 3;
 
 /// The level that a command needs.
 pub fn needed(kind: &Kind) -> u32 {
@@ -20,6 +22,7 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
+        Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)
         | Kind::PutCarrier(_)
