@@ -9,8 +9,8 @@ use crate::digest::Digest;
 use crate::effect::{CommandResult, Effects, Refusal};
 use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
-use crate::turn::{HighestIds, Turn};
-use crate::{accept, attempt, cancel, keys, leader, outcome, receipt, retire, schedule};
+use crate::turn::{HighestIds, OptOuts, Turn};
+use crate::{accept, attempt, cancel, keys, leader, opt_out, outcome, receipt, retire, schedule};
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
@@ -22,12 +22,14 @@ use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock}
 pub struct Applier {
     last: AppliedRecord,
     highest: HighestIds,
+    opt_outs: OptOuts,
     permits: bool,
 }
 
 impl Applier {
     pub fn open(tables: &dyn ReadTables) -> Result<Self, TableError> {
-        Ok(Self { last: applied_record(tables)?, highest: HighestIds::default(), permits: true })
+        let last = applied_record(tables)?;
+        Ok(Self { last, highest: HighestIds::default(), opt_outs: OptOuts::default(), permits: true })
     }
 
     /// The last entry applied.
@@ -68,6 +70,7 @@ impl Applier {
             events: std::mem::take(&mut effects.events),
             references: &mut effects.references,
             highest: &mut self.highest,
+            opt_outs: &mut self.opt_outs,
             now_ms: batch.now_ms.max(self.last.now_ms),
             term: meta.term,
             leader_start_term: self.last.leader_start_term,
@@ -122,6 +125,7 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
         Some(Kind::Retire(c)) => retire::retire(turn, &c),
+        Some(Kind::OptOut(c)) => opt_out::record(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
     }
 }
@@ -161,6 +165,7 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::NotExpired => [10, 0],
             Refusal::UnknownReference => [11, 0],
             Refusal::Malformed => [12, 0],
+            Refusal::OptedOut => [14, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
     }

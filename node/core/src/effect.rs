@@ -17,11 +17,11 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
-    /// The command does not fit the present state; nothing was changed.
+    /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
 }
 
@@ -78,6 +78,8 @@ pub enum Refusal {
     UnknownReference,
     /// The command lacks something or has an impossible value: a bug of the proposer.
     Malformed,
+    /// BeginAttempt: the recipient has opted out. The message has ended.
+    OptedOut,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.

@@ -22,6 +22,7 @@ pub mod keys;
 mod leader;
 pub mod message;
 pub mod meta;
+mod opt_out;
 mod outcome;
 pub mod query;
 mod receipt;
@@ -39,6 +40,7 @@ pub use effect::{
     CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Retired, ScheduleChange,
 };
 pub use leader::CODE_LEADER_CHANGED;
+pub use opt_out::OPT_OUT_MESSAGES_MAX;
 pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
 pub use records::applied_record;
 pub use retire::RETIRE_LIMIT_MAX;

@@ -1,6 +1,7 @@
 //! Nodes come and go while callers submit and the carrier's lane is busy: nothing is lost, nothing is sent twice, the carrier's limit
 //! is kept, and callers notice nothing.
 use crate::load::{Load, reconcile, settled_since};
+use carillon_core::meta::level::LEVEL;
 use carillon_ctl::lab::{Lab, ProcessState};
 use carillon_proto::admin::{GetStatusResponse, NodeAction};
 use carillon_proto::internal::{NodeStatus, ReplicaRole};
@@ -332,7 +333,7 @@ pub async fn mixed_levels(rig: &Rig) {
     until("every node has registered", SOON, async || {
         let status = view(rig).await?;
         let levels: Vec<u32> = status.nodes.iter().map(|n| n.feature_level).collect();
-        if levels == [2, 2, 1] { Ok(()) } else { Err(format!("{levels:?}")) }
+        if levels == [LEVEL, LEVEL, 1] { Ok(()) } else { Err(format!("{levels:?}")) }
     })
     .await;
     assert_eq!(view(rig).await.unwrap().feature_level, 1);
@@ -347,7 +348,7 @@ pub async fn mixed_levels(rig: &Rig) {
     rig.start_node(3).await;
     until("the level rises", SOON, async || {
         let level = view(rig).await?.feature_level;
-        if level == 2 { Ok(()) } else { Err(level.to_string()) }
+        if level == LEVEL { Ok(()) } else { Err(level.to_string()) }
     })
     .await;
     assert_eq!(admin.create_token(60).await.unwrap().node_id, 4);
