@@ -38,13 +38,14 @@ fn segments_begun_but_not_sent_stay_within_what_the_share_sends_in_100_ms() {
 }
 
 #[test]
-fn a_slow_lane_prefetches_a_few_and_a_fast_one_at_most_256() {
-    let mut rig = rig(500);
-    rig.scheduler.set_lane(lane(CARRIER, 1, 1_000));
+fn a_slow_lane_prefetches_a_few_and_a_fast_one_at_most_1024() {
+    let mut rig = rig(0);
+    (0..2_000).for_each(|n| rig.due(&row(n, T0 - 2_000 + n)));
+    rig.scheduler.set_lane(lane(CARRIER, 1, 5_000));
     assert_eq!(rig.begin().len(), 8);
-    rig.scheduler.set_lane(lane(CARRIER, 50_000, 1_000));
-    assert_eq!(rig.begin().len(), 248);
-    assert_eq!(rig.scheduler.stats(T0, rig.mono()).in_flight_attempts, 256);
+    rig.scheduler.set_lane(lane(CARRIER, 50_000, 5_000));
+    assert_eq!(rig.begin().len(), 1_016);
+    assert_eq!(rig.scheduler.stats(T0, rig.mono()).in_flight_attempts, 1_024);
 }
 
 #[test]

@@ -66,7 +66,11 @@ fn check(world: &World, equal_loads: bool) {
             assert!(node.lost || node.replicas.get(partition) == Some(&replica.replica_id));
         }
         if *partition == 0 {
-            let everywhere: BTreeSet<u64> = view.present().map(|n| n.node_id).collect();
+            let mut everywhere: BTreeSet<u64> = view.present().map(|n| n.node_id).collect();
+            if !can_replace {
+                // A dead voter stays until there is a place for its successor: two voters are worse than three.
+                everywhere.extend(wanted.iter().map(|id| node_of(*id)));
+            }
             assert_eq!(record.replicas.iter().map(|r| r.node_id).collect::<BTreeSet<_>>(), everywhere);
             continue;
         }

@@ -1,7 +1,7 @@
 //! Changes rows of the map: replaces replicas of nodes that go, keeps the number of voters, balances replicas, and gives every
 //! node a replica of the meta group.
 use super::balance::{REPLICAS, lightest_first, mean_load};
-use super::{Round, Step};
+use super::{Round, Step, find};
 use crate::meta::place::{VOTERS, meta_voters_wanted, voters_wanted};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{ChangeReplicas, NodeStatus, PartitionRecord, ReplicaRecord, ReplicaRole};
@@ -118,35 +118,39 @@ fn is_moving(round: &Round<'_>, record: &PartitionRecord, replica: &ReplicaRecor
     replica.role() == ReplicaRole::Leaving || voters.is_none_or(|v| !v.contains(&replica.replica_id))
 }
 
-/// The node that a replica was to come to went away: the replica that was to leave stays.
+/// A change that cannot come to its end is taken back as a whole: a node that a replica was to come to went away, or those who
+/// shall vote have no majority any more. The row asks for what the group has, so its number of voters stays odd, and a better
+/// place is looked for from there.
 fn give_up(round: &Round<'_>, record: &PartitionRecord) -> Option<ChangeReplicas> {
     let group = round.seen.groups.get(&record.partition)?;
-    if group.busy || !group.conf.outgoing.is_empty() {
+    let votes = |r: &ReplicaRecord| group.conf.voters.contains(&r.replica_id);
+    let rows_of = group.conf.voters.iter().filter(|id| find(record, **id).is_some()).count();
+    if group.busy || !group.conf.outgoing.is_empty() || rows_of < group.conf.voters.len() {
         return None;
     }
     let hopeless = |r: &&ReplicaRecord| {
         let silent = round.seen.nodes.get(&r.node_id).is_none_or(|n| n.silent_ms >= round.limits.give_up_ms);
-        !group.conf.voters.contains(&r.replica_id)
-            && (round.is_going(r.node_id) || (!round.alive(r.node_id) && silent))
+        round.is_going(r.node_id) && !round.alive(r.node_id)
+            || !round.alive(r.node_id) && silent
+            || !votes(r) && round.is_going(r.node_id)
     };
+    let wanted = of_role(record, ReplicaRole::Voter).count();
     let lost: Vec<&ReplicaRecord> = of_role(record, ReplicaRole::Voter).filter(hopeless).collect();
-    if lost.is_empty() {
+    let unchanged = wanted == group.conf.voters.len() && of_role(record, ReplicaRole::Voter).all(votes);
+    if unchanged || lost.iter().all(|r| votes(r)) && (wanted - lost.len()) * 2 > wanted {
         return give_up_learner(round, record);
     }
-    let stays = |r: &&ReplicaRecord| group.conf.voters.contains(&r.replica_id) && !round.is_going(r.node_id);
-    let kept: Vec<&ReplicaRecord> =
-        of_role(record, ReplicaRole::Leaving).filter(stays).take(lost.len()).collect();
-    let remaining = of_role(record, ReplicaRole::Voter).count() + kept.len() - lost.len();
-    let mut change = change_of(record);
-    change.set = lost.iter().map(|r| with_role(r, ReplicaRole::Leaving)).collect();
-    change.set.extend(kept.into_iter().map(|r| with_role(r, ReplicaRole::Voter)));
-    if remaining == 0 {
-        // What was to leave is on a node that goes: it must stay until a better place is found.
-        let last =
-            of_role(record, ReplicaRole::Leaving).find(|r| group.conf.voters.contains(&r.replica_id))?;
-        change.set.push(with_role(last, ReplicaRole::Voter));
-    }
-    Some(change)
+    let taken_back = |r: &ReplicaRecord| match r.role() {
+        ReplicaRole::Voter if votes(r) => None,
+        _ if votes(r) => Some(with_role(r, ReplicaRole::Voter)),
+        // The meta group has a replica everywhere.
+        ReplicaRole::Voter if record.partition == 0 && !round.is_going(r.node_id) => {
+            Some(with_role(r, ReplicaRole::Learner))
+        }
+        ReplicaRole::Voter => Some(with_role(r, ReplicaRole::Leaving)),
+        _ => None,
+    };
+    Some(ChangeReplicas { set: record.replicas.iter().filter_map(taken_back).collect(), ..change_of(record) })
 }
 
 /// A learner of the meta group on a node that is dead.
