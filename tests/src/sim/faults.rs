@@ -1,21 +1,26 @@
 //! Carries out the timed faults of a plan, and heals everything when the run turns calm.
 use super::disk::SECTOR;
+use super::operator::Task;
 use super::plan::Fault;
 use super::plant::Plant;
 use super::world::{Event, World};
+use carillon_core::meta::level;
+use carillon_proto::internal::NodeStatus;
+use carillon_proto::replica::node_of;
 
 impl World {
     pub fn fault(&mut self, number: usize) {
         if self.calm {
             return;
         }
-        let fault = self.plan.faults[number].1.clone();
+        let fault = self.resolve(self.plan.faults[number].1.clone());
         self.note(&[60, number as u64], || format!("FAULT  #{number} {fault:?}"));
+        self.lasting.insert(number, fault.clone());
         let lasts = match fault {
             Fault::Kill { node, down_ms } => return self.stop(node, false, down_ms),
             Fault::Power { node, down_ms } => return self.stop(node, true, down_ms),
             Fault::PowerAll { down_ms } => {
-                return (0..self.plan.nodes).for_each(|node| self.stop(node, true, down_ms));
+                return (0..self.nodes.len()).for_each(|node| self.stop(node, true, down_ms));
             }
             Fault::Freeze { node, ms } => {
                 self.nodes[node].frozen_until = self.now_ms + ms;
@@ -68,9 +73,54 @@ impl World {
                 let now_ms = self.now_ms;
                 return self.nodes[node].clock.jump(delta_ms, now_ms);
             }
-            Fault::Transfer { group, to } => return self.transfer(group, to),
+            Fault::Transfer { group, to } => return self.transfer_somewhere(group, to),
+            Fault::Wipe { node, down_ms } => return self.wipe(node, down_ms),
+            Fault::Join => return self.operator.push(Task::Join),
+            Fault::Drain { node, ms } => {
+                let node_id = self.nodes[node].id;
+                self.operator.push(Task::Status { node_id, status: NodeStatus::Draining });
+                ms
+            }
+            Fault::Decommission { node } => {
+                let node_id = self.nodes[node].id;
+                return self.operator.push(Task::Status { node_id, status: NodeStatus::Decommissioning });
+            }
+            Fault::Upgrade { node } => return self.upgrade(node),
         };
         self.at(lasts, Event::FaultEnds(number));
+    }
+
+    /// A plan names founding nodes; by now others may be there instead.
+    fn resolve(&self, mut fault: Fault) -> Fault {
+        let there: Vec<usize> = self.nodes.iter().filter(|node| !node.lost).map(|node| node.index).collect();
+        let real = |node: &mut usize| *node = there[*node % there.len()];
+        match &mut fault {
+            Fault::Upgrade { .. } | Fault::PowerAll { .. } | Fault::Join => {}
+            Fault::Cut { links, .. } | Fault::Clog { links, .. } => {
+                for (from, to) in links.iter_mut() {
+                    real(from);
+                    real(to);
+                }
+                links.retain(|(from, to)| from != to);
+            }
+            Fault::Kill { node, .. }
+            | Fault::Power { node, .. }
+            | Fault::Freeze { node, .. }
+            | Fault::ClientsCut { node, .. }
+            | Fault::CarrierCut { node, .. }
+            | Fault::SlowDisk { node, .. }
+            | Fault::SyncError { node, .. }
+            | Fault::DiskFull { node, .. }
+            | Fault::Rot { node, .. }
+            | Fault::ClockJump { node, .. }
+            | Fault::Lose { node }
+            | Fault::Wipe { node, .. }
+            | Fault::Drain { node, .. }
+            | Fault::Decommission { node }
+            | Fault::Transfer { to: node, .. } => real(node),
+            Fault::Throttle { .. } | Fault::Hang { .. } => {}
+        }
+        fault
     }
 
     pub fn fault_ends(&mut self, number: usize) {
@@ -78,7 +128,8 @@ impl World {
             return;
         }
         self.note(&[61, number as u64], || format!("HEALED #{number}"));
-        match self.plan.faults[number].1.clone() {
+        let Some(fault) = self.lasting.remove(&number) else { return };
+        match fault {
             Fault::Cut { links, .. } => {
                 for link in links {
                     *self.net.cut.entry(link).or_default() -= 1;
@@ -90,6 +141,10 @@ impl World {
             Fault::Hang { carrier, .. } => self.carriers[carrier].hanging -= 1,
             Fault::SlowDisk { node, .. } => self.nodes[node].slow = 1,
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),
+            Fault::Drain { node, .. } => {
+                let node_id = self.nodes[node].id;
+                self.operator.push(Task::Status { node_id, status: NodeStatus::Active });
+            }
             _ => {}
         }
     }
@@ -142,22 +197,60 @@ impl World {
         self.nodes[node].sync_fails = None;
     }
 
-    /// Damage stays within a minority: beyond it a cluster without backups has lost data.
+    /// Damage stays within one node at a time: beyond it a partition of three replicas without backups has lost data.
     fn may_damage(&self, node: usize) -> bool {
-        let others = self.nodes.iter().filter(|other| other.index != node && other.is_damaged()).count();
-        others < self.plan.minority()
+        !self.nodes[node].lost && (0..self.nodes.len()).all(|other| other == node || !self.is_damaged(other))
+    }
+
+    /// What was lost counts until no group counts on it any more.
+    fn is_damaged(&self, node: usize) -> bool {
+        let at = &self.nodes[node];
+        if at.lost || at.wiped { self.is_counted_on(at.id) } else { at.is_rotten() }
+    }
+
+    fn is_counted_on(&self, node_id: u64) -> bool {
+        self.groups().any(|group| {
+            let cells = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.cells.get(&group));
+            let leader = cells.filter(|cell| cell.group.is_leader()).max_by_key(|cell| cell.group.term());
+            // Without a leader nothing is known.
+            leader.is_none_or(|cell| {
+                let conf = cell.group.conf_state();
+                let mut voters = conf.voters.iter().chain(&conf.voters_outgoing);
+                voters.any(|id| node_of(*id) == node_id)
+            })
+        })
+    }
+
+    /// Below the level of membership nobody can be called dead, so a cluster that loses a node there is stuck.
+    fn may_lose(&self, node: usize) -> bool {
+        let level = self.newest_view().map_or(0, |view| view.level);
+        level >= level::LEVEL_MEMBERSHIP && self.may_damage(node)
     }
 
     fn lose(&mut self, node: usize) {
-        if self.may_damage(node) {
+        if self.may_lose(node) {
             self.crash(node, true);
             self.nodes[node].lost = true;
             self.trace.count("node_lost");
         }
     }
 
+    fn wipe(&mut self, node: usize, down_ms: u64) {
+        if self.may_lose(node) && !self.nodes[node].wiped {
+            self.crash(node, true);
+            self.nodes[node].wipe();
+            self.trace.count("wiped_disk");
+            self.at(down_ms, Event::Restart { node });
+        }
+    }
+
+    /// A row of a voter rots; of a replica that is on its way in or out nobody would notice.
     fn rot(&mut self, node: usize, group: u32, pick: u64) {
-        if !self.may_damage(node) {
+        let votes = self.nodes[node].cells.get(&group).is_some_and(|cell| {
+            let conf = cell.group.conf_state();
+            conf.voters_outgoing.is_empty() && conf.voters.contains(&cell.group.node_id())
+        });
+        if !votes || !self.may_damage(node) {
             return;
         }
         if let Some(store) = self.nodes[node].stores.get_mut(&group) {
@@ -165,15 +258,24 @@ impl World {
         }
     }
 
-    fn transfer(&mut self, group: u32, to: usize) {
-        let leader = (0..self.plan.nodes).find(|n| self.nodes[*n].up && self.nodes[*n].leads(group));
+    fn transfer_somewhere(&mut self, group: u32, to: usize) {
+        let leader = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(group));
         let Some(leader) = leader else { return };
-        let to_id = self.nodes[to].id;
-        if let Some(cell) = self.nodes[leader].cells.get_mut(&group) {
-            // Refused while it is not the leader any more or hands over already.
-            drop(cell.group.transfer_leader(to_id));
+        let to = self.nodes[to].id;
+        self.transfer(leader, group, to);
+    }
+
+    pub fn upgrade(&mut self, node: usize) {
+        let at = &mut self.nodes[node];
+        if at.level == level::LEVEL {
+            return;
         }
-        self.pump(leader, group);
+        at.level = level::LEVEL;
+        if at.up {
+            self.trace.count("upgraded_while_running");
+            self.crash(node, false);
+            self.at(200, Event::Restart { node });
+        }
     }
 
     /// No more trouble: every link, disk and carrier works, every node that can be started runs.
@@ -185,13 +287,25 @@ impl World {
             carrier.throttled = 0;
             carrier.hanging = 0;
         }
-        for node in 0..self.plan.nodes {
+        for node in 0..self.nodes.len() {
             let at = &mut self.nodes[node];
             at.slow = 1;
             at.sync_fails = None;
             at.disk.set_full(false);
             at.frozen_until = 0;
+            if at.wiped {
+                // Its operator finds out that it is not the node that it was.
+                self.crash(node, false);
+                self.nodes[node].lost = true;
+            }
             self.restart(node);
+            self.upgrade(node);
+        }
+        for fault in std::mem::take(&mut self.lasting).into_values() {
+            if let Fault::Drain { node, .. } = fault {
+                let node_id = self.nodes[node].id;
+                self.operator.push(Task::Status { node_id, status: NodeStatus::Active });
+            }
         }
     }
 }
