@@ -11,16 +11,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::submit_result::Result as Item;
 use carillon_proto::public::{MessageClass, MessageSpec, SubmitMessagesRequest};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::ctl::{Ctl, balanced};
 use super::feed::even_practices;
 use super::{FAR, now_ms};
 use crate::client::{Client, ClientConfig};
@@ -32,9 +31,6 @@ const PACE: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// A partition that has acknowledged nothing by then counts with this time.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// Leaders go back to their places a few seconds after a node is well.
-const BALANCED_LIMIT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -122,62 +118,6 @@ impl std::fmt::Display for Failover {
             self.target_ms,
             if self.held() { "held" } else { "MISSED" }
         )
-    }
-}
-
-/// `carillonctl` on one lab.
-struct Ctl {
-    program: PathBuf,
-    lab: PathBuf,
-}
-
-impl Ctl {
-    async fn call(&self, arguments: &[&str]) -> anyhow::Result<(bool, Vec<u8>)> {
-        let output = Command::new(&self.program).args(arguments).arg(&self.lab).kill_on_drop(true).output();
-        let output = output.await.with_context(|| format!("cannot run {}", self.program.display()))?;
-        Ok((output.status.success(), output.stdout))
-    }
-
-    async fn node(&self, verb: &str, node: u64) -> anyhow::Result<()> {
-        let (done, _) = self.call(&["lab", verb, &node.to_string(), "--dir"]).await?;
-        anyhow::ensure!(done, "carillonctl lab {verb} {node} failed");
-        Ok(())
-    }
-
-    /// Leader by partition, without the meta group.
-    async fn leaders(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
-        // Not healthy is an answer too.
-        let (_, json) = self.call(&["--output", "json", "status", "--lab"]).await?;
-        leaders_of(&json)
-    }
-}
-
-fn leaders_of(json: &[u8]) -> anyhow::Result<BTreeMap<u32, u64>> {
-    let value: serde_json::Value = serde_json::from_slice(json)?;
-    let list = value["partitions"].as_array().context("the status lists no partitions")?;
-    let pair =
-        |p: &serde_json::Value| Some((u32::try_from(p["partition"].as_u64()?).ok()?, p["leader"].as_u64()?));
-    Ok(list.iter().filter_map(pair).filter(|(partition, _)| *partition > 0).collect())
-}
-
-/// Waits until every node leads its share.
-async fn balanced(ctl: &Ctl, nodes: usize) -> anyhow::Result<BTreeMap<u32, u64>> {
-    let until = Instant::now() + BALANCED_LIMIT;
-    loop {
-        let leaders = ctl.leaders().await;
-        if let Ok(leaders) = &leaders {
-            let mut led = BTreeMap::<u64, usize>::new();
-            leaders.values().for_each(|leader| *led.entry(*leader).or_default() += 1);
-            let share = leaders.len() / nodes;
-            if !led.contains_key(&0) && led.len() == nodes && led.values().all(|count| *count >= share) {
-                return Ok(leaders.clone());
-            }
-        }
-        anyhow::ensure!(
-            Instant::now() < until,
-            "leaders are not spread after {BALANCED_LIMIT:?}: {leaders:?}"
-        );
-        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -287,11 +227,7 @@ impl Bench {
 pub async fn run(args: &Args) -> anyhow::Result<Failover> {
     let lab = Lab::open(&args.lab)?;
     let tenant = lab.tenant()?;
-    let program = match &args.ctl {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("carillonctl"),
-    };
-    let bench = Bench { ctl: Ctl { program, lab: args.lab.clone() }, lab, tenant };
+    let bench = Bench { ctl: Ctl::new(args.ctl.as_deref(), &args.lab)?, lab, tenant };
     let nodes: Vec<u64> = bench.lab.nodes.iter().map(|node| node.id).collect();
     let mut rounds = Vec::new();
     for number in 0..args.rounds {
@@ -314,12 +250,5 @@ mod tests {
         assert!(result.held());
         assert!(!Failover::new(vec![round(2_001)], 2.0).held());
         assert_eq!(median(vec![3, 1, 2]), 2);
-    }
-
-    #[test]
-    fn leaders_are_read_from_the_status_without_the_meta_group() {
-        let json = br#"{"partitions":[{"partition":0,"leader":2},{"partition":1,"leader":3},{"partition":2,"leader":0}]}"#;
-        assert_eq!(leaders_of(json).unwrap(), BTreeMap::from([(1, 3), (2, 0)]));
-        assert!(leaders_of(b"{}").is_err() && leaders_of(b"").is_err());
     }
 }

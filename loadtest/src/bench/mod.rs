@@ -5,6 +5,7 @@
 //! bottleneck says INVALID.
 
 pub mod codec;
+pub mod ctl;
 pub mod e2e;
 pub mod failover;
 pub mod feed;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod measure;
 pub mod numbers;
 pub mod pacer;
+pub mod recovery;
 pub mod stream;
 
 use std::path::PathBuf;
@@ -26,7 +28,7 @@ use crate::carrier::Carrier;
 use crate::client::{Client, ClientConfig};
 use crate::http::Http;
 use crate::lab::Lab;
-use crate::sample_day::practices;
+use crate::sample_day::{Practice, practices};
 use feed::{Content, Feed, even_practices};
 use load::{Load, LoadConfig, Pace};
 
@@ -92,6 +94,10 @@ pub enum Command {
     },
     /// Kill a node, again and again: when do all of its partitions accept again?
     Failover(failover::Args),
+    /// How long a node that was killed takes to serve again when the cluster holds many messages.
+    Restart(recovery::RestartArgs),
+    /// What callers of other partitions notice while a node fetches a large partition's snapshot.
+    Install(recovery::InstallArgs),
     /// What the disk can do: 64 KiB append + fdatasync.
     Fsync {
         /// A directory on the disk.
@@ -154,17 +160,34 @@ impl Bench {
         far: bool,
         body_bytes: usize,
     ) -> anyhow::Result<(Vec<Client>, Feed, LoadConfig)> {
-        let clients = (0..args.connections).map(|_| self.client()).collect::<Result<Vec<_>, _>>()?;
-        let (practices, missing) = even_practices(&self.tenant, &practices()?, args.partitions);
+        let practices = self.practices(args.partitions)?;
+        self.parts_of(&practices, args, pace, far, body_bytes)
+    }
+
+    /// One practice for each partition, in their order.
+    fn practices(&self, partitions: u32) -> anyhow::Result<Vec<Practice>> {
+        let (practices, missing) = even_practices(&self.tenant, &practices()?, partitions);
         anyhow::ensure!(!practices.is_empty(), "no practice falls into any partition");
         if !missing.is_empty() {
             eprintln!("no practice of the sample day falls into partitions {missing:?}: the load is uneven");
         }
+        Ok(practices)
+    }
+
+    fn parts_of(
+        &self,
+        practices: &[Practice],
+        args: &LoadArgs,
+        pace: Pace,
+        far: bool,
+        body_bytes: usize,
+    ) -> anyhow::Result<(Vec<Client>, Feed, LoadConfig)> {
+        let clients = (0..args.connections).map(|_| self.client()).collect::<Result<Vec<_>, _>>()?;
         let now_ms = now_ms()?;
         let not_before_ms = far.then_some(now_ms + FAR.as_millis() as i64);
         let content = Content { body_bytes, not_before_ms };
         // Two runs within 50 days never share a key.
-        let feed = Feed::new(&practices, &content, now_ms as u32);
+        let feed = Feed::new(practices, &content, now_ms as u32);
         let config = LoadConfig {
             pace,
             warm_up: Duration::from_secs(args.warm_up_s),
@@ -225,9 +248,22 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
             keep(args.json.as_ref(), &result)?;
             Ok(verdict(false, result.held()))
         }
+        Command::Restart(args) => {
+            let result = recovery::restart(&args).await?;
+            println!("restart\n{result}");
+            keep(args.load.json.as_ref(), &result)?;
+            Ok(verdict(false, result.held()))
+        }
+        Command::Install(args) => {
+            let result = recovery::install(&args).await?;
+            println!("install of a snapshot\n{result}");
+            keep(args.load.json.as_ref(), &result)?;
+            Ok(verdict(!result.is_valid(), result.held()))
+        }
         Command::Fsync { dir, secs } => {
             let length = Duration::from_secs(secs);
-            let times = tokio::task::spawn_blocking(move || fsync::run(&dir, length)).await??;
+            let times =
+                tokio::task::spawn_blocking(move || fsync::run(&dir, length, Duration::ZERO)).await??;
             println!("64 KiB append + fdatasync, {} times\n  {}", times.count(), times.summary());
             Ok(Verdict::Held)
         }

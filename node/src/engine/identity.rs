@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tonic::Code;
 
 const FILE: &str = "identity";
 const HEADER: &str = "carillon-identity 1";
@@ -106,18 +107,28 @@ impl Identity {
         }
     }
 
-    /// Before a new directory takes part: fails when another node remembers another one. Nodes that do not answer say
-    /// nothing; they check for themselves what this node sends.
+    /// Before a new directory takes part: fails when another node remembers another one, or knows that this node was
+    /// removed. Nodes that do not answer say nothing; they check for themselves what this node sends.
     pub async fn ask_before_creating(&self, channels: &PeerChannels) -> anyhow::Result<()> {
         let asked = channels.ids().into_iter().map(|node| async move {
             let channel = channels.get(node)?;
             let request = HelloRequest { node_id: self.node_id, store_id: self.store_id };
             let call = async { PeerClient::new(channel).hello(request).await };
             // A node that is not there must not hold us up: in a new cluster none is.
-            let answer = tokio::time::timeout(ASK_FOR, call).await.ok()?.ok()?;
-            Some((node, answer.into_inner().known_store_id))
+            let answer = tokio::time::timeout(ASK_FOR, call).await.ok()?;
+            Some((node, answer.map(|known| known.into_inner().known_store_id)))
         });
-        for (node, known) in futures::future::join_all(asked).await.into_iter().flatten() {
+        for (node, answer) in futures::future::join_all(asked).await.into_iter().flatten() {
+            let known = match answer {
+                Ok(known) => known,
+                Err(status) if status.code() == Code::PermissionDenied => bail!(
+                    "the data directory is new, and node {node} refuses node {own}: {reason}. A node that was removed never \
+                     comes back under its id: let a new node join with a token of `carillonctl node token`",
+                    own = self.node_id,
+                    reason = status.message()
+                ),
+                Err(_) => continue,
+            };
             if ![0, self.store_id].contains(&known) {
                 bail!(
                     "the data directory is new, but node {node} knows another one: what node {own} had is lost. It must \

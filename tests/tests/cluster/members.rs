@@ -299,7 +299,7 @@ async fn until_refused(lab: &Lab, node: u64, told: &str) {
 
 async fn until_refused_again(rig: &Rig, node: u64) {
     rig.lab.start_node(node).unwrap();
-    until_refused(&rig.lab, node, "").await;
+    until_refused(&rig.lab, node, "was removed").await;
 }
 
 /// Seven founding nodes: three replicas of each partition, five voters of the meta group; two may fail.
