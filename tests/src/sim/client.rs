@@ -268,6 +268,10 @@ impl World {
                     self.confirmed(node, round);
                     continue;
                 }
+                Asker::Confirm { from, epoch } => {
+                    self.serve_confirmed(node, from, epoch);
+                    continue;
+                }
                 Asker::Client(read) => read,
             };
             let Some(store) = self.nodes[node].stores.get(&group) else { return };

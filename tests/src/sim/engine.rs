@@ -38,6 +38,7 @@ impl World {
             cell.group.tick();
             self.pump(node, *group);
         }
+        self.freshen(node);
         if self.nodes[node].ticks.is_multiple_of(super::steward::REGISTER_TICKS) {
             self.register(node);
         }

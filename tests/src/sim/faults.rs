@@ -1,5 +1,6 @@
 //! Carries out the timed faults of a plan, and heals everything when the run turns calm.
 use super::disk::SECTOR;
+use super::node::Cell;
 use super::operator::Task;
 use super::plan::Fault;
 use super::plant::Plant;
@@ -199,7 +200,21 @@ impl World {
 
     /// Damage stays within one node at a time: beyond it a partition of three replicas without backups has lost data.
     fn may_damage(&self, node: usize) -> bool {
-        !self.nodes[node].lost && (0..self.nodes.len()).all(|other| other == node || !self.is_damaged(other))
+        let alone = (0..self.nodes.len()).all(|other| other == node || !self.is_damaged(other));
+        !self.nodes[node].lost && alone && self.groups().all(|group| self.has_three_voters(group))
+    }
+
+    /// While a damaged replica is being replaced there may be two: then there is none to spare.
+    fn has_three_voters(&self, group: u32) -> bool {
+        self.leader_of(group).is_some_and(|cell| {
+            let conf = cell.group.conf_state();
+            conf.voters.len() >= 3 && (conf.voters_outgoing.is_empty() || conf.voters_outgoing.len() >= 3)
+        })
+    }
+
+    pub fn leader_of(&self, group: u32) -> Option<&Cell> {
+        let cells = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.cells.get(&group));
+        cells.filter(|cell| cell.group.is_leader()).max_by_key(|cell| cell.group.term())
     }
 
     /// What was lost counts until no group counts on it any more.
@@ -210,10 +225,8 @@ impl World {
 
     fn is_counted_on(&self, node_id: u64) -> bool {
         self.groups().any(|group| {
-            let cells = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.cells.get(&group));
-            let leader = cells.filter(|cell| cell.group.is_leader()).max_by_key(|cell| cell.group.term());
             // Without a leader nothing is known.
-            leader.is_none_or(|cell| {
+            self.leader_of(group).is_none_or(|cell| {
                 let conf = cell.group.conf_state();
                 let mut voters = conf.voters.iter().chain(&conf.voters_outgoing);
                 voters.any(|id| node_of(*id) == node_id)

@@ -1,7 +1,8 @@
 //! The lanes of a node and their shares, as the simulator runs them: a mirror of `node/src/delivery/lanes.rs` and `shares.rs` around
 //! the same `LaneGate` and `share_of`.
+use super::node::Asker;
 use super::plant::Plant;
-use super::wing::Lane;
+use super::wing::{Lane, PeerCall};
 use super::world::World;
 use carillon_core::meta::share_of;
 use carillon_delivery::{GateSettings, LaneConfig, LaneGate};
@@ -43,6 +44,9 @@ impl ShareKeeper {
 impl World {
     /// Makes the lanes and their shares equal to the meta group; a carrier without a share here has no lane.
     pub fn sync_lanes(&mut self, node: usize) {
+        if !self.is_fresh(node) {
+            return;
+        }
         let mono = self.mono(node);
         let (id, epoch) = (self.nodes[node].id, self.nodes[node].meta.shares.epoch);
         let carriers: Vec<CarrierRecord> = self.nodes[node].meta.carriers.values().cloned().collect();
@@ -58,6 +62,55 @@ impl World {
         }
         self.nodes[node].wing.shares.set(epoch, mono);
         self.wake_driver(node, 0);
+    }
+
+    fn is_fresh(&mut self, node: usize) -> bool {
+        let stale = self.planted(Plant::StaleShares);
+        let at = &mut self.nodes[node];
+        let applied = at.cells.get(&0).map_or(0, |cell| cell.group.applied_index());
+        at.wing.fresh |= stale || at.wing.fresh_from.is_some_and(|index| applied >= index);
+        at.wing.fresh
+    }
+
+    /// Asks the leader of the meta group how far it is, until it knows.
+    pub fn freshen(&mut self, node: usize) {
+        if self.nodes[node].wing.fresh {
+            return;
+        }
+        if self.nodes[node].wing.fresh_from.is_some() {
+            return self.sync_lanes(node);
+        }
+        let (leader, epoch) = (self.nodes[node].leader_hint(0) as usize, self.nodes[node].epoch);
+        match leader {
+            0 => {}
+            leader if leader - 1 == node => self.serve_confirm(node, node, epoch),
+            leader => self.peer(node, leader - 1, PeerCall::Confirm { epoch }),
+        }
+    }
+
+    /// The leader's side of it.
+    pub fn serve_confirm(&mut self, node: usize, from: usize, epoch: u64) {
+        let Some(cell) = self.nodes[node].cells.get_mut(&0) else { return };
+        let ctx = 3 << 62 | (from as u64) << 32 | epoch;
+        if cell.group.read_index(ctx).is_ok() {
+            cell.reads_asked.push((ctx, Asker::Confirm { from, epoch }));
+            self.mark(node, 0);
+        }
+    }
+
+    pub fn serve_confirmed(&mut self, node: usize, from: usize, epoch: u64) {
+        let index = self.nodes[node].cells.get(&0).map_or(0, |cell| cell.group.applied_index());
+        match from == node {
+            true => self.confirmed_fresh(node, epoch, index),
+            false => self.peer(node, from, PeerCall::Confirmed { epoch, index }),
+        }
+    }
+
+    pub fn confirmed_fresh(&mut self, node: usize, epoch: u64, index: u64) {
+        if self.nodes[node].epoch == epoch && self.nodes[node].up {
+            self.nodes[node].wing.fresh_from.get_or_insert(index);
+            self.sync_lanes(node);
+        }
     }
 
     fn share(&self, record: &ShareRecord, node_id: u64, limit: u32) -> u32 {

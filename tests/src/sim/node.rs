@@ -71,6 +71,8 @@ pub enum Asker {
     Client(Read),
     /// The steward's confirmation that it still leads.
     Steward { round: u64 },
+    /// Another node, or this one, asks how far the meta group is.
+    Confirm { from: usize, epoch: u64 },
 }
 
 /// One replica while its node runs.

@@ -25,12 +25,22 @@ impl World {
         let active = view.present().filter(|n| n.status() == NodeStatus::Active).count();
         let leaves = |n: &&carillon_proto::internal::MetaNode| n.status() == NodeStatus::Decommissioning;
         if let Some(node) = view.present().find(leaves).filter(|_| active >= 3) {
-            return Some(format!("node {} is still leaving; {:?}", node.node_id, view.shares));
+            return Some(format!("node {} is still leaving; {}", node.node_id, self.shares_picture()));
         }
         if view.shares.changing {
-            return Some(format!("the shares are changing: {:?}", view.shares));
+            return Some(self.shares_picture());
         }
         self.groups().find_map(|group| self.row_unsettled(group))
+    }
+
+    /// Epoch of the shares that each node keeps to, and that it knows of.
+    fn shares_picture(&self) -> String {
+        let kept = self.nodes.iter().filter(|node| node.up).map(|node| {
+            let kept = node.wing.shares.kept(self.mono(node.index));
+            (node.id, kept, node.meta.shares.epoch, node.wing.fresh)
+        });
+        let shares = self.newest_view().map(|view| &view.shares);
+        format!("shares {shares:?}, kept {:?}", kept.collect::<Vec<_>>())
     }
 
     /// The map says one thing and raft another.

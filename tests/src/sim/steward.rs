@@ -266,6 +266,8 @@ impl World {
                 self.seen(to, from, round, *answer);
             }
             PeerCall::Carry(step) => self.serve_step(to, &step),
+            PeerCall::Confirm { epoch } => self.serve_confirm(to, from, epoch),
+            PeerCall::Confirmed { epoch, index } => self.confirmed_fresh(to, epoch, index),
             PeerCall::Register { epoch, data } => {
                 let waiter = Waiter::Registered { from, epoch };
                 self.propose_encoded(to, 0, vec![data], waiter);

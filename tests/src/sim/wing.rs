@@ -39,6 +39,8 @@ pub enum PeerCall {
     See { round: u64, epoch: u64 },
     Seen { round: u64, epoch: u64, answer: Box<Answer> },
     Carry(Box<Step>),
+    Confirm { epoch: u64 },
+    Confirmed { epoch: u64, index: u64 },
     Register { epoch: u64, data: Bytes },
     Registered { epoch: u64, refusal: Option<MetaRefusal> },
 }
@@ -98,6 +100,10 @@ pub struct Wing {
     /// Nodes asked without a known leader.
     pub guesses: usize,
     pub shares: ShareKeeper,
+    /// Nothing is sent before the meta group is applied up to what it was at the start: what is on the disk may be older than
+    /// what this node has acknowledged. `None`: not known yet.
+    pub fresh_from: Option<u64>,
+    pub fresh: bool,
     /// Recipients that this node knows to have opted out; only a planted bug looks here.
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
@@ -128,6 +134,8 @@ impl Default for Wing {
             reports: Reports::default(),
             guesses: 0,
             shares: ShareKeeper::default(),
+            fresh_from: None,
+            fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
         }
