@@ -239,7 +239,7 @@ pub async fn moved_by_hand(rig: &Rig) {
         .find(|p| p.partition != 0 && p.replicas.iter().all(|r| r.node_id != fourth));
     let row = row.expect("4 nodes, 3 replicas: some partition is not on the new one");
     let (partition, from) = (row.partition, row.replicas[0].node_id);
-    let admin = rig.lab.admin(2).unwrap();
+    let admin = rig.lab.admin(fourth).unwrap();
     let wrong = admin.move_partition(partition, fourth, from).await.unwrap_err().to_string();
     assert!(wrong.contains(&format!("not on {fourth}")), "{wrong}");
     admin.move_partition(partition, from, fourth).await.unwrap();

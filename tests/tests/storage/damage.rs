@@ -36,6 +36,12 @@ async fn fenced(rig: &Rig) -> Vec<(u32, String)> {
 
 pub async fn flipped(rig: &Rig) {
     delivered(rig, "before").await;
+    // One partition's table is larger than the meta group's.
+    let practice = &rig.practices[0];
+    let many = (0..300).map(|i| spec(practice, &format!("many-{i}"), i)).collect();
+    for message in rig.submit(many).await {
+        rig.until_state(&message.message_id, MessageState::Delivered, LIMIT).await;
+    }
     // A planned stop writes everything to tables.
     rig.lab.stop_node(NODE).unwrap();
     let (length, table) = tables(rig).pop().expect("a table");

@@ -92,7 +92,11 @@ fn check(world: &World, equal_loads: bool) {
     }
     assert!(!view.shares.changing);
     if can_replace {
-        assert!(draining.iter().all(|id| !leaders.contains_key(id)), "a draining node leads");
+        for group in world.groups.iter().filter(|(number, _)| **number != 0).map(|(_, group)| group) {
+            let others = || group.conf.voters.iter().any(|id| active.contains(&node_of(*id)));
+            let leader = node_of(group.leader.unwrap());
+            assert!(!draining.contains(&leader) || !others(), "a draining node leads without need");
+        }
         assert_eq!(
             view.shares.senders.iter().copied().collect::<BTreeSet<_>>(),
             &active | &draining_with(&replicas, &draining)

@@ -78,13 +78,10 @@ fn keeps_to(round: &Round<'_>, node_id: u64, epoch: u64) -> bool {
     if node.alive && node.shares_epoch >= epoch {
         return true;
     }
-    let has_replica = |group: &u32| {
-        let Some(seen) = round.seen.groups.get(group) else { return true };
-        let conf = [&seen.conf.voters, &seen.conf.outgoing];
-        conf.iter().any(|set| set.iter().any(|id| node_of(*id) == node_id))
-    };
+    // Its votes do not matter: nobody takes a frame of a dead node, so it never leads again.
+    let may_lead = |group: &u32| round.seen.groups.get(group).is_none_or(|g| node_of(g.leader) == node_id);
     round.status(node_id) == NodeStatus::Dead
         && !node.alive
         && node.silent_ms >= round.limits.sends_end_ms
-        && !round.view.map.keys().filter(|group| **group != 0).any(has_replica)
+        && !round.view.map.keys().filter(|group| **group != 0).any(may_lead)
 }

@@ -164,8 +164,10 @@ fn give_up_learner(round: &Round<'_>, record: &PartitionRecord) -> Option<Change
 
 /// A settled row of a partition.
 fn data(round: &Round<'_>, record: &PartitionRecord, budget: &mut Budget) -> Option<ChangeReplicas> {
-    let (going, staying): (Vec<&ReplicaRecord>, Vec<&ReplicaRecord>) =
+    let (mut going, staying): (Vec<&ReplicaRecord>, Vec<&ReplicaRecord>) =
         of_role(record, ReplicaRole::Voter).partition(|r| round.is_going(r.node_id));
+    // Those that are gone first: they are what the partition lacks.
+    going.sort_by_key(|r| (round.alive(r.node_id), r.node_id));
     let now = going.len() + staying.len();
     let wanted = voters_wanted(round.active_nodes().count()).max(now.min(VOTERS));
     let free: Vec<u64> = lightest_first(&budget.weights)
