@@ -99,7 +99,8 @@ fn check(accept: &Accept) -> Option<Indexes> {
 }
 
 fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
-    let recipient_index = if accept.indexed_by_recipient { accept.recipient_index.clone() } else { Bytes::new() };
+    let recipient_index =
+        if accept.indexed_by_recipient { accept.recipient_index.clone() } else { Bytes::new() };
     MessageStatus {
         practice_no: accept.practice_no,
         class: accept.class,

@@ -13,7 +13,6 @@ use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeMap;
 
 pub const TENANT: &str = "acme";
-pub const PRACTICES: u32 = 6;
 /// Of each practice.
 pub const RECIPIENTS: u64 = 40;
 const DEADLINE_MS: u64 = 6_000;
@@ -28,18 +27,34 @@ pub fn practice_name(practice: u32) -> String {
 /// What is asked of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    Submit { practice: u32, key: Option<u64>, content: u64 },
-    Cancel { id: MessageId, practice_no: u32 },
-    Get { id: MessageId },
+    Submit {
+        practice: u32,
+        key: Option<u64>,
+        content: u64,
+    },
+    Cancel {
+        id: MessageId,
+        practice_no: u32,
+    },
+    Get {
+        id: MessageId,
+    },
     /// A recipient wants nothing more from a practice.
-    Stop { practice: u32, recipient: u64 },
+    Stop {
+        practice: u32,
+        recipient: u64,
+    },
 }
 
 /// What a node says.
 #[derive(Debug, Clone)]
 pub enum Answer {
     Refused(Refused),
-    Submitted { id: MessageId, practice_no: u32, result: CommandResult },
+    Submitted {
+        id: MessageId,
+        practice_no: u32,
+        result: CommandResult,
+    },
     Canceled(Option<CancelOutcome>),
     Got(Option<MessageState>),
     Stopped,
@@ -132,7 +147,7 @@ impl World {
         let rng = &mut self.rng.client;
         let clients = &mut self.clients;
         if rng.chance(self.plan.stops) {
-            let practice = rng.below(u64::from(PRACTICES)) as u32;
+            let practice = rng.below(u64::from(self.plan.practices)) as u32;
             return Request::Stop { practice, recipient: rng.below(RECIPIENTS) };
         }
         if rng.chance(200) && !clients.ids.is_empty() {
@@ -150,7 +165,7 @@ impl World {
         clients.next_key += 1;
         let key = (!rng.chance(self.plan.keyless)).then_some(clients.next_key);
         // A client may have two calls with the same key under way.
-        let practice = rng.below(u64::from(PRACTICES)) as u32;
+        let practice = rng.below(u64::from(self.plan.practices)) as u32;
         let content = rng.next() >> 8;
         if rng.chance(50)
             && let Some(key) = key
@@ -285,12 +300,7 @@ impl World {
         }
     }
 
-    pub fn answer_read(
-        &mut self,
-        node: usize,
-        asker: &Asker,
-        result: Result<Option<MessageState>, Refused>,
-    ) {
+    pub fn answer_read(&mut self, node: usize, asker: &Asker, result: Result<Option<MessageState>, Refused>) {
         let Asker::Client(read) = asker else { return };
         let answer = match result {
             Ok(state) => Answer::Got(state),

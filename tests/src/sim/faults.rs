@@ -1,7 +1,7 @@
 //! Carries out the timed faults of a plan, and heals everything when the run turns calm.
 use super::disk::SECTOR;
 use super::node::Cell;
-use super::operator::Task;
+use super::operator::Order;
 use super::plan::Fault;
 use super::plant::Plant;
 use super::world::{Event, World};
@@ -16,79 +16,89 @@ impl World {
         }
         let fault = self.resolve(self.plan.faults[number].1.clone());
         self.note(&[60, number as u64], || format!("FAULT  #{number} {fault:?}"));
-        self.lasting.insert(number, fault.clone());
-        let lasts = match fault {
-            Fault::Kill { node, down_ms } => return self.stop(node, false, down_ms),
-            Fault::Power { node, down_ms } => return self.stop(node, true, down_ms),
-            Fault::PowerAll { down_ms } => {
-                return (0..self.nodes.len()).for_each(|node| self.stop(node, true, down_ms));
-            }
-            Fault::Freeze { node, ms } => {
-                self.nodes[node].frozen_until = self.now_ms + ms;
-                return;
-            }
+        if let Some(lasts) = self.begin_fault(fault.clone()) {
+            self.lasting.insert(number, fault);
+            self.at(lasts, Event::FaultEnds(number));
+        }
+    }
+
+    /// How long it lasts, if it has to be ended.
+    fn begin_fault(&mut self, fault: Fault) -> Option<u64> {
+        match fault {
             Fault::Cut { links, ms } => {
                 for link in links {
                     *self.net.cut.entry(link).or_default() += 1;
                 }
-                ms
+                Some(ms)
             }
+            Fault::ClientsCut { node, ms } => {
+                *self.net.clients_cut.entry(node).or_default() += 1;
+                Some(ms)
+            }
+            Fault::CarrierCut { node, ms } => {
+                *self.net.carriers_cut.entry(node).or_default() += 1;
+                Some(ms)
+            }
+            Fault::Throttle { carrier, ms } => {
+                self.carriers[carrier].throttled += 1;
+                Some(ms)
+            }
+            Fault::Hang { carrier, ms } => {
+                self.carriers[carrier].hanging += 1;
+                Some(ms)
+            }
+            Fault::SlowDisk { node, factor, ms } => {
+                self.nodes[node].slow = factor;
+                Some(ms)
+            }
+            Fault::DiskFull { node, ms } => {
+                self.nodes[node].disk.set_full(true);
+                Some(ms)
+            }
+            Fault::Drain { node, ms } => {
+                let node_id = self.nodes[node].id;
+                self.operator.push(Order::Status { node_id, status: NodeStatus::Draining });
+                Some(ms)
+            }
+            at_once => {
+                self.strike(at_once);
+                None
+            }
+        }
+    }
+
+    /// Those that are over at once, or end by themselves.
+    fn strike(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill { node, down_ms } => self.stop(node, false, down_ms),
+            Fault::Power { node, down_ms } => self.stop(node, true, down_ms),
+            Fault::PowerAll { down_ms } => {
+                (0..self.nodes.len()).for_each(|node| self.stop(node, true, down_ms));
+            }
+            Fault::Freeze { node, ms } => self.nodes[node].frozen_until = self.now_ms + ms,
             Fault::Clog { links, ms } => {
                 for link in links {
                     let until = self.net.clogged.entry(link).or_default();
                     *until = (*until).max(self.now_ms + ms);
                 }
-                return;
             }
-            Fault::ClientsCut { node, ms } => {
-                *self.net.clients_cut.entry(node).or_default() += 1;
-                ms
-            }
-            Fault::CarrierCut { node, ms } => {
-                *self.net.carriers_cut.entry(node).or_default() += 1;
-                ms
-            }
-            Fault::Throttle { carrier, ms } => {
-                self.carriers[carrier].throttled += 1;
-                ms
-            }
-            Fault::Hang { carrier, ms } => {
-                self.carriers[carrier].hanging += 1;
-                ms
-            }
-            Fault::SlowDisk { node, factor, ms } => {
-                self.nodes[node].slow = factor;
-                ms
-            }
-            Fault::SyncError { node, down_ms } => {
-                self.nodes[node].sync_fails = Some(down_ms);
-                return;
-            }
-            Fault::DiskFull { node, ms } => {
-                self.nodes[node].disk.set_full(true);
-                ms
-            }
-            Fault::Lose { node } => return self.lose(node),
-            Fault::Rot { node, group, pick } => return self.rot(node, group, pick),
+            Fault::SyncError { node, down_ms } => self.nodes[node].sync_fails = Some(down_ms),
+            Fault::Lose { node } => self.lose(node),
+            Fault::Rot { node, group, pick } => self.rot(node, group, pick),
             Fault::ClockJump { node, delta_ms } => {
                 let now_ms = self.now_ms;
-                return self.nodes[node].clock.jump(delta_ms, now_ms);
+                self.nodes[node].clock.jump(delta_ms, now_ms);
             }
-            Fault::Transfer { group, to } => return self.transfer_somewhere(group, to),
-            Fault::Wipe { node, down_ms } => return self.wipe(node, down_ms),
-            Fault::Join => return self.operator.push(Task::Join),
-            Fault::Drain { node, ms } => {
-                let node_id = self.nodes[node].id;
-                self.operator.push(Task::Status { node_id, status: NodeStatus::Draining });
-                ms
-            }
+            Fault::Transfer { group, to } => self.transfer_somewhere(group, to),
+            Fault::Wipe { node, down_ms } => self.wipe(node, down_ms),
+            Fault::Join => self.operator.push(Order::Join),
             Fault::Decommission { node } => {
                 let node_id = self.nodes[node].id;
-                return self.operator.push(Task::Status { node_id, status: NodeStatus::Decommissioning });
+                self.operator.push(Order::Status { node_id, status: NodeStatus::Decommissioning });
             }
-            Fault::Upgrade { node } => return self.upgrade(node),
-        };
-        self.at(lasts, Event::FaultEnds(number));
+            Fault::Upgrade { node } => self.upgrade(node),
+            _ => {}
+        }
     }
 
     /// A plan names founding nodes; by now others may be there instead.
@@ -144,7 +154,7 @@ impl World {
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),
             Fault::Drain { node, .. } => {
                 let node_id = self.nodes[node].id;
-                self.operator.push(Task::Status { node_id, status: NodeStatus::Active });
+                self.operator.push(Order::Status { node_id, status: NodeStatus::Active });
             }
             _ => {}
         }
@@ -317,7 +327,7 @@ impl World {
         for fault in std::mem::take(&mut self.lasting).into_values() {
             if let Fault::Drain { node, .. } = fault {
                 let node_id = self.nodes[node].id;
-                self.operator.push(Task::Status { node_id, status: NodeStatus::Active });
+                self.operator.push(Order::Status { node_id, status: NodeStatus::Active });
             }
         }
     }

@@ -129,7 +129,8 @@ impl World {
         let last = leader.group.last_index();
         let conf = leader.group.conf_state();
         let member = |id: u64| conf.voters.contains(&id) || conf.learners.contains(&id);
-        let mut behind = cells.filter(|cell| member(cell.group.node_id()) && cell.group.applied_index() < last);
+        let mut behind =
+            cells.filter(|cell| member(cell.group.node_id()) && cell.group.applied_index() < last);
         behind.next().map(|cell| {
             format!("node {} has applied {} of {last}", cell.group.node_id(), cell.group.applied_index())
         })

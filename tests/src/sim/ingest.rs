@@ -6,9 +6,7 @@ use super::plant::Plant;
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::level;
-use carillon_proto::internal::{
-    Accept, Cancel, Command, OptOut, RetryPolicy, UnknownPolicy, command::Kind,
-};
+use carillon_proto::internal::{Accept, Cancel, Command, OptOut, RetryPolicy, UnknownPolicy, command::Kind};
 use carillon_proto::{MessageId, Slot};
 use prost::bytes::Bytes;
 

@@ -57,6 +57,8 @@ impl World {
                 (None, None) => {}
                 (None, Some(_)) => self.close_lane(node, record.carrier_no),
                 (Some(share), Some(known)) if share.get() == known => {}
+                // It says that it has given up what the others get, and keeps it.
+                (Some(share), Some(known)) if self.planted(Plant::ShareTwice) && share.get() < known => {}
                 (Some(share), _) => self.set_lane(node, &record, share, mono),
             }
         }
@@ -65,10 +67,9 @@ impl World {
     }
 
     fn is_fresh(&mut self, node: usize) -> bool {
-        let stale = self.planted(Plant::StaleShares);
         let at = &mut self.nodes[node];
         let applied = at.cells.get(&0).map_or(0, |cell| cell.group.applied_index());
-        at.wing.fresh |= stale || at.wing.fresh_from.is_some_and(|index| applied >= index);
+        at.wing.fresh |= at.wing.fresh_from.is_some_and(|index| applied >= index);
         at.wing.fresh
     }
 
@@ -114,15 +115,7 @@ impl World {
     }
 
     fn share(&self, record: &ShareRecord, node_id: u64, limit: u32) -> u32 {
-        match self.plan.plant {
-            Some(Plant::WholeShare) => limit,
-            // The new share is taken before everybody has given up the old ones.
-            Some(Plant::ShareTwice) if record.changing => {
-                let next = ShareRecord { senders: record.next.clone(), changing: false, ..record.clone() };
-                share_of(&next, node_id, limit)
-            }
-            _ => share_of(record, node_id, limit),
-        }
+        if self.planted(Plant::WholeShare) { limit } else { share_of(record, node_id, limit) }
     }
 
     fn set_lane(&mut self, node: usize, record: &CarrierRecord, share: NonZeroU32, mono: Duration) {

@@ -152,7 +152,10 @@ impl World {
             self.trace.count("joint_configuration");
         }
         self.note(&[82, id, u64::from(group), index], || {
-            format!("conf   n{id} g{group} at {index}: {:?}", (&conf.voters, &conf.voters_outgoing, &conf.learners))
+            format!(
+                "conf   n{id} g{group} at {index}: {:?}",
+                (&conf.voters, &conf.voters_outgoing, &conf.learners)
+            )
         });
         self.release(node, group);
     }
@@ -250,8 +253,10 @@ impl World {
         applied: u64,
     ) -> Result<Cell, String> {
         let config = self.group_config(node, group, replica_id);
-        let log: std::sync::Arc<dyn carillon_consensus::LogStore> = std::sync::Arc::clone(&self.nodes[node].disk) as _;
-        let opened = carillon_consensus::Group::open(config, log, applied).map_err(|error| error.to_string())?;
+        let log: std::sync::Arc<dyn carillon_consensus::LogStore> =
+            std::sync::Arc::clone(&self.nodes[node].disk) as _;
+        let opened =
+            carillon_consensus::Group::open(config, log, applied).map_err(|error| error.to_string())?;
         let core = Applier::open(&self.nodes[node].stores[&group]).map_err(|error| error.to_string())?;
         Ok(Cell::new(opened, core))
     }

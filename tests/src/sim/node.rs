@@ -1,7 +1,7 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
-use super::proposals::{Parts, Proposals};
 use super::members::{LogTask, MemberState};
+use super::proposals::{Parts, Proposals};
 use super::steward::Steward;
 use super::store::SimStore;
 use super::wing::{FactBatch, Wing};
@@ -70,9 +70,14 @@ pub struct Read {
 pub enum Asker {
     Client(Read),
     /// The steward's confirmation that it still leads.
-    Steward { round: u64 },
+    Steward {
+        round: u64,
+    },
     /// Another node, or this one, asks how far the meta group is.
-    Confirm { from: usize, epoch: u64 },
+    Confirm {
+        from: usize,
+        epoch: u64,
+    },
 }
 
 /// One replica while its node runs.

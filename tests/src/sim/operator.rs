@@ -1,7 +1,7 @@
 //! The operator: creates the cluster, its carriers and practices through the meta group, and later has nodes join, drain, leave,
 //! be replaced and repaired. One command after the other; what got no answer is repeated, what was refused is repeated only
 //! while the cluster is being created. The rules of the commands mirror `node/src/edge/members.rs`.
-use super::client::{PRACTICES, TENANT, practice_name};
+use super::client::{TENANT, practice_name};
 use super::node::{Node, Waiter};
 use super::plan::Plan;
 use super::steward::address;
@@ -21,22 +21,30 @@ const TRIES_MAX: u32 = 60;
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Task {
+pub enum Order {
     Setup(Box<MetaCommand>),
     /// Makes a token and starts a node with it.
     Join,
     /// The token was made: the node asks to be let in.
-    Enter { secret: u64 },
-    Status { node_id: u64, status: NodeStatus },
+    Enter {
+        secret: u64,
+    },
+    Status {
+        node_id: u64,
+        status: NodeStatus,
+    },
     /// Gives a damaged replica up; the planner makes another one.
-    Repair { node_id: u64, partition: u32 },
+    Repair {
+        node_id: u64,
+        partition: u32,
+    },
 }
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Operator {
     setup_left: usize,
-    tasks: VecDeque<Task>,
+    orders: VecDeque<Order>,
     /// Number and time of the command that is not answered.
     asked: Option<(u64, u64)>,
     last_ask: u64,
@@ -47,8 +55,7 @@ pub struct Operator {
 
 impl Operator {
     pub fn new(plan: &Plan) -> Self {
-        let node =
-            |id: u64| MetaNode { node_id: id, peer_address: address(id), ..MetaNode::default() };
+        let node = |id: u64| MetaNode { node_id: id, peer_address: address(id), ..MetaNode::default() };
         let bootstrap = Bootstrap {
             cluster_id: "sim".to_owned(),
             partitions: plan.partitions,
@@ -58,7 +65,7 @@ impl Operator {
         for (number, limit) in plan.limits.iter().enumerate() {
             kinds.push(Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) }));
         }
-        for practice in 0..PRACTICES {
+        for practice in 0..plan.practices {
             kinds.push(Kind::PutPractice(PutPractice {
                 tenant: TENANT.to_owned(),
                 practice: practice_name(practice),
@@ -66,9 +73,9 @@ impl Operator {
                 carrier: carrier_name(practice as usize % plan.limits.len()),
             }));
         }
-        let setup = |kind| Task::Setup(Box::new(MetaCommand { kind: Some(kind) }));
-        let tasks: VecDeque<Task> = kinds.into_iter().map(setup).collect();
-        Self { setup_left: tasks.len(), tasks, asked: None, last_ask: 0, tries: 0, replaces: plan.replaces }
+        let setup = |kind| Order::Setup(Box::new(MetaCommand { kind: Some(kind) }));
+        let orders: VecDeque<Order> = kinds.into_iter().map(setup).collect();
+        Self { setup_left: orders.len(), orders, asked: None, last_ask: 0, tries: 0, replaces: plan.replaces }
     }
 
     /// The cluster is created.
@@ -77,17 +84,17 @@ impl Operator {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.tasks.is_empty()
+        self.orders.is_empty()
     }
 
-    pub fn push(&mut self, task: Task) {
-        if !self.tasks.contains(&task) {
-            self.tasks.push_back(task);
+    pub fn push(&mut self, order: Order) {
+        if !self.orders.contains(&order) {
+            self.orders.push_back(order);
         }
     }
 
     fn next(&mut self) {
-        self.tasks.pop_front();
+        self.orders.pop_front();
         (self.asked, self.tries) = (None, 0);
     }
 
@@ -106,24 +113,26 @@ impl Operator {
             return;
         }
         self.asked = None;
-        match (self.tasks.front(), answer) {
-            (Some(Task::Setup(_)), Some(None)) => {
+        match (self.orders.front(), answer) {
+            (Some(Order::Setup(_)), Some(None)) => {
                 self.setup_left -= 1;
                 self.next();
             }
-            (Some(Task::Join), Some(None)) => self.tasks[0] = Task::Enter { secret: ask },
+            (Some(Order::Join), Some(None)) => self.orders[0] = Order::Enter { secret: ask },
             // A repeat of a token that was made: it is found by its secret.
-            (Some(Task::Join), Some(Some(MetaRefusal::Exists))) => self.tasks[0] = Task::Enter { secret: ask },
-            (Some(Task::Status { .. }), Some(Some(MetaRefusal::NoMajority { .. }))) => self.later(),
-            (Some(Task::Repair { .. }), Some(Some(MetaRefusal::MovedOn { .. }))) => self.later(),
-            (Some(Task::Status { status: NodeStatus::Dead, .. }), Some(None)) => {
+            (Some(Order::Join), Some(Some(MetaRefusal::Exists))) => {
+                self.orders[0] = Order::Enter { secret: ask }
+            }
+            (Some(Order::Status { .. }), Some(Some(MetaRefusal::NoMajority { .. }))) => self.later(),
+            (Some(Order::Repair { .. }), Some(Some(MetaRefusal::MovedOn { .. }))) => self.later(),
+            (Some(Order::Status { status: NodeStatus::Dead, .. }), Some(None)) => {
                 self.next();
                 if self.replaces {
-                    self.tasks.push_back(Task::Join);
+                    self.orders.push_back(Order::Join);
                 }
             }
-            (Some(Task::Enter { .. }), _) | (_, None) => {}
-            (Some(Task::Setup(_)), Some(Some(_))) => {}
+            (Some(Order::Enter { .. }), _) | (_, None) => {}
+            (Some(Order::Setup(_)), Some(Some(_))) => {}
             (_, Some(_)) => self.next(),
         }
     }
@@ -165,18 +174,18 @@ impl World {
         if self.operator.asked.is_some_and(|(_, at_ms)| now_ms < at_ms + PATIENCE_MS) {
             return;
         }
-        let Some(task) = self.operator.tasks.front().cloned() else { return };
+        let Some(order) = self.operator.orders.front().cloned() else { return };
         let Some(node) = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(0)) else {
             return;
         };
         // A token keeps its secret over repeats.
-        let repeats = matches!(task, Task::Join) && self.operator.asked.is_some();
+        let repeats = matches!(order, Order::Join) && self.operator.asked.is_some();
         self.operator.last_ask += u64::from(!repeats);
         let ask = self.operator.last_ask;
-        match self.command(node, &task, ask) {
+        match self.command(node, &order, ask) {
             Some(kind) => {
                 self.operator.asked = Some((ask, now_ms));
-                self.note(&[90, ask], || format!("admin  n{} {task:?}", node + 1));
+                self.note(&[90, ask], || format!("admin  n{} {order:?}", node + 1));
                 let command = MetaCommand { kind: Some(kind) }.encode_to_vec();
                 self.propose_encoded(node, 0, vec![command.into()], Waiter::Operator { ask });
             }
@@ -184,23 +193,21 @@ impl World {
         }
     }
 
-    /// What is proposed for a task now, if anything.
-    fn command(&mut self, node: usize, task: &Task, ask: u64) -> Option<Kind> {
+    /// What is proposed for a order now, if anything.
+    fn command(&mut self, node: usize, order: &Order, ask: u64) -> Option<Kind> {
         let view = self.nodes[node].meta.clone();
-        match task {
-            Task::Setup(command) => command.kind.clone(),
-            Task::Join => {
-                (view.level >= level::LEVEL_MEMBERSHIP)
-                    .then(|| Kind::CreateToken(CreateToken { secret_hash: secret_hash(ask), life_s: 3_600 }))
-            }
-            Task::Enter { secret } => self.enter(&view, *secret),
-            Task::Status { node_id, status } => {
+        match order {
+            Order::Setup(command) => command.kind.clone(),
+            Order::Join => (view.level >= level::LEVEL_MEMBERSHIP)
+                .then(|| Kind::CreateToken(CreateToken { secret_hash: secret_hash(ask), life_s: 3_600 })),
+            Order::Enter { secret } => self.enter(&view, *secret),
+            Order::Status { node_id, status } => {
                 if *status == NodeStatus::Dead && !self.is_lost(node, *node_id) {
                     return None;
                 }
                 Some(Kind::SetNodeStatus(SetNodeStatus { node_id: *node_id, status: (*status).into() }))
             }
-            Task::Repair { node_id, partition } => {
+            Order::Repair { node_id, partition } => {
                 let at = &self.nodes[*node_id as usize - 1];
                 let record = view.map.get(partition).filter(|_| at.blocked.contains_key(partition))?;
                 let own = record.replicas.iter().find(|r| r.node_id == *node_id)?;
@@ -209,7 +216,12 @@ impl World {
                 }
                 let set = vec![ReplicaRecord { role: ReplicaRole::Leaving.into(), ..own.clone() }];
                 let (partition, expected_epoch) = (*partition, record.epoch);
-                Some(Kind::ChangeReplicas(ChangeReplicas { partition, expected_epoch, set, ..Default::default() }))
+                Some(Kind::ChangeReplicas(ChangeReplicas {
+                    partition,
+                    expected_epoch,
+                    set,
+                    ..Default::default()
+                }))
             }
         }
     }
@@ -283,15 +295,15 @@ impl World {
         }
         let Some(view) = self.newest_view() else { return };
         let lost = view.present().map(|n| n.node_id).filter(|id| self.nodes[*id as usize - 1].lost);
-        let mut tasks: Vec<Task> =
-            lost.map(|node_id| Task::Status { node_id, status: NodeStatus::Dead }).collect();
+        let mut orders: Vec<Order> =
+            lost.map(|node_id| Order::Status { node_id, status: NodeStatus::Dead }).collect();
         for node in self.nodes.iter().filter(|node| node.up && !node.wiped) {
             let blocked = node.blocked.keys().filter(|partition| **partition != 0);
-            tasks.extend(blocked.map(|partition| Task::Repair { node_id: node.id, partition: *partition }));
+            orders.extend(blocked.map(|partition| Order::Repair { node_id: node.id, partition: *partition }));
         }
-        for task in tasks {
-            if !self.operator.tasks.contains(&task) {
-                self.operator.push(task);
+        for order in orders {
+            if !self.operator.orders.contains(&order) {
+                self.operator.push(order);
             }
         }
     }

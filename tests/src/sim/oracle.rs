@@ -10,8 +10,8 @@ use carillon_core::{CommandResult, DETAIL_RESEND, message};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{EventRecord, MessageStatus, RaftMessage, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
-use raft::eraftpb::MessageType;
 use prost::bytes::Bytes;
+use raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One applied entry: its term, a hash of its data and the digest after it.

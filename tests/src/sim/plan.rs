@@ -219,7 +219,8 @@ pub struct Plan {
     /// Entries kept for followers that are behind; one that is further behind gets a snapshot.
     pub log_slack: u64,
     /// Segments per second of each carrier.
-    pub limits: [u32; 2],
+    pub limits: Vec<u32>,
+    pub practices: u32,
     /// Entries of one group that a leader has appended and not applied.
     pub in_flight_max: usize,
     /// Permille of the submits that come without a key, are repeats, and are long.
@@ -284,7 +285,8 @@ impl Plan {
             replaces: operator.chance(700),
             small_limits: rng.chance(500),
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
-            limits: [rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            practices: 6,
             in_flight_max: Rng::stream(seed, "in flight").pick(&[2, 2, 4, 16]),
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),
@@ -313,7 +315,6 @@ impl Plan {
         }
         self
     }
-
 }
 
 /// Feature levels of the founders' programs, and when the older ones are upgraded; the last of them when all is calm.

@@ -23,10 +23,8 @@ pub enum Plant {
     BatchAppend,
     /// Every node takes a lane's whole limit.
     WholeShare,
-    /// A share is given to its new holder before the old one gave it up.
+    /// A share is given to its new holder before the old one gave it up: that one said so and goes on.
     ShareTwice,
-    /// A node sends with the shares on its disk before it knows that they are the newest.
-    StaleShares,
     /// Opt-outs are looked up when an attempt is proposed, not when it is applied.
     StopOutsideApply,
     /// Opt-outs are proposed whatever the feature level.
@@ -50,7 +48,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -61,7 +59,6 @@ impl Plant {
         Self::BatchAppend,
         Self::WholeShare,
         Self::ShareTwice,
-        Self::StaleShares,
         Self::StopOutsideApply,
         Self::LevelIgnored,
         Self::WipedComesBack,

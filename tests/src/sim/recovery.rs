@@ -130,7 +130,8 @@ impl World {
                 continue;
             }
             if node_of(replica_id) != self.nodes[node].id {
-                self.oracle.fail(format!("I3 node {} hosts replica {replica_id:x} of another node", node + 1));
+                self.oracle
+                    .fail(format!("I3 node {} hosts replica {replica_id:x} of another node", node + 1));
             }
             self.nodes[node].stores.entry(group).or_insert_with(SimStore::default);
             hosted.push((group, replica_id));

@@ -75,6 +75,17 @@ impl Scenario {
                     faults.push((n + 400, Fault::Power { node: 0, down_ms: 300 }));
                 });
             }
+            _ => self.shape_members(plan, &mut faults),
+        }
+        plan.faults = faults;
+        if !matches!(self, Self::Wipes) {
+            spread(plan);
+        }
+    }
+
+    /// Those in which nodes come, go and change.
+    fn shape_members(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
+        match self {
             Self::Growth => {
                 three(plan);
                 plan.safety_ms = 60_000;
@@ -90,35 +101,31 @@ impl Scenario {
             Self::Shares => {
                 three(plan);
                 plan.rates = quiet(&plan.rates);
-                (plan.ops_per_second, plan.limits, plan.stops, plan.long) = (40, [12, 12], 0, 0);
-                (plan.keyless, plan.repeats) = (0, 0);
-                faults.extend([(8_000, Fault::Join), (8_500, Fault::Join)]);
-                faults.push((22_000, Fault::Decommission { node: plan.seed as usize }));
+                (plan.ops_per_second, plan.stops, plan.long) = (40, 0, 0);
+                (plan.keyless, plan.repeats, plan.partitions, plan.practices) = (0, 0, 4, 16);
+                plan.limits = vec![12];
+                faults.push((8_000, Fault::Join));
+                faults.push((24_000, Fault::Decommission { node: plan.seed as usize }));
             }
             Self::Wipes => {
                 three(plan);
                 (plan.rates.net_ms_max, plan.rates.disk_ms_max, plan.ops_per_second) = (20, 5, 20);
                 (plan.care, plan.replaces) = (0, true);
-                let node = plan.seed as usize % 3;
-                let others: Vec<usize> = (0..3).filter(|other| *other != node).collect();
-                let away = [(node, others[0]), (others[0], node), (node, others[1]), (others[1], node)];
-                let apart = vec![(others[0], others[1]), (others[1], others[0])];
-                faults.push((8_000, Fault::Cut { links: away.to_vec(), ms: 1_500 }));
-                faults.push((8_100, Fault::Wipe { node, down_ms: 300 }));
-                for at_ms in [10_000, 14_000, 18_000] {
-                    let links = apart.iter().copied().chain(away[..2].iter().copied()).collect();
-                    faults.push((at_ms, Fault::Cut { links, ms: 2_000 }));
-                }
+                // One falls behind, another one loses its disk at the moment at which it can reach nobody, and then only the two
+                // of them are together.
+                let [behind, wiped, whole] = [0, 1, 2].map(|n| (plan.seed as usize + n) % 3);
+                let both = |a, b| vec![(a, b), (b, a)];
+                faults.push((8_000, Fault::Cut { links: both(behind, wiped), ms: 2_200 }));
+                faults.push((8_000, Fault::Cut { links: both(behind, whole), ms: 6_000 }));
+                faults.push((9_850, Fault::Cut { links: both(wiped, whole), ms: 4_000 }));
+                faults.push((9_900, Fault::Wipe { node: wiped, down_ms: 50 }));
             }
             Self::OldPrograms => {
                 plan.levels[0] = level::LEVEL_MEMBERSHIP;
                 plan.stops = 100;
                 faults.push((20_000, Fault::Upgrade { node: 0 }));
             }
-        }
-        plan.faults = faults;
-        if !matches!(self, Self::Wipes) {
-            spread(plan);
+            _ => {}
         }
     }
 }
@@ -132,7 +139,16 @@ fn three(plan: &mut Plan) {
 /// Nothing goes wrong by itself.
 fn quiet(rates: &Rates) -> Rates {
     let carrier = CarrierRates { ms_max: 20, ..CarrierRates::default() };
-    Rates { drop: 0, duplicate: 0, net_ms_max: 10, disk_ms_max: 3, apply_ms_max: 3, call_lost: 0, carrier, ..rates.clone() }
+    Rates {
+        drop: 0,
+        duplicate: 0,
+        net_ms_max: 10,
+        disk_ms_max: 3,
+        apply_ms_max: 3,
+        call_lost: 0,
+        carrier,
+        ..rates.clone()
+    }
 }
 
 fn each(plan: &Plan, first_ms: u64, pause_ms: u64, mut fault: impl FnMut(u64)) {

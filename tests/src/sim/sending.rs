@@ -167,7 +167,14 @@ impl World {
     }
 
     /// Nothing of this part was taken over. Once a part was accepted, the rest is missing for good.
-    pub fn refused_part(&mut self, node: usize, send_no: u64, outcome: Outcome, code: &str, retry_after_ms: u64) {
+    pub fn refused_part(
+        &mut self,
+        node: usize,
+        send_no: u64,
+        outcome: Outcome,
+        code: &str,
+        retry_after_ms: u64,
+    ) {
         let Some(sending) = self.nodes[node].wing.sends.get(&send_no) else { return };
         if sending.refs.is_empty() {
             return self.finish(node, send_no, outcome, code, retry_after_ms);

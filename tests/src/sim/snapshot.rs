@@ -4,8 +4,8 @@ use super::node::Cell;
 use super::plant::Plant;
 use super::world::{Event, World};
 use carillon_consensus::{OfferError, SnapshotFetch, SnapshotMark};
-use carillon_proto::replica::node_of;
 use carillon_core::{Applier, MemTables, Tables as _, applied_record};
+use carillon_proto::replica::node_of;
 
 impl World {
     /// The leader makes a snapshot for a follower whose entries are gone.

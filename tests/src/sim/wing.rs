@@ -2,17 +2,15 @@
 //! same `Scheduler`. Lanes are in `lanes.rs`, facts and receipts in `facts.rs`.
 use super::engine::Refused;
 use super::facts::{Facts, Reports};
-use super::node::Waiter;
 use super::lanes::ShareKeeper;
+use super::node::Waiter;
 use super::plant::Plant;
 use super::steward::Answer;
 use super::world::{Event, World};
 use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
-use carillon_delivery::{
-    BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig,
-};
+use carillon_delivery::{BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
 use prost::bytes::Bytes;
@@ -221,7 +219,16 @@ impl World {
         }
         for (partition, mut list) in begin {
             if self.planted(Plant::StopOutsideApply) {
-                list.retain(|decided| !self.stopped_here(node, partition, decided));
+                let stopped: Vec<MessageId> = list
+                    .extract_if(.., |decided| self.stopped_here(node, partition, decided))
+                    .map(|decided| decided.message_id)
+                    .collect();
+                for id in stopped {
+                    self.nodes[node].wing.scheduler.on_begun(partition, id, BeginResult::Refused);
+                }
+            }
+            if list.is_empty() {
+                continue;
             }
             self.begin(node, partition, list, now_ms);
         }

@@ -320,7 +320,8 @@ mod tests {
     #[test]
     fn a_command_of_a_later_level_leaves_the_digest_of_an_unknown_one() {
         for secret_hash in [Bytes::from(vec![7; 32]), Bytes::new()] {
-            let command = MetaCommand { kind: Some(Kind::CreateToken(CreateToken { secret_hash, life_s: 9 })) };
+            let command =
+                MetaCommand { kind: Some(Kind::CreateToken(CreateToken { secret_hash, life_s: 9 })) };
             let data = Bytes::from(MetaBatch { now_ms: 1, commands: vec![command] }.encode_to_vec());
             let (meta, mut effects) = (EntryMeta { index: 1, term: 1 }, MetaEffects::default());
             let mut tables = MemTables::default();
