@@ -31,7 +31,7 @@ pub enum Plant {
     LevelIgnored,
     /// A node with an empty disk is taken for the one that it was.
     WipedComesBack,
-    /// A change of the membership is not durable when the entries behind it are applied.
+    /// A change of the membership is put into force and never written to the log.
     MembersNotPersisted,
     /// The permission to send is used before it is committed.
     SendBeforeCommit,

@@ -16,6 +16,11 @@ const REGRESSIONS: &[(u64, Option<Scenario>, &str)] = &[
         Some(Scenario::Growth),
         "a leader elected by the old voters left the joint configuration, then removed itself",
     ),
+    (
+        54,
+        Some(Scenario::Growth),
+        "a node that left lost its replica of the meta group before it could say which shares it keeps to",
+    ),
     (3_127, None, "two live replicas refused each other because of election priorities"),
     (1_071, None, "a leader never knew that it led: waiters of lost entries stood before its own"),
     (2_224, None, "the same"),
