@@ -64,6 +64,7 @@ pub fn fails(name: &'static str) -> bool {
 #[cfg(feature = "failpoints")]
 pub fn arm(data_dir: &Path) -> anyhow::Result<()> {
     // Dropping the scenario would forget what the environment asked for.
+    #[expect(clippy::disallowed_methods, reason = "armed for as long as the process lives")]
     std::mem::forget(fail::FailScenario::setup());
     let path = data_dir.join(FILE);
     let mut armed = obey(&[], &read(&path))?;

@@ -10,6 +10,7 @@ pub mod failpoints;
 pub mod leave;
 pub mod meta;
 pub mod node;
+pub mod restore;
 pub mod retention;
 pub mod seal;
 pub mod space;

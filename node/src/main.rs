@@ -29,7 +29,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let join = (!cli.join.is_empty()).then(|| Join { peers: cli.join, token: cli.token, token_file: None });
+    let join = (!cli.join.is_empty()).then_some(Join { peers: cli.join, token: cli.token, token_file: None });
     let config = match Config::load(&cli.config, join) {
         Ok(config) => config,
         Err(error) => {

@@ -10,6 +10,7 @@ use crate::edge::cancel::Cancels;
 use crate::edge::ingest::Ingest;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
+use crate::edge::quarantine;
 use crate::edge::query::Queries;
 use crate::edge::steward_api::StewardApi;
 use crate::engine::identity::Identity;
@@ -33,6 +34,8 @@ use tonic::transport::Server;
 
 /// Largest request of a router: 1,000 messages with everything in them.
 const NODE_MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Largest request of an operator: practices and wrapped keys of a whole backup.
+const ADMIN_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Longest graceful stop.
 const DRAIN_LIMIT: Duration = Duration::from_secs(8);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
@@ -75,6 +78,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         events,
     )?;
     tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
+    tokio::spawn(quarantine::watch(handle.clone()));
     let stopping = Arc::new(AtomicBool::new(false));
     let own = SelfView {
         handle: handle.clone(),
@@ -126,7 +130,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));
     let until = |mut closed: watch::Receiver<bool>| async move { drop(closed.wait_for(|c| *c).await) };
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
-    let admin_plane = server().add_service(AdminServer::new(admin_api));
+    let admin_plane =
+        server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     if let Some(telemetry) = telemetry {
         let ready = ready_check(handle.clone(), Arc::clone(&stopping));

@@ -50,7 +50,10 @@ async fn start(dir: &Path) -> Engine {
         let identity = Identity::open(&config.data_dir, 1, engine::has_log(&config)).unwrap();
         carillon_proto::tls::install_provider();
         let nobody = rustls::RootCertStore::empty();
-        let tls = rustls::ClientConfig::builder().with_root_certificates(nobody).with_no_client_auth();
+        let versions = [&rustls::version::TLS13];
+        let tls = rustls::ClientConfig::builder_with_protocol_versions(&versions)
+            .with_root_certificates(nobody)
+            .with_no_client_auth();
         let channels = Arc::new(PeerChannels::new(1, &[], Arc::new(tls)).unwrap());
         let membership = Membership {
             cluster_id: config.cluster_id.clone(),

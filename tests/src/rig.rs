@@ -92,8 +92,22 @@ impl Rig {
         Self::start_in(options, Needs::default(), change).await
     }
 
+    /// A cluster without practices, into which a backup can be restored.
+    pub async fn start_empty(options: LabOptions) -> Self {
+        Self::begin(options, Needs::default(), |_| {}, false).await
+    }
+
     /// The same in an arena; ask `faults::missing` before.
     pub async fn start_in(options: LabOptions, needs: Needs, change: impl Fn(&Lab)) -> Self {
+        Self::begin(options, needs, change, true).await
+    }
+
+    async fn begin(
+        options: LabOptions,
+        needs: Needs,
+        change: impl Fn(&Lab),
+        register_practices: bool,
+    ) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         tls::install_provider();
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -103,7 +117,8 @@ impl Rig {
         let day = sample_day::practices().expect("the bundled practices parse");
         let practice =
             |p: &sample_day::Practice| Practice { name: p.name.clone(), time_zone: p.time_zone.clone() };
-        let options = LabOptions { practices: day.iter().map(practice).collect(), ..options };
+        let practices = if register_practices { day.iter().map(practice).collect() } else { Vec::new() };
+        let options = LabOptions { practices, ..options };
         // An initialised lab is kept as it is.
         change(&Lab::init(&dir.path().join("lab"), &options).expect("the lab's files are made"));
         let lab = Lab::up(&dir.path().join("lab"), &options).await.expect("the cluster starts");

@@ -34,7 +34,7 @@ pub enum AdminError {
 }
 
 impl AdminError {
-    fn of(what: &'static str, status: Status) -> Self {
+    pub(crate) fn of(what: &'static str, status: Status) -> Self {
         match status.code() {
             Code::FailedPrecondition
             | Code::InvalidArgument
@@ -46,7 +46,7 @@ impl AdminError {
     }
 
     /// Whether the same call may work a moment later.
-    fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         use Code as C;
         matches!(
             self,
@@ -72,7 +72,7 @@ fn full_message(status: &Status) -> String {
 /// The admin API of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
-    client: AdminClient<Channel>,
+    pub(crate) client: AdminClient<Channel>,
 }
 
 impl Admin {
@@ -83,7 +83,7 @@ impl Admin {
         Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20) })
     }
 
-    fn request<T>(message: T) -> Request<T> {
+    pub(crate) fn request<T>(message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(CALL_TIMEOUT);
         request

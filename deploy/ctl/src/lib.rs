@@ -3,5 +3,6 @@
 //! The binary `carillonctl` is a thin shell around this library; the test suites start their clusters with [`lab::Lab`].
 
 pub mod admin;
+pub mod backup;
 pub mod lab;
 pub mod pki;

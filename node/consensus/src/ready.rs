@@ -24,6 +24,9 @@ use raft::eraftpb::{Entry, Message};
 /// How long the commit index on disk may lag, in ticks, while there is traffic.
 const COMMIT_WRITE_TICKS: u32 = 10;
 
+/// A snapshot, and the membership that it brings as of an index.
+type Restored = (SnapshotMark, (ConfState, u64));
+
 impl Group {
     /// Adds what is to be done to `out`. True: something was added or changed, poll again.
     ///
@@ -91,7 +94,7 @@ impl Group {
     }
 
     /// A snapshot in a ready: the log view starts anew after it. Gives what is to be written for it.
-    fn restore(&mut self, ready: &Ready) -> Result<Option<(SnapshotMark, (ConfState, u64))>, GroupError> {
+    fn restore(&mut self, ready: &Ready) -> Result<Option<Restored>, GroupError> {
         if ready.snapshot().is_empty() {
             return Ok(None);
         }

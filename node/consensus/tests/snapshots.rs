@@ -103,7 +103,7 @@ fn log_hard_state_membership_and_generation_are_one_write_and_the_answer_waits_f
     assert_eq!((write.conf.as_ref().unwrap().1, write.entries.len()), (40, 2));
     assert_eq!(task.after.iter().map(|m| m.index).max(), Some(42));
 
-    log.write(&[write.clone()], false).unwrap();
+    log.write(std::slice::from_ref(write), false).unwrap();
     let before = log.durable(GROUP).unwrap();
     assert_eq!((before.generation, before.last_index, before.truncated_index), (0, 3, 0));
     log.sync();

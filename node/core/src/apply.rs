@@ -9,8 +9,10 @@ use crate::digest::Digest;
 use crate::effect::{CommandResult, Effects, Refusal};
 use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
-use crate::turn::{HighestIds, OptOuts, Turn};
-use crate::{accept, attempt, cancel, keys, leader, opt_out, outcome, receipt, retire, schedule};
+use crate::turn::{HighestIds, OptOuts, Restored, Turn};
+use crate::{
+    accept, attempt, cancel, keys, leader, opt_out, outcome, quarantine, receipt, restore, retire, schedule,
+};
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
@@ -23,13 +25,15 @@ pub struct Applier {
     last: AppliedRecord,
     highest: HighestIds,
     opt_outs: OptOuts,
+    restore: Restored,
     permits: bool,
 }
 
 impl Applier {
     pub fn open(tables: &dyn ReadTables) -> Result<Self, TableError> {
-        let last = applied_record(tables)?;
-        Ok(Self { last, highest: HighestIds::default(), opt_outs: OptOuts::default(), permits: true })
+        let (last, restore) = (applied_record(tables)?, restore::of(tables)?);
+        let (highest, opt_outs) = (HighestIds::default(), OptOuts::default());
+        Ok(Self { last, highest, opt_outs, restore, permits: true })
     }
 
     /// The last entry applied.
@@ -71,6 +75,7 @@ impl Applier {
             references: &mut effects.references,
             highest: &mut self.highest,
             opt_outs: &mut self.opt_outs,
+            restore: &mut self.restore,
             now_ms: batch.now_ms.max(self.last.now_ms),
             term: meta.term,
             leader_start_term: self.last.leader_start_term,
@@ -85,11 +90,15 @@ impl Applier {
                     .iter()
                     .for_each(|n| digest.add(&n.to_be_bytes()));
             }
+            if let CommandResult::Resolved(resolved) = &result {
+                digest.add(&resolved.messages.to_be_bytes());
+            }
             effects.results.push(result);
         }
         let Turn { events, now_ms, leader_start_term, .. } = turn;
         effects.events = events;
-        write_events(tables, meta.index, now_ms, &mut effects.events, &mut digest);
+        let events_index = meta.index + self.restore.events_base;
+        write_events(tables, events_index, now_ms, &mut effects.events, &mut digest);
         let digest = digest.finish();
         self.last = applied::write(tables, &self.last, meta, now_ms, leader_start_term, digest);
         Ok(&self.last)
@@ -114,6 +123,9 @@ pub fn apply(
 }
 
 fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
+    if turn.restore.under_way && !matches!(command.kind, Some(Kind::Restore(_) | Kind::LeaderStart(_))) {
+        return Ok(CommandResult::Refused(Refusal::Restoring));
+    }
     match command.kind {
         Some(Kind::Accept(c)) => accept::accept(turn, c),
         Some(Kind::Cancel(c)) => cancel::by_id(turn, &c),
@@ -126,6 +138,8 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
         Some(Kind::Retire(c)) => retire::retire(turn, &c),
         Some(Kind::OptOut(c)) => opt_out::record(turn, &c),
+        Some(Kind::Restore(c)) => restore::restore(turn, c),
+        Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
     }
 }
@@ -165,8 +179,12 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::NotExpired => [10, 0],
             Refusal::UnknownReference => [11, 0],
             Refusal::Malformed => [12, 0],
-            Refusal::OptedOut => [14, 0],
+            Refusal::Restoring => [14, 0],
+            Refusal::NotFresh => [15, 0],
+            Refusal::OutOfOrder => [16, 0],
+            Refusal::OptedOut => [18, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
+        CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],
     }
 }

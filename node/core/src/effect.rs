@@ -17,10 +17,12 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
+    /// ResolveQuarantine: what was released or dropped.
+    Resolved(Resolved),
     /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
 }
@@ -32,6 +34,14 @@ pub struct Retired {
     /// Idempotency keys, with their message or after it.
     pub keys: u32,
     pub event_blocks: u32,
+    /// The limit was reached: there may be more.
+    pub more: bool,
+}
+
+/// What one ResolveQuarantine did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resolved {
+    pub messages: u32,
     /// The limit was reached: there may be more.
     pub more: bool,
 }
@@ -80,6 +90,12 @@ pub enum Refusal {
     Malformed,
     /// BeginAttempt: the recipient has opted out. The message has ended.
     OptedOut,
+    /// The partition is being restored from a backup; try again later.
+    Restoring,
+    /// Restore: the partition holds something else than this backup.
+    NotFresh,
+    /// Restore: the piece does not follow the one before. Look where it stands, and go on there.
+    OutOfOrder,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.

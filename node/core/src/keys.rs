@@ -16,6 +16,8 @@
 //! | E | entry index(8) | the events of one entry |
 //! | K | accepted_ms(8) practice_no(4) idempotency index(16) | a key that outlives its message; no value |
 //! | P | nothing | how far retention has come |
+//! | B | nothing | the backup that the partition was restored from |
+//! | Q | practice_no(4) message_id(16) | a message in quarantine; no value |
 //! | A | nothing | how far the log was applied |
 //!
 //! A slot's messages are one contiguous range of S. The slot of a key is always the slot of its id; a key where they
@@ -292,6 +294,35 @@ pub fn retention() -> Vec<u8> {
     vec![b'P']
 }
 
+/// The one row of table B.
+pub fn restore() -> Vec<u8> {
+    vec![b'B']
+}
+
+/// Table Q.
+pub fn quarantine(practice_no: u32, id: &MessageId) -> Vec<u8> {
+    join(b'Q', &[&practice_no.to_be_bytes(), id.as_bytes()])
+}
+
+pub fn decode_quarantine(key: &[u8]) -> Option<(u32, MessageId)> {
+    let mut rest = body(key, b'Q', 20)?;
+    let practice_no = u32::from_be_bytes(take(&mut rest)?);
+    Some((practice_no, MessageId::from_bytes(rest).ok()?))
+}
+
+/// The messages in quarantine, of one practice or (0) of all.
+pub fn quarantine_range(practice_no: u32) -> KeyRange {
+    match practice_no {
+        0 => KeyRange::of_prefix(b"Q"),
+        _ => KeyRange::of_prefix(&join(b'Q', &[&practice_no.to_be_bytes()])),
+    }
+}
+
+/// Everything that a partition holds but tables A to D, which say how it came about and what follows from the rest.
+pub fn content_range() -> KeyRange {
+    KeyRange { start: vec![b'E'], end: vec![b'Z'] }
+}
+
 /// The one row of table A. The meta group has it too.
 pub fn applied() -> Vec<u8> {
     vec![b'A']
@@ -319,6 +350,7 @@ mod tests {
         assert_eq!(decode_queued(&queued(9, &h, &a)), Some((9, h, a)));
         assert_eq!(decode_events(&events(77)), Some(77));
         assert_eq!(decode_kept_key(&kept_key(7, 9, &h)), Some((7, 9, h)));
+        assert_eq!(decode_quarantine(&quarantine(9, &a)), Some((9, a)));
     }
 
     #[test]

@@ -24,9 +24,12 @@ pub mod message;
 pub mod meta;
 mod opt_out;
 mod outcome;
+mod pieces;
+mod quarantine;
 pub mod query;
 mod receipt;
 mod records;
+mod restore;
 mod retire;
 mod retry;
 mod schedule;
@@ -37,11 +40,15 @@ pub use applied::EntryMeta;
 pub use apply::{Applier, apply};
 pub use cancel::CANCEL_BY_REFERENCE_MAX;
 pub use effect::{
-    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Retired, ScheduleChange,
+    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Resolved, Retired,
+    ScheduleChange,
 };
 pub use leader::CODE_LEADER_CHANGED;
 pub use opt_out::OPT_OUT_MESSAGES_MAX;
 pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
+pub use pieces::{next_piece, position_after};
+pub use quarantine::RESOLVE_LIMIT_MAX;
 pub use records::applied_record;
+pub use restore::{EVENTS_GAP, Fate, fate};
 pub use retire::RETIRE_LIMIT_MAX;
 pub use tables::{MemTables, ReadTables, TableError, Tables};

@@ -4,6 +4,7 @@
 //!  - [`legal`] is the one table of transitions; [`Message::advance`] asserts it. An illegal one is a bug and stops
 //!    the replica.
 //!  - [`rank`] never falls: what a carrier took over never waits again, and a final state never changes.
+//!  - A row of table Q exists exactly for a message in quarantine: UNKNOWN, put there by a restore and not resolved since.
 //!  - A row of table D exists exactly in ACCEPTED and WAITING, and then one of table N for a message that is indexed by its
 //!    recipient; a row of table F exists exactly in IN_FLIGHT. Due times are
 //!    never later than the expiry, so a message that can only expire is looked at when it does.
@@ -26,6 +27,9 @@ pub const ATTEMPTS_KEPT_MAX: usize = 16;
 /// canceled instead of tried again.
 pub const DETAIL_CANCEL_REQUESTED: &str = "cancel_requested";
 
+/// Code of the attempt that stands for what a cluster may have done after its backup, and detail of the messages in quarantine.
+pub const RESTORE_GUARD: &str = "restore_guard";
+
 /// May a message go from one state to the other? `Unspecified` is "does not exist yet".
 pub const fn legal(from: MessageState, to: MessageState) -> bool {
     use MessageState::{
@@ -33,7 +37,8 @@ pub const fn legal(from: MessageState, to: MessageState) -> bool {
         Unknown, Unspecified, Waiting,
     };
     match from {
-        Unspecified => matches!(to, Accepted | Waiting),
+        // Unknown: restored from a backup, and perhaps sent after it.
+        Unspecified => matches!(to, Accepted | Waiting | Unknown),
         Accepted => matches!(to, Waiting | InFlight | Expired | Canceled | OptedOut),
         // Besides the ordinary ones: a resend is pending and the lost answer of the attempt before turns up
         // (Submitted, Delivered, Undelivered, Rejected, OptedOut) or the resend is called off (Unknown).
@@ -173,6 +178,52 @@ impl Message {
         Ok(Some(Self { id, status, stored }))
     }
 
+    /// One of a backup; `None` when its record makes no sense.
+    pub fn restored(id: MessageId, status: MessageStatus) -> Option<Self> {
+        let state = MessageState::try_from(status.state).ok()?;
+        let possible = state != MessageState::Unspecified && (1..=4).contains(&status.priority);
+        possible.then_some(Self { id, status, stored: Stored { state, reason: 0, due_ms: 0 } })
+    }
+
+    /// Goes on as the backup says: rows and schedule, and no event, because nothing happened.
+    pub fn go_on(mut self, turn: &mut Turn) {
+        let none = Stored { state: MessageState::Unspecified, reason: 0, due_ms: 0 };
+        self.stored.due_ms = self.status.due_ms;
+        self.move_rows(turn, none, self.stored);
+        self.save(turn);
+    }
+
+    /// Nobody knows what became of it after the backup: an attempt without an answer stands for that, and the message
+    /// is held until a fact or an operator resolves it.
+    pub fn quarantine(mut self, turn: &mut Turn) {
+        let (now_ms, ambiguous) = (turn.now_ms, Outcome::Ambiguous as i32);
+        for attempt in self.status.attempts.iter_mut().filter(|a| a.outcome == 0) {
+            (attempt.outcome, attempt.end_ms) = (ambiguous, now_ms);
+            attempt.code = RESTORE_GUARD.to_owned();
+            self.status.attempts_counted += 1;
+        }
+        let number = next_attempt_no(&self.status);
+        let carrier_no = self.status.carrier_no;
+        self.push_attempt(AttemptRecord {
+            number,
+            carrier_no,
+            begin_ms: now_ms,
+            end_ms: now_ms,
+            outcome: ambiguous,
+            code: RESTORE_GUARD.to_owned(),
+            ..Default::default()
+        });
+        self.stored = Stored { state: MessageState::Unspecified, reason: 0, due_ms: 0 };
+        let step = Step::to(MessageState::Unknown).detail(RESTORE_GUARD);
+        self.advance(turn, step.attempt(number, Outcome::Ambiguous));
+        turn.tables.put_new(keys::quarantine(self.status.practice_no, &self.id), Vec::new());
+    }
+
+    /// A restore put it into quarantine, some time.
+    fn was_guarded(&self) -> bool {
+        self.status.attempts.iter().any(|a| a.code == RESTORE_GUARD)
+    }
+
     pub fn state(&self) -> MessageState {
         self.stored.state
     }
@@ -275,6 +326,9 @@ impl Message {
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
             turn.tables.delete(keys::in_flight(&self.id));
+        }
+        if from.state == MessageState::Unknown && to.state != MessageState::Unknown && self.was_guarded() {
+            turn.tables.delete(keys::quarantine(self.status.practice_no, &self.id));
         }
         if to.state == MessageState::InFlight {
             let attempt = self.status.attempts.last().expect("a message in flight has an attempt");

@@ -4,7 +4,7 @@ use crate::keys::{self, Index, KeyRange};
 use crate::records::{self, corrupt, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    DueRecord, EventBlock, InFlightRecord, MessagePayload, MessageStatus, RetentionRecord,
+    DueRecord, EventBlock, InFlightRecord, MessagePayload, MessageStatus, PartitionRestore, RetentionRecord,
 };
 use carillon_proto::public::{MessageClass, MessageState};
 use carillon_proto::{MessageId, Slot};
@@ -240,6 +240,42 @@ pub fn events_after(
     })
 }
 
+/// The backup that the partition was restored from, if it was.
+pub fn restore(tables: &dyn ReadTables) -> Result<Option<PartitionRestore>, TableError> {
+    records::restore(tables)
+}
+
+/// What is added to the index of an entry in the keys of its events.
+pub fn events_base(tables: &dyn ReadTables) -> Result<u64, TableError> {
+    Ok(records::restore(tables)?.map_or(0, |record| record.events_base))
+}
+
+/// Messages in quarantine with their practice, of one practice or (0) of all, after a position.
+pub fn quarantined(
+    tables: &dyn ReadTables,
+    practice_no: u32,
+    after: Option<(u32, MessageId)>,
+    limit: usize,
+) -> Result<Vec<(u32, MessageId)>, TableError> {
+    let range = keys::quarantine_range(practice_no);
+    let range = match after {
+        Some((practice_no, id)) => range.after(&keys::quarantine(practice_no, &id)),
+        None => range,
+    };
+    collect(tables, &range, limit, |key, _| keys::decode_quarantine(key).ok_or_else(|| corrupt('Q', "key")))
+}
+
+/// Whether the partition holds messages or traces of them.
+pub fn holds_messages(tables: &dyn ReadTables) -> Result<bool, TableError> {
+    let (range, mut found) = (keys::content_range(), false);
+    tables.scan(&range.start, &range.end, &mut |key, _| {
+        // Retention notes down its cutoffs before there is anything to drop.
+        found = key.first() != Some(&b'P');
+        !found
+    })?;
+    Ok(found)
+}
+
 /// How far retention has come.
 pub fn retention(tables: &dyn ReadTables) -> Result<RetentionRecord, TableError> {
     records::retention(tables)
@@ -259,7 +295,8 @@ pub fn oldest_kept_ms(tables: &dyn ReadTables) -> Result<(Option<u64>, Option<u6
 /// The last entry that caused events, 0 if none did. Reads a logarithmic number of rows.
 pub fn last_event_index(tables: &dyn ReadTables) -> Result<u64, TableError> {
     let mut known = records::retention(tables)?.events_index;
-    let mut beyond = records::applied_record(tables)?.index.saturating_add(1);
+    let applied = records::applied_record(tables)?.index.saturating_add(events_base(tables)?);
+    let mut beyond = applied.saturating_add(1);
     // `known` has events or is 0; nothing at or after `beyond` has.
     while known + 1 < beyond {
         let middle = known + (beyond - known) / 2;

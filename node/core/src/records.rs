@@ -2,7 +2,9 @@
 use crate::keys;
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{AppliedRecord, MessagePayload, MessageStatus, RetentionRecord};
+use carillon_proto::internal::{
+    AppliedRecord, MessagePayload, MessageStatus, PartitionRestore, RetentionRecord,
+};
 use prost::bytes::Buf;
 
 /// Decodes a row of `table`.
@@ -28,6 +30,11 @@ pub(crate) fn retention(tables: &dyn ReadTables) -> Result<RetentionRecord, Tabl
         Some(row) => decode('P', row),
         None => Ok(RetentionRecord::default()),
     }
+}
+
+/// The backup that the partition was restored from, if it was.
+pub(crate) fn restore(tables: &dyn ReadTables) -> Result<Option<PartitionRestore>, TableError> {
+    tables.get(&keys::restore())?.map(|row| decode('B', row)).transpose()
 }
 
 pub(crate) fn payload(tables: &dyn ReadTables, id: &MessageId) -> Result<Option<MessagePayload>, TableError> {

@@ -16,6 +16,7 @@ pub(crate) struct Turn<'a> {
     pub opt_outs: &'a mut OptOuts,
     /// The clamped clock.
     pub now_ms: u64,
+    pub restore: &'a mut Restored,
     /// Term of the entry.
     pub term: u64,
     /// Highest term whose LeaderStart was applied.
@@ -47,6 +48,14 @@ impl OptOuts {
     pub fn added(&mut self) {
         self.any = Some(true);
     }
+
+/// What the row of table B says, as far as each entry needs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Restored {
+    /// Added to the index of an entry in the keys of its events.
+    pub events_base: u64,
+    /// Pieces are still missing.
+    pub under_way: bool,
 }
 
 /// The highest id of each slot, so that the usual Accept, whose id is higher than all before, reads nothing.
@@ -59,6 +68,11 @@ pub(crate) struct HighestIds {
 }
 
 impl HighestIds {
+    /// Rows came from elsewhere.
+    pub fn forget(&mut self) {
+        self.by_slot.clear();
+    }
+
     /// Is there no message with this id? The caller creates it if so.
     pub fn admits(&mut self, tables: &dyn ReadTables, id: &MessageId) -> Result<bool, TableError> {
         match self.by_slot.get(&id.slot()) {

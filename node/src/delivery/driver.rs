@@ -274,6 +274,9 @@ impl Driver {
 
     /// Decides and starts what was decided. Returns how long to sleep.
     fn act(&mut self) -> u64 {
+        if self.handle.meta().is_restoring() {
+            return WAKE_MAX_MS;
+        }
         let now_ms = clock_ms();
         for lane in self.lanes.all() {
             if lane.connector.status().state != ConnectorState::Up {

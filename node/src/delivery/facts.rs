@@ -44,6 +44,7 @@ pub fn fact_result(result: &CommandResult) -> FactResult {
         CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
         CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
         CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
+        CommandResult::Refused(Refusal::Restoring) => FactResult::Unspecified,
         _ => FactResult::Malformed,
     }
 }

@@ -254,7 +254,8 @@ impl ReceiptRouter {
             let Some(report) = report.conclude(result) else { continue };
             if report.lookups < LOOKUPS.len() {
                 parked.push_back(report);
-            } else if result == FactResult::Unspecified {
+            } else if result == FactResult::Unspecified || self.handle.meta().is_restoring() {
+                // Or its message is not back yet: the carrier repeats it.
                 report.refuse("unreachable");
             } else if refused.enough(&report.receipt) {
                 report.forget("unknown");

@@ -1,24 +1,32 @@
 //! The operator plane: what `carillonctl` calls.
+use super::backup::Backups;
 use super::members::Members;
+use super::quarantine::Quarantine;
+use super::restore::Restores;
 use crate::delivery::LaneTable;
+use crate::engine::snapshot::ChunkStream;
 use crate::engine::{NodeHandle, ProposeError};
 use crate::meta::{Desk, MetaClient};
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
-    BalanceLeadersRequest, BalanceLeadersResponse, CarrierStatus, CreateTokenRequest, CreateTokenResponse,
-    DamagedReplica, GetStatusRequest, GetStatusResponse, MovePartitionRequest, MovePartitionResponse,
-    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest, PutPracticeResponse,
-    RepairReplicaRequest, RepairReplicaResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest,
-    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
+    BalanceLeadersRequest, BalanceLeadersResponse, BeginRestoreRequest, BeginRestoreResponse, CarrierStatus,
+    CheckRestoreRequest, CheckRestoreResponse, CreateTokenRequest, CreateTokenResponse, DamagedReplica,
+    ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest, ExportPartitionResponse, GetStatusRequest,
+    GetStatusResponse, ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest,
+    MovePartitionResponse, PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest,
+    PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse, RepairReplicaRequest,
+    RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse, RestorePartitionRequest,
+    RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse,
+    SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
-use carillon_proto::internal::{MetaCommand, PutCarrier, meta_command::Kind};
+use carillon_proto::internal::{FetchSnapshotRequest, MetaCommand, PutCarrier, meta_command::Kind};
 use carillon_proto::public::ErrorReason;
 use carillon_proto::telemetry::Telemetry;
 use std::sync::Arc;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 pub struct AdminApi {
     pub cluster_id: String,
@@ -37,6 +45,18 @@ impl AdminApi {
 
     async fn change(&self, kind: Kind) -> Result<(), Status> {
         change(&self.meta, kind).await
+    }
+
+    fn backups(&self) -> Backups<'_> {
+        Backups { handle: &self.handle, meta: &self.meta }
+    }
+
+    fn restores(&self) -> Restores<'_> {
+        Restores { handle: &self.handle, meta: &self.meta, keyring: &self.keyring }
+    }
+
+    fn quarantine(&self) -> Quarantine<'_> {
+        Quarantine { handle: &self.handle }
     }
 
     fn members(&self) -> Members<'_> {
@@ -104,6 +124,7 @@ impl Admin for AdminApi {
             map: view.map.values().cloned().collect(),
             shares: Some(view.shares.clone()),
             feature_level: view.level,
+            restore: view.restore.clone(),
         }))
     }
 
@@ -198,6 +219,82 @@ impl Admin for AdminApi {
             ))),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
+    }
+
+    async fn export_partition(
+        &self,
+        request: Request<ExportPartitionRequest>,
+    ) -> Result<Response<ExportPartitionResponse>, Status> {
+        self.check(&request)?;
+        self.backups().export(&request.into_inner()).await.map(Response::new)
+    }
+
+    type FetchExportStream = ChunkStream;
+
+    async fn fetch_export(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<ChunkStream>, Status> {
+        self.check(&request)?;
+        self.backups().fetch(request.into_inner()).map(Response::new)
+    }
+
+    async fn release_export(
+        &self,
+        request: Request<ReleaseExportRequest>,
+    ) -> Result<Response<ReleaseExportResponse>, Status> {
+        self.check(&request)?;
+        self.backups().release(&request.into_inner());
+        Ok(Response::new(ReleaseExportResponse {}))
+    }
+
+    async fn export_meta(
+        &self,
+        request: Request<ExportMetaRequest>,
+    ) -> Result<Response<ExportMetaResponse>, Status> {
+        self.check(&request)?;
+        self.backups().meta().await.map(Response::new)
+    }
+
+    async fn check_restore(
+        &self,
+        request: Request<CheckRestoreRequest>,
+    ) -> Result<Response<CheckRestoreResponse>, Status> {
+        self.check(&request)?;
+        self.restores().check(&request.into_inner())?;
+        Ok(Response::new(CheckRestoreResponse {}))
+    }
+
+    async fn begin_restore(
+        &self,
+        request: Request<BeginRestoreRequest>,
+    ) -> Result<Response<BeginRestoreResponse>, Status> {
+        self.check(&request)?;
+        self.restores().begin(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore_partition(
+        &self,
+        request: Request<Streaming<RestorePartitionRequest>>,
+    ) -> Result<Response<RestorePartitionResponse>, Status> {
+        self.check(&request)?;
+        self.restores().partition(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_quarantine(
+        &self,
+        request: Request<ListQuarantineRequest>,
+    ) -> Result<Response<ListQuarantineResponse>, Status> {
+        self.check(&request)?;
+        self.quarantine().list(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn resolve_quarantine(
+        &self,
+        request: Request<ResolveQuarantineRequest>,
+    ) -> Result<Response<ResolveQuarantineResponse>, Status> {
+        self.check(&request)?;
+        self.quarantine().resolve(&request.into_inner()).await.map(Response::new)
     }
 
     async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubResponse>, Status> {

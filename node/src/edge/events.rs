@@ -1,6 +1,7 @@
 //! The event feed of one partition: event blocks from table E, filtered for a tenant, in order, from an index on.
 //!
-//! The index of an entry is the same on every replica, so a cursor holds across leader changes.
+//! The index of an entry is the same on every replica, so a cursor holds across leader changes. After a restore the indexes of
+//! events go on above all that the old cluster can have given out (`core/restore.rs`), so it holds then, too.
 use super::view::timestamp;
 use crate::engine::NodeHandle;
 use carillon_core::meta::MetaView;
@@ -44,7 +45,8 @@ async fn feed(
         return Err(super::internal("no such partition"));
     }
     let mut applied = handle.applied(partition);
-    let mut after = if request.from_now { *applied.borrow() } else { request.after_index };
+    let now = *applied.borrow() + base(handle, partition)?.unwrap_or_default();
+    let mut after = if request.from_now { now } else { request.after_index };
     if !request.from_now && after != 0 {
         let tables = handle.local_tables(partition).map_err(|_| super::internal("no such replica"))?;
         let retired = query::retention(&*tables).map_err(|_| super::internal("unreadable record"))?;
@@ -63,6 +65,8 @@ async fn feed(
             return Ok(());
         }
         let newest = *applied.borrow_and_update();
+        // Half of a restore is not for readers.
+        let newest = base(handle, partition)?.map_or(after, |base| base + newest);
         let mut heartbeat = std::mem::take(&mut first);
         while after < newest {
             let (events, index) = page(handle, request, after, newest)?;
@@ -90,6 +94,16 @@ async fn feed(
             return Ok(());
         }
     }
+}
+
+/// What is added to the index of an entry; `None` while a restore is under way.
+fn base(handle: &NodeHandle, partition: u32) -> Result<Option<u64>, Status> {
+    let tables = handle.local_tables(partition).map_err(|_| super::internal("no such replica"))?;
+    let restore = query::restore(&*tables).map_err(|_| super::internal("unreadable record"))?;
+    Ok(match restore {
+        None => Some(0),
+        Some(restore) => restore.done.then_some(restore.events_base),
+    })
 }
 
 /// Events of the next blocks, and the index up to which everything was looked at.

@@ -8,8 +8,8 @@ use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
-use carillon_core::CommandResult;
 use carillon_core::classes::default_policy;
+use carillon_core::{CommandResult, Refusal};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
@@ -76,7 +76,7 @@ impl Ingest {
             return not_leader(self.handle.leadership(partition).leader);
         }
         let count = part.messages.len();
-        if let Some(refused) = self.refused_for_space(count) {
+        if let Some(refused) = self.refused_for_restore(count).or_else(|| self.refused_for_space(count)) {
             return PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results: refused };
         }
         let mut results: Vec<IngestResult> = vec![IngestResult::default(); count];
@@ -128,6 +128,14 @@ impl Ingest {
             }
             None => PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results },
         }
+    }
+
+    /// Nothing new before everything that the backup knows is back, keys of old messages above all.
+    fn refused_for_restore(&self, count: usize) -> Option<Vec<IngestResult>> {
+        self.handle.meta().is_restoring().then(|| {
+            let error = Some(errors::to_rpc(&restoring()));
+            vec![IngestResult { error, ..Default::default() }; count]
+        })
     }
 
     /// Nothing new while the disks are nearly full; what was accepted goes on to its end.
@@ -273,6 +281,9 @@ fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
             );
             IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
         }
+        CommandResult::Refused(Refusal::Restoring) => {
+            IngestResult { error: Some(errors::to_rpc(&restoring())), ..Default::default() }
+        }
         other => {
             tracing::error!(answer = ?std::mem::discriminant(other), "accept was refused by apply");
             let status = errors::status(ErrorReason::Internal, "accept refused");
@@ -314,6 +325,10 @@ pub(crate) fn keyring_status(error: &KeyringError) -> Status {
             errors::status(ErrorReason::KeyUnavailable, "the practice's key cannot be used")
         }
     }
+}
+
+pub(crate) fn restoring() -> Status {
+    errors::status(ErrorReason::PartitionUnavailable, "the cluster is being restored from a backup")
 }
 
 fn panicked() -> Status {

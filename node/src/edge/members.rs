@@ -125,7 +125,7 @@ impl Members<'_> {
             None => return refuse(format!("node {} is not known", request.to_node)),
         }
         let add = ReplicaRecord { replica_id: 0, node_id: request.to_node, role: ReplicaRole::Voter.into() };
-        let set = ReplicaRecord { role: ReplicaRole::Leaving.into(), ..leaves.clone() };
+        let set = ReplicaRecord { role: ReplicaRole::Leaving.into(), ..*leaves };
         let command = ChangeReplicas {
             partition,
             expected_epoch: record.epoch,
@@ -164,7 +164,7 @@ impl Members<'_> {
             }
             _ => {}
         }
-        let set = ReplicaRecord { role: ReplicaRole::Leaving.into(), ..own.clone() };
+        let set = ReplicaRecord { role: ReplicaRole::Leaving.into(), ..*own };
         let command =
             ChangeReplicas { partition, expected_epoch: record.epoch, set: vec![set], ..Default::default() };
         tracing::warn!(partition, replica_id = own.replica_id, "a damaged replica is given up");

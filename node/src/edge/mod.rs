@@ -3,13 +3,16 @@
 //! Planes: [`peer`] (other nodes), [`node_api`] (routers), [`admin`] (operators). Each checks the role in the caller's
 //! certificate before anything else.
 pub mod admin;
+mod backup;
 pub mod cancel;
 pub mod events;
 pub mod ingest;
 mod members;
 pub mod node_api;
 pub mod peer;
+pub mod quarantine;
 pub mod query;
+mod restore;
 pub mod steward_api;
 pub mod view;
 

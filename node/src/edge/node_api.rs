@@ -31,6 +31,15 @@ impl NodeApi {
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Router(_))).map(|_| ())
     }
+
+    /// Also that everything is there: half of a restore would be told as "no such message".
+    fn check_whole<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.check(request)?;
+        match self.handle.meta().is_restoring() {
+            true => Err(super::ingest::restoring()),
+            false => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -44,12 +53,12 @@ impl Node for NodeApi {
     }
 
     async fn get(&self, request: Request<NodeGetRequest>) -> Result<Response<NodeGetResponse>, Status> {
-        self.check(&request)?;
+        self.check_whole(&request)?;
         self.queries.get(request.into_inner()).await.map(Response::new)
     }
 
     async fn list(&self, request: Request<NodeListRequest>) -> Result<Response<NodeListResponse>, Status> {
-        self.check(&request)?;
+        self.check_whole(&request)?;
         self.queries.list(request.into_inner()).await.map(Response::new)
     }
 
@@ -57,7 +66,7 @@ impl Node for NodeApi {
         &self,
         request: Request<NodeCancelRequest>,
     ) -> Result<Response<NodeCancelResponse>, Status> {
-        self.check(&request)?;
+        self.check_whole(&request)?;
         self.cancels.cancel(request.into_inner()).await.map(Response::new)
     }
 

@@ -38,6 +38,9 @@ fn millis(t: &Timestamp) -> u64 {
     u64::try_from(t.seconds).unwrap_or(0) * 1000 + u64::try_from(t.nanos).unwrap_or(0) / 1_000_000
 }
 
+/// What fits, and the slots to look at.
+type Wanted = (ListFilter, (Slot, Slot));
+
 impl Queries {
     pub async fn get(&self, request: NodeGetRequest) -> Result<NodeGetResponse, Status> {
         let missing = || errors::status(ErrorReason::MessageNotFound, "no such message");
@@ -116,7 +119,7 @@ impl Queries {
         &self,
         tenant: &str,
         asked: &carillon_proto::public::ListMessagesRequest,
-    ) -> Result<Option<(ListFilter, (Slot, Slot))>, Status> {
+    ) -> Result<Option<Wanted>, Status> {
         let meta = self.handle.meta();
         let all = (Slot::new(0).expect("0 is a slot"), Slot::new(SLOTS - 1).expect("4095 is a slot"));
         let (practices, slots) = if asked.practice.is_empty() {

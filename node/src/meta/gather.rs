@@ -86,9 +86,8 @@ impl Gatherer {
             (led.replica_id, led.term, led.since) = (replica_id, group.term, now);
         }
         let elapsed_ms = millis(now.saturating_duration_since(led.measured));
-        if elapsed_ms > 0 {
-            let entries = group.last_index.saturating_sub(led.last_index);
-            let rate = entries.saturating_mul(1_000_000) / elapsed_ms;
+        let entries = group.last_index.saturating_sub(led.last_index);
+        if let Some(rate) = entries.saturating_mul(1_000_000).checked_div(elapsed_ms) {
             led.load = (led.load * (100 - NEWEST_PERCENT) + rate.min(1 << 40) * NEWEST_PERCENT) / 100;
             (led.measured, led.last_index) = (now, group.last_index);
         }

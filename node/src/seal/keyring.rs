@@ -6,7 +6,7 @@ use crate::engine::NodeHandle;
 use crate::meta::{MetaClient, MetaError};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use carillon_core::meta::MetaView;
-use carillon_proto::internal::{MetaCommand, PutDataKey, meta_command::Kind};
+use carillon_proto::internal::{DataKeyRecord, MetaCommand, PutDataKey, meta_command::Kind};
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +36,19 @@ pub struct Keyring {
 impl Keyring {
     pub fn new(provider: Arc<dyn KeyProvider>, handle: NodeHandle, meta: MetaClient) -> Self {
         Self { provider, handle, meta, keys: RwLock::new(HashMap::new()) }
+    }
+
+    /// Whether this node's key provider opens wrapped keys that come from elsewhere.
+    pub fn can_open(&self, records: &[DataKeyRecord]) -> Result<(), KeyringError> {
+        for key in records {
+            self.provider.unwrap(key.practice_no, key.epoch, &key.provider_key_id, &key.wrapped_key)?;
+        }
+        Ok(())
+    }
+
+    /// Names the key that wraps.
+    pub fn provider_key_id(&self) -> &str {
+        self.provider.key_id()
     }
 
     /// Keys of an epoch, to open what was sealed with it.

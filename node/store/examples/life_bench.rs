@@ -25,6 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+type Make = fn(MessageId, u64) -> Kind;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -188,7 +190,7 @@ impl Filler {
                 if round < rounds {
                     commands.push(self.accept(group, round, number, now_ms));
                 }
-                let kinds: [(u64, fn(MessageId, u64) -> Kind); 3] = [(1, begin), (2, outcome), (3, receipt)];
+                let kinds: [(u64, Make); 3] = [(1, begin), (2, outcome), (3, receipt)];
                 for (back, kind) in kinds {
                     if let Some(from) = of(back) {
                         commands.push(kind(id(group, from, number), now_ms));

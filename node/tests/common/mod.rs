@@ -40,7 +40,10 @@ pub struct World {
 pub fn no_peers() -> Arc<PeerChannels> {
     carillon_proto::tls::install_provider();
     let nobody = rustls::RootCertStore::empty();
-    let tls = rustls::ClientConfig::builder().with_root_certificates(nobody).with_no_client_auth();
+    let versions = [&rustls::version::TLS13];
+    let tls = rustls::ClientConfig::builder_with_protocol_versions(&versions)
+        .with_root_certificates(nobody)
+        .with_no_client_auth();
     Arc::new(PeerChannels::new(1, &[], Arc::new(tls)).unwrap())
 }
 

@@ -160,10 +160,7 @@ mod tests {
     use carillon_consensus::bootstrap_write;
 
     fn write(index: u64, bytes: usize) -> GroupWrite {
-        let mut entry = Entry::default();
-        entry.index = index;
-        entry.term = 1;
-        entry.data = vec![7; bytes].into();
+        let entry = Entry { index, term: 1, data: vec![7; bytes].into(), ..Default::default() };
         GroupWrite { group: 1, entries: vec![entry], ..Default::default() }
     }
 

@@ -1,6 +1,7 @@
 //! The whole product as real processes: three nodes, a router and a carrier simulator. The steps of a suite share one
 //! cluster because a start takes seconds; each has practices of its own.
 mod accept;
+mod backup;
 mod bad_input;
 mod failover;
 mod limits;
@@ -94,5 +95,24 @@ async fn a_node_that_missed_much_catches_up_and_one_that_lost_its_disk_does_not_
     let mut steps = Steps::new("snapshots");
     steps.run("a follower whose log was cut catches up by snapshots", snapshots::catch_up(&rig)).await;
     steps.run("a wiped disk is not the old node", snapshots::wiped(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_under_load_comes_back_in_a_new_cluster_and_nothing_is_sent_twice() {
+    let mut steps = Steps::new("backup");
+    let old = Rig::start(LabOptions { lane_limit: backup::LIMIT, ..perfect() }).await;
+    let mut story = backup::Story::new();
+    steps.run("back up under load", story.back_up(&old)).await;
+    steps.run("refused: a cluster that holds messages", story.not_fresh(&old)).await;
+    steps.run("the old cluster sends on, then it is destroyed", story.disaster(&old)).await;
+    drop(old);
+    steps.run("refused: damaged, incomplete and newer backups", story.bad_backups()).await;
+    let new = Rig::start_empty(LabOptions { lane_limit: backup::LIMIT, ..perfect() }).await;
+    steps.run("refused: another key provider", story.wrong_key(&new)).await;
+    steps.run("restore, through the kill of a node", story.restore(&new)).await;
+    steps.run("nothing acknowledged is lost, keys work, replicas agree", story.compare(&new)).await;
+    steps.run("what was not due is sent, nothing twice", story.nothing_twice(&new)).await;
+    steps.run("an operator drops and releases what is held", story.quarantine(&new)).await;
     steps.finish();
 }

@@ -277,7 +277,7 @@ pub async fn replace_lost_disk(rig: &Rig) {
     rig.lab.remove_node(victim).unwrap();
     until_balanced(rig, &wanted, MOVES).await;
     let ids = submit_within_deadline(&rig.client, vec![before]).await.expect("no error in 10 s");
-    assert_eq!(ids, [id.clone()], "the key still names the message");
+    assert_eq!(ids, std::slice::from_ref(&id), "the key still names the message");
     rig.until_state(&id, MessageState::Delivered, SOON).await;
     until_replicas_agree(rig).await;
 }

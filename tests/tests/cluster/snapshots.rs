@@ -55,7 +55,7 @@ async fn write_past(rig: &Rig, stopped: u64, had: &BTreeMap<u32, u64>) {
 }
 
 /// Replicas at the same index have the same digest, on all nodes and in all groups.
-async fn until_same_digests(rig: &Rig) {
+pub async fn until_same_digests(rig: &Rig) {
     until("digests agree", LIMIT, async || {
         let mut seen: BTreeMap<(u32, u64), Vec<u8>> = BTreeMap::new();
         let mut index_of: BTreeMap<u32, u64> = BTreeMap::new();

@@ -1,12 +1,15 @@
 //! The command line: what can be said, and which function does it.
+mod backup;
 mod cluster;
 mod lab;
 mod members;
 mod message;
 mod output;
+mod quarantine;
 mod storage;
 
 use carillon_ctl::admin::AdminError;
+use carillon_ctl::backup::BackupError;
 use carillon_ctl::lab::LabError;
 use clap::{Parser, Subcommand};
 use output::Format;
@@ -50,6 +53,14 @@ enum Command {
     /// Single copies of partitions.
     #[command(subcommand)]
     Replica(storage::ReplicaCommand),
+    /// Backups of a running cluster: make one, list them, check one.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// Restore a backup into a new cluster.
+    Restore(Box<backup::RestoreArgs>),
+    /// Messages that a restore holds because they may have been sent after the backup.
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
     Scrub(cluster::Target),
     /// What a running node logs.
@@ -78,6 +89,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Partition(command) => members::partition(command, format).await,
         Command::Leader(command) => members::leader(command, format).await,
         Command::Replica(command) => storage::replica(command, format).await,
+        Command::Backup(command) => backup::run(command, format).await,
+        Command::Restore(args) => backup::restore(*args, format).await,
+        Command::Quarantine(command) => quarantine::run(command, format).await,
         Command::Scrub(target) => storage::scrub(&target, format).await,
         Command::LogFilter(command) => cluster::log_filter(command).await,
         Command::Version => {
@@ -90,7 +104,12 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
 
 /// 4 for "the cluster said no", 3 for "it is not healthy", else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let admin = error.downcast_ref::<AdminError>();
+    let admin = match error.downcast_ref::<BackupError>() {
+        Some(BackupError::Damaged { .. } | BackupError::Incomplete(_)) => return 3,
+        Some(BackupError::Wrong(_)) => return 4,
+        Some(BackupError::Admin(admin)) => Some(admin),
+        _ => error.downcast_ref::<AdminError>(),
+    };
     match (error.downcast_ref::<LabError>(), admin) {
         (Some(LabError::NotReady { .. } | LabError::Ended { .. }), _) => 3,
         (Some(LabError::Admin(AdminError::Refused(_))), _) | (_, Some(AdminError::Refused(_))) => 4,
@@ -125,6 +144,11 @@ mod tests {
         assert_eq!(parse("carillonctl node drain 3 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl node drain --lab lab"), Err(2));
         assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl backup create --to d --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));
+        assert_eq!(parse("carillonctl restore --from d --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl quarantine drop --all --dry-run --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl quarantine release --lab lab"), Err(2), "say of whom");
+        assert_eq!(parse("carillonctl quarantine release --tenant t --practice p --all --lab lab"), Err(2));
         let send = "carillonctl message send --practice p --to +13125550142 --body b --idempotency-key k";
         assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
         assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));

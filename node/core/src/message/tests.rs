@@ -8,7 +8,7 @@ fn all() -> impl Iterator<Item = MessageState> {
 /// Columns: Unspecified, Accepted, Waiting, InFlight, Submitted, Unknown, Delivered, Undelivered, Expired, Canceled,
 /// Rejected, OptedOut, Dead.
 const TABLE: [(MessageState, &str); 13] = [
-    (MessageState::Unspecified, ".xx.........."),
+    (MessageState::Unspecified, ".xx..x......."),
     (MessageState::Accepted, "..xx....xx.x."),
     (MessageState::Waiting, "..xxxxxxxxxx."),
     (MessageState::InFlight, "..x.xxxxxxxxx"),

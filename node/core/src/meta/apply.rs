@@ -1,7 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, rows, shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, rows,
+    shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -62,6 +63,18 @@ pub enum MetaRefusal {
     BadToken,
     #[error("the address is that of node {node_id}; give each node its own")]
     AddressTaken { node_id: u64 },
+    #[error("a restore is under way; wait until it is done, or let it go on with `carillonctl restore`")]
+    Restoring,
+    #[error("this cluster was begun with another backup; restore into a new cluster")]
+    OtherBackup,
+    #[error(
+        "this cluster has practices or keys of its own; restore into a new cluster, before any practice is registered"
+    )]
+    NotFresh,
+    #[error(
+        "carrier {name} has another number here than in the backup; restore into a new cluster without carriers"
+    )]
+    OtherCarrier { name: String },
     #[error("node {node_id} is {from} and cannot become {to}")]
     Status { node_id: u64, from: &'static str, to: &'static str },
     #[error("node {node_id} still has replicas or a share of the lanes; wait until they are moved")]
@@ -145,6 +158,9 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
     }
     match kind {
         Kind::Bootstrap(c) => bootstrap(tables, &c),
+        Kind::PutPractice(_) | Kind::PutDataKey(_) if restore::is_under_way(tables)? => {
+            Ok(Err(MetaRefusal::Restoring))
+        }
         Kind::PutPractice(c) => put_practice(tables, c),
         Kind::PutCarrier(c) => match c.carrier {
             Some(record) => put_carrier(tables, record),
@@ -159,6 +175,9 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         Kind::SetShares(c) => shares::set(tables, c),
         Kind::SettleShares(c) => shares::settle(tables, &c),
         Kind::RaiseLevel(c) => members::raise_level(tables, c.level),
+        Kind::BeginRestore(c) => restore::begin(tables, now_ms, c),
+        Kind::RestoreMeta(c) => restore::rows(tables, c),
+        Kind::PartitionRestored(c) => restore::partition(tables, &c),
     }
 }
 
@@ -283,7 +302,7 @@ fn epochs(tables: &dyn Tables, practice_no: u32) -> Result<usize, TableError> {
     Ok(count)
 }
 
-fn put_if_new(tables: &mut dyn Tables, key: Vec<u8>, row: Vec<u8>) -> Outcome {
+pub(super) fn put_if_new(tables: &mut dyn Tables, key: Vec<u8>, row: Vec<u8>) -> Outcome {
     if tables.get(&key)?.is_some_and(|stored| stored == row) {
         return Ok(Ok(Change::Same));
     }

@@ -51,7 +51,10 @@ pub(super) fn kind(kind: &Kind) -> Check {
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_)
-        | Kind::RaiseLevel(_) => Ok(()),
+        | Kind::RaiseLevel(_)
+        | Kind::PartitionRestored(_) => Ok(()),
+        Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
+        Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(carrier),
     }
 }
 

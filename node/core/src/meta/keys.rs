@@ -41,6 +41,10 @@ pub(super) fn level() -> Vec<u8> {
     join(b'L', &[])
 }
 
+pub(super) fn restore() -> Vec<u8> {
+    join(b'R', &[])
+}
+
 pub(super) fn practice(practice_no: u32) -> Vec<u8> {
     join(b'P', &[&practice_no.to_be_bytes()])
 }

@@ -145,14 +145,14 @@ pub(super) fn register(tables: &mut dyn Tables, command: RegisterNode) -> Outcom
 /// The one table of legal changes.
 pub fn may_become(from: NodeStatus, to: NodeStatus) -> bool {
     use NodeStatus as S;
-    match (from, to) {
+    matches!(
+        (from, to),
         (S::Joining, S::Active | S::Decommissioning | S::Dead)
-        | (S::Active, S::Draining | S::Decommissioning | S::Dead)
-        | (S::Draining, S::Active | S::Decommissioning | S::Dead)
-        | (S::Decommissioning, S::Active | S::Removed | S::Dead)
-        | (S::Dead, S::Removed) => true,
-        _ => false,
-    }
+            | (S::Active, S::Draining | S::Decommissioning | S::Dead)
+            | (S::Draining, S::Active | S::Decommissioning | S::Dead)
+            | (S::Decommissioning, S::Active | S::Removed | S::Dead)
+            | (S::Dead, S::Removed)
+    )
 }
 
 pub(super) fn set_status(tables: &mut dyn Tables, command: &SetNodeStatus) -> Outcome {

@@ -16,6 +16,7 @@
 //! | `S` | ShareRecord: which nodes may send |
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
+//! | `R` | ClusterRestore: the backup that the cluster was restored from |
 //! | `#` `P`, `C` or `N` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
@@ -28,6 +29,7 @@ mod members;
 pub mod place;
 pub mod planner;
 mod replicas;
+mod restore;
 mod rows;
 mod shares;
 mod view;

@@ -40,7 +40,7 @@ pub(super) fn change(tables: &mut dyn Tables, command: &ChangeReplicas) -> Outco
         }
         record.generation += 1;
         let replica_id = place::replica_id(add.node_id, record.generation);
-        record.replicas.push(ReplicaRecord { replica_id, ..add.clone() });
+        record.replicas.push(ReplicaRecord { replica_id, ..*add });
     }
     if record.replicas.len() > REPLICAS_MAX {
         return Ok(Err(MetaRefusal::TooMany { what: "replicas", max: REPLICAS_MAX as u32 }));

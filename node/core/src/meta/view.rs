@@ -4,8 +4,8 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord, ShareRecord,
-    TokenRecord,
+    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
+    ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,8 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    /// The backup that the cluster was restored from, if it was.
+    pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
     pub applied_index: u64,
 }
@@ -49,6 +51,7 @@ impl MetaView {
         view.shares = rows::shares(tables)?;
         view.level = rows::level(tables)?;
         view.tokens = rows::tokens(tables)?;
+        view.restore = super::restore::record(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
             of_tenant.insert(record.practice.clone(), record.practice_no);
@@ -61,6 +64,11 @@ impl MetaView {
             view.data_keys.insert((record.practice_no, record.epoch), record);
         })?;
         Ok(view)
+    }
+
+    /// Pieces of a backup are still missing: nothing is accepted and nothing is sent.
+    pub fn is_restoring(&self) -> bool {
+        self.restore.as_ref().is_some_and(|restore| !restore.done)
     }
 
     /// Members that are neither removed nor dead.

@@ -156,11 +156,15 @@ impl World {
             assert_eq!(status.waiting_reason != 0, state == MessageState::Waiting);
             let numbers: Vec<u32> = status.attempts.iter().map(|a| a.number).collect();
             assert!(numbers.is_sorted() && numbers.len() <= 16);
+            let guarded = rows.contains_key(&keys::quarantine(status.practice_no, &id));
+            assert!(!guarded || state == MessageState::Unknown, "Q row in {state:?}");
         }
         assert_eq!((due.len(), flying.len()), (waiting, in_flight), "no row of D or F without its message");
         let by_recipient = rows.keys().filter(|key| keys::decode_queued(key).is_some()).count();
         assert_eq!(by_recipient, queued, "no row of N without its message");
-        let block = query::events_after(&self.tables, self.index - 1, 9).unwrap();
+        let base = query::events_base(&self.tables).unwrap();
+        let block = query::events_after(&self.tables, base + self.index - 1, 9).unwrap();
+        let block = block.into_iter().filter(|(index, _)| *index == base + self.index).collect::<Vec<_>>();
         let written = block.first().map(|(_, b)| b.events.clone()).unwrap_or_default();
         assert_eq!(written, effects.events);
     }

@@ -59,7 +59,7 @@ async fn all(
     );
     ensure!(manifest.files.len() <= FILES_MAX, "{} files", manifest.files.len());
     ensure!(
-        manifest.feature_level <= FEATURE_LEVEL,
+        manifest.feature_level == FEATURE_LEVEL,
         "it needs feature level {}, this node has {FEATURE_LEVEL}",
         manifest.feature_level
     );

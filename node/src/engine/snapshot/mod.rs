@@ -5,10 +5,12 @@
 //! share one limit of bytes per second for each direction.
 //! Bounds: one export or import at a time, [`FETCHES_MAX`] fetches and [`STREAMS_MAX`] outgoing streams at a time; in the
 //! queue of the worker a few items for each group, because the shard asks for one at a time: it never gets to [`WORK_MAX`].
+mod backup;
 mod fetch;
 mod serve;
 mod worker;
 
+pub use backup::{BackupError, RestoreRoom, Staged};
 pub use serve::ChunkStream;
 pub(super) use worker::run as run_worker;
 
@@ -27,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// What apply of this version understands; a snapshot from a later one is refused.
 pub const FEATURE_LEVEL: u32 = 0;
@@ -51,6 +53,17 @@ pub(super) enum Work {
         manifest: Box<SnapshotManifest>,
         dir: PathBuf,
     },
+    /// Files for a backup; raft is not told.
+    Backup {
+        group: u32,
+        reply: oneshot::Sender<Result<SnapshotManifest, BackupError>>,
+    },
+    /// A family of verified files that is read and then dropped; it never becomes the state.
+    Stage {
+        manifest: Box<SnapshotManifest>,
+        dir: PathBuf,
+        reply: oneshot::Sender<Result<Family, BackupError>>,
+    },
     /// Passed on to the shard, which may be busy: the worker may wait.
     Tell(ShardMessage),
     /// A family that was replaced. Readers may still hold it for a moment.
@@ -68,12 +81,14 @@ struct Export {
     dir: PathBuf,
     manifest: SnapshotManifest,
     last_used: Instant,
+    /// Of a backup and not of raft.
+    backup: bool,
 }
 
 /// See the module documentation. Shared by the shard, the worker and the peer plane.
 pub struct Hub {
     node_id: u64,
-    /// `out` and `in` are below it.
+    /// `out`, `in` and `restore` are below it.
     dir: PathBuf,
     bytes_per_second: u64,
     state: Arc<StateDb>,
@@ -81,12 +96,14 @@ pub struct Hub {
     work: Sender<Work>,
     runtime: tokio::runtime::Handle,
     channels: Arc<PeerChannels>,
-    /// By group and snapshot id. At most two for each group: the offered one and one that is still being fetched.
+    /// By group and snapshot id. At most two for each group: the offered one and one that is still being fetched; and
+    /// those of backups (`backup.rs`).
     exports: Mutex<BTreeMap<(u32, u64), Export>>,
     /// The fetch of each group.
     fetches: Mutex<BTreeMap<u32, tokio::task::AbortHandle>>,
     fetch_slots: Arc<Semaphore>,
     stream_slots: Arc<Semaphore>,
+    restore_slots: Arc<Semaphore>,
     outgoing: Throttle,
     incoming: Throttle,
     stop: AtomicBool,
@@ -107,11 +124,12 @@ impl Hub {
     /// that fetching goes on where it stopped.
     pub(super) fn new(parts: HubParts) -> anyhow::Result<Self> {
         let HubParts { node_id, dir, bytes_per_second, state, inbox, work, channels } = parts;
-        let out = dir.join("out");
-        if out.exists() {
-            fs_err::remove_dir_all(&out)?;
+        for old in [dir.join("out"), dir.join("restore")] {
+            if old.exists() {
+                fs_err::remove_dir_all(&old)?;
+            }
+            fs_err::create_dir_all(&old)?;
         }
-        fs_err::create_dir_all(&out)?;
         fs_err::create_dir_all(dir.join("in"))?;
         Ok(Self {
             node_id,
@@ -126,6 +144,7 @@ impl Hub {
             fetches: Mutex::default(),
             fetch_slots: Arc::new(Semaphore::new(FETCHES_MAX)),
             stream_slots: Arc::new(Semaphore::new(STREAMS_MAX)),
+            restore_slots: Arc::new(Semaphore::new(backup::RESTORES_MAX)),
             outgoing: Throttle::new(bytes_per_second),
             incoming: Throttle::new(bytes_per_second),
             stop: AtomicBool::new(false),
@@ -186,9 +205,9 @@ impl Hub {
         self.dir.join("out").join(format!("{group}-{snapshot_id:016x}"))
     }
 
-    fn add_export(&self, manifest: SnapshotManifest, dir: PathBuf) {
+    fn add_export(&self, manifest: SnapshotManifest, dir: PathBuf, backup: bool) {
         let key = (manifest.group, manifest.snapshot_id);
-        self.exports.lock().insert(key, Export { dir, manifest, last_used: Instant::now() });
+        self.exports.lock().insert(key, Export { dir, manifest, last_used: Instant::now(), backup });
     }
 
     /// Drops exports that nobody wants; gives their names.

@@ -26,6 +26,8 @@ pub(in crate::engine) fn run(hub: &Arc<Hub>, work: &Receiver<Work>) {
             Ok(Work::Import { group, replica_id, fetch, manifest, dir }) => {
                 hub.import(group, replica_id, &fetch, &manifest, &dir);
             }
+            Ok(Work::Backup { group, reply }) => drop(reply.send(hub.backup(group))),
+            Ok(Work::Stage { manifest, dir, reply }) => hub.stage(&manifest, &dir, reply),
             Ok(Work::Tell(message)) => drop(hub.inbox.send(message)),
             Ok(Work::Retire(family)) => retired.push((Instant::now(), family)),
             Ok(Work::DropFamily(family)) => hub.drop_family(family),
@@ -61,7 +63,7 @@ impl Hub {
                 let encoded = manifest.encode_to_vec().into();
                 let made =
                     Made { snapshot_id, index: manifest.index, term: manifest.term, manifest: encoded };
-                self.add_export(manifest, self.export_dir(group, snapshot_id));
+                self.add_export(manifest, self.export_dir(group, snapshot_id), false);
                 Some(made)
             }
             Err(error) => {
@@ -73,7 +75,7 @@ impl Hub {
         self.tell_now(group, SnapshotMessage::Made(made));
     }
 
-    fn make(&self, group: u32) -> Result<(u64, SnapshotManifest), SnapshotError> {
+    pub(super) fn make(&self, group: u32) -> Result<(u64, SnapshotManifest), SnapshotError> {
         // Random: never used again, also after a restart with another clock.
         let snapshot_id = rand::random::<u64>();
         // With the rows on disk the view pins less memory.
@@ -121,7 +123,7 @@ impl Hub {
         drop(self.inbox.send(crate::engine::shard::ShardMessage::Snapshot { group, message }));
     }
 
-    fn drop_family(&self, family: Family) {
+    pub(super) fn drop_family(&self, family: Family) {
         match self.state.destroy_generation(family) {
             Ok(()) => tracing::debug!(%family, "family dropped"),
             Err(StateError::NoReplica(_)) => {}

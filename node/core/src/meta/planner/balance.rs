@@ -41,7 +41,7 @@ pub(super) fn mean_load(loads: impl Iterator<Item = u64>) -> u64 {
         sum = sum.saturating_add(load);
         count += 1;
     }
-    if count == 0 { 0 } else { sum / count }
+    sum.checked_div(count).unwrap_or(0)
 }
 
 /// Nodes by rising weight, then id.

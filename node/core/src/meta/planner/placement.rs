@@ -33,7 +33,7 @@ fn change_of(record: &PartitionRecord) -> ChangeReplicas {
 }
 
 fn with_role(replica: &ReplicaRecord, role: ReplicaRole) -> ReplicaRecord {
-    ReplicaRecord { role: role.into(), ..replica.clone() }
+    ReplicaRecord { role: role.into(), ..*replica }
 }
 
 fn new_on(node_id: u64, role: ReplicaRole) -> ReplicaRecord {

@@ -1,0 +1,122 @@
+//! The restore of a backup, as far as the meta group is concerned: that it is under way, what the partitions need of the old meta
+//! group (practices, carriers, wrapped keys, all under their old numbers), and which partitions are done.
+//!
+//! Numbers of practices and carriers are in keys and sealed data, so they come back as they were; that is why a restore needs a
+//! cluster that has given out none. Nodes, map and shares are those of the new cluster.
+use super::apply::{Change, MetaRefusal, Outcome, number, put_if_new};
+use super::keys::{self, Counted};
+use super::rows;
+use crate::records::{decode, encode};
+use crate::tables::{ReadTables, TableError, Tables};
+use carillon_proto::internal::{BeginRestore, Bootstrap, ClusterRestore, PartitionRestored, RestoreMeta};
+
+pub(super) fn record(tables: &dyn ReadTables) -> Result<Option<ClusterRestore>, TableError> {
+    tables.get(&keys::restore())?.map(|row| decode('m', row)).transpose()
+}
+
+pub(super) fn is_under_way(tables: &dyn ReadTables) -> Result<bool, TableError> {
+    Ok(record(tables)?.is_some_and(|record| !record.done))
+}
+
+pub(super) fn begin(tables: &mut dyn Tables, now_ms: u64, command: BeginRestore) -> Outcome {
+    match record(tables)? {
+        Some(record) if record.backup_id == command.backup_id => return Ok(Ok(Change::Same)),
+        Some(_) => return Ok(Err(MetaRefusal::OtherBackup)),
+        None => {}
+    }
+    for kind in [b'P', b'K'] {
+        let (range, mut empty) = (keys::all(kind), true);
+        tables.scan(&range.start, &range.end, &mut |_, _| {
+            empty = false;
+            false
+        })?;
+        if !empty {
+            return Ok(Err(MetaRefusal::NotFresh));
+        }
+    }
+    let record = ClusterRestore {
+        backup_id: command.backup_id,
+        // The old cluster may have been ahead of our clock.
+        guard_ms: now_ms.max(command.backup_now_ms),
+        ..Default::default()
+    };
+    tables.put(keys::restore(), encode(&record));
+    Ok(Ok(Change::Changed))
+}
+
+/// The restore that a command goes on with.
+fn under_way(
+    tables: &dyn Tables,
+    backup_id: &[u8],
+) -> Result<Result<ClusterRestore, MetaRefusal>, TableError> {
+    Ok(match record(tables)? {
+        Some(record) if record.backup_id == backup_id => Ok(record),
+        _ => Err(MetaRefusal::OtherBackup),
+    })
+}
+
+pub(super) fn rows(tables: &mut dyn Tables, command: RestoreMeta) -> Outcome {
+    match under_way(tables, &command.backup_id)? {
+        Ok(record) if record.done => return Ok(Ok(Change::Same)),
+        Ok(_) => {}
+        Err(refusal) => return Ok(Err(refusal)),
+    }
+    let backup = command.rows.unwrap_or_default();
+    let nodes = rows::shares(tables)?.senders.len() as u32;
+    for carrier in &backup.carriers {
+        let own = number(tables, &keys::carrier_name(&carrier.name))?;
+        let taken = tables.get(&keys::carrier(carrier.carrier_no))?.is_some();
+        if own.is_some_and(|own| own != carrier.carrier_no) || (own.is_none() && taken) {
+            return Ok(Err(MetaRefusal::OtherCarrier { name: carrier.name.clone() }));
+        }
+        if own.is_none() && carrier.segments_per_second < nodes {
+            return Ok(Err(MetaRefusal::TooSlow { nodes }));
+        }
+    }
+    for carrier in &backup.carriers {
+        let name = keys::carrier_name(&carrier.name);
+        // The operator has set it up for the new cluster.
+        if number(tables, &name)?.is_none() {
+            tables.put(name, carrier.carrier_no.to_be_bytes().to_vec());
+            tables.put(keys::carrier(carrier.carrier_no), encode(carrier));
+            raise(tables, Counted::Carriers, carrier.carrier_no)?;
+        }
+    }
+    for practice in &backup.practices {
+        let name = keys::practice_name(&practice.tenant, &practice.practice);
+        tables.put(name, practice.practice_no.to_be_bytes().to_vec());
+        tables.put(keys::practice(practice.practice_no), encode(practice));
+        raise(tables, Counted::Practices, practice.practice_no)?;
+    }
+    for key in &backup.data_keys {
+        tables.put(keys::data_key(key.practice_no, key.epoch), encode(key));
+    }
+    Ok(Ok(Change::Changed))
+}
+
+/// Numbers up to this one were given out.
+fn raise(tables: &mut dyn Tables, of: Counted, to: u32) -> Result<(), TableError> {
+    let key = keys::counter(of);
+    let highest = number(tables, &key)?.unwrap_or(0).max(to);
+    tables.put(key, highest.to_be_bytes().to_vec());
+    Ok(())
+}
+
+pub(super) fn partition(tables: &mut dyn Tables, command: &PartitionRestored) -> Outcome {
+    let mut record = match under_way(tables, &command.backup_id)? {
+        Ok(record) => record,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let bootstrap = tables.get(&keys::bootstrap())?;
+    let partitions =
+        bootstrap.map(|row| decode::<Bootstrap>('m', row)).transpose()?.map_or(0, |b| b.partitions);
+    let partition = command.partition;
+    if !(1..=partitions).contains(&partition) {
+        return Ok(Err(MetaRefusal::NoPartition { partition }));
+    }
+    if let Err(at) = record.partitions.binary_search(&partition) {
+        record.partitions.insert(at, partition);
+    }
+    record.done = record.partitions.len() as u32 == partitions;
+    put_if_new(tables, keys::restore(), encode(&record))
+}
