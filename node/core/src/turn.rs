@@ -48,6 +48,7 @@ impl OptOuts {
     pub fn added(&mut self) {
         self.any = Some(true);
     }
+}
 
 /// What the row of table B says, as far as each entry needs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
