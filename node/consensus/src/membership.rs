@@ -78,6 +78,8 @@ impl Group {
             MemberChange::Remove(id) if !conf.learners.contains(id) => {
                 return Err(ProposeError::InvalidChange("only a learner can be removed"));
             }
+            // It may be a learner that leads: see `Leave`.
+            MemberChange::Remove(id) if *id == self.config.node_id => return Err(ProposeError::LeaderLeaves),
             MemberChange::Remove(id) => record.changes.push(single(ConfChangeType::RemoveNode, *id)),
             MemberChange::Enter { promote, demote } => {
                 record.transition = ConfChangeTransition::Explicit;
@@ -85,6 +87,10 @@ impl Group {
                 let adds = promote.iter().map(|id| single(ConfChangeType::AddNode, *id));
                 let learns = demote.iter().map(|id| single(ConfChangeType::AddLearnerNode, *id));
                 record.changes = adds.chain(learns).collect();
+            }
+            // Elected by the old voters: it would go on leading without a vote, and raft 0.7.0 panics when it removes itself.
+            MemberChange::Leave if !conf.voters.contains(&self.config.node_id) => {
+                return Err(ProposeError::LeaderLeaves);
             }
             MemberChange::Leave => {}
         }

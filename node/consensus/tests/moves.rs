@@ -166,6 +166,36 @@ fn steps_that_hurt_are_refused() {
     assert!(matches!(follower, Err(ProposeError::NotLeader { .. })));
 }
 
+/// raft 0.7.0 panics when a leader that has no vote any more removes itself (found by the simulator).
+#[test]
+fn a_leader_that_only_the_old_voters_elected_neither_leaves_nor_removes_itself() {
+    let mut mini = start(true);
+    let leader = mini.elect();
+    let other = if leader == 1 { 2 } else { 1 };
+    mini.group(leader).propose_member_change(&MemberChange::AddLearner(NEW)).unwrap();
+    mini.settle();
+    mini.tick(10);
+    let enter = MemberChange::Enter { promote: vec![NEW], demote: vec![other] };
+    mini.group(leader).propose_member_change(&enter).unwrap();
+    mini.settle();
+    // As an election of the old voters could have it.
+    mini.group(leader).transfer_leader(other).unwrap();
+    mini.settle();
+    mini.tick(3);
+    assert!(mini.group(other).leader_ready());
+    assert!(!mini.group(other).conf_state().voters.contains(&other));
+    let refused = mini.group(other).propose_member_change(&MemberChange::Leave);
+    assert_eq!(refused.map(|_| ()), Err(ProposeError::LeaderLeaves));
+    mini.group(other).transfer_leader(NEW).unwrap();
+    mini.settle();
+    assert!(mini.group(NEW).is_leader());
+    mini.group(NEW).propose_member_change(&MemberChange::Leave).unwrap();
+    mini.settle();
+    mini.group(NEW).propose_member_change(&MemberChange::Remove(other)).unwrap();
+    mini.settle();
+    assert!(!mini.group(NEW).conf_state().learners.contains(&other));
+}
+
 #[test]
 fn a_snapshot_from_before_a_change_of_the_membership_is_not_offered() {
     let mut mini = start(true);

@@ -1,7 +1,7 @@
 //! Accept: a message comes into being, once for each idempotency key.
 //!
 //! The most frequent command: it reads one row if there is an idempotency key and normally none otherwise, and writes
-//! M, S, D and, where given, I and X.
+//! M, S, D and, where given, I, X and N. An opt-out is not looked for here but where it counts, when an attempt is to begin.
 use crate::effect::{CommandResult, Refusal};
 use crate::keys::{self, Index};
 use crate::message::{Message, Step};
@@ -93,11 +93,14 @@ fn check(accept: &Accept) -> Option<Indexes> {
         && known(class.is_ok(), class == Ok(MessageClass::Unspecified))
         && known(priority.is_ok(), priority == Ok(Priority::Unspecified))
         && accept.retry.as_ref().is_some_and(|r| r.attempts_max > 0)
+        && (!accept.indexed_by_recipient || accept.recipient_index.len() == keys::INDEX_BYTES)
         && (indexes.idempotency.is_none() || accept.content_mac.len() == keys::INDEX_BYTES);
     possible.then_some(indexes)
 }
 
 fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
+    let recipient_index =
+        if accept.indexed_by_recipient { accept.recipient_index.clone() } else { Bytes::new() };
     MessageStatus {
         practice_no: accept.practice_no,
         class: accept.class,
@@ -108,6 +111,7 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         carrier_no: accept.carrier_no,
         retry: accept.retry,
         accepted_at_ms: now_ms,
+        recipient_index,
         ..Default::default()
     }
 }

@@ -9,8 +9,10 @@ use crate::digest::Digest;
 use crate::effect::{CommandResult, Effects, Refusal};
 use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
-use crate::turn::{HighestIds, Restored, Turn};
-use crate::{accept, attempt, cancel, keys, leader, outcome, quarantine, receipt, restore, retire, schedule};
+use crate::turn::{HighestIds, OptOuts, Restored, Turn};
+use crate::{
+    accept, attempt, cancel, keys, leader, opt_out, outcome, quarantine, receipt, restore, retire, schedule,
+};
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
@@ -22,14 +24,16 @@ use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock}
 pub struct Applier {
     last: AppliedRecord,
     highest: HighestIds,
+    opt_outs: OptOuts,
     restore: Restored,
     permits: bool,
 }
 
 impl Applier {
     pub fn open(tables: &dyn ReadTables) -> Result<Self, TableError> {
-        let restore = restore::of(tables)?;
-        Ok(Self { last: applied_record(tables)?, highest: HighestIds::default(), restore, permits: true })
+        let (last, restore) = (applied_record(tables)?, restore::of(tables)?);
+        let (highest, opt_outs) = (HighestIds::default(), OptOuts::default());
+        Ok(Self { last, highest, opt_outs, restore, permits: true })
     }
 
     /// The last entry applied.
@@ -70,6 +74,7 @@ impl Applier {
             events: std::mem::take(&mut effects.events),
             references: &mut effects.references,
             highest: &mut self.highest,
+            opt_outs: &mut self.opt_outs,
             restore: &mut self.restore,
             now_ms: batch.now_ms.max(self.last.now_ms),
             term: meta.term,
@@ -132,6 +137,7 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
         Some(Kind::Retire(c)) => retire::retire(turn, &c),
+        Some(Kind::OptOut(c)) => opt_out::record(turn, &c),
         Some(Kind::Restore(c)) => restore::restore(turn, c),
         Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
@@ -176,6 +182,7 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::Restoring => [14, 0],
             Refusal::NotFresh => [15, 0],
             Refusal::OutOfOrder => [16, 0],
+            Refusal::OptedOut => [18, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
         CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],

@@ -1,9 +1,11 @@
 //! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
 //!
 //! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
-//! exactly the attempts that the leader believes. Of two that race, the second finds another state or number.
+//! exactly the attempts that the leader believes. Of two that race, the second finds another state or number. A recipient who
+//! has opted out gets nothing: the message ends here instead.
 use crate::effect::{CommandResult, Permit, Refusal};
 use crate::message::{self, Message, Step, next_attempt_no};
+use crate::opt_out;
 use crate::records::{self, corrupt};
 use crate::tables::TableError;
 use crate::turn::Turn;
@@ -24,6 +26,10 @@ pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResu
     };
     if let Some(refusal) = refusal(turn, &message, begin) {
         return Ok(CommandResult::Refused(refusal));
+    }
+    if opt_out::concerns(turn, &message)? {
+        opt_out::end(turn, &mut message);
+        return Ok(CommandResult::Refused(Refusal::OptedOut));
     }
     message.push_attempt(AttemptRecord {
         number: begin.attempt_no,

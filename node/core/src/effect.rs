@@ -17,13 +17,13 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
     /// ResolveQuarantine: what was released or dropped.
     Resolved(Resolved),
-    /// The command does not fit the present state; nothing was changed.
+    /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
 }
 
@@ -88,6 +88,8 @@ pub enum Refusal {
     UnknownReference,
     /// The command lacks something or has an impossible value: a bug of the proposer.
     Malformed,
+    /// BeginAttempt: the recipient has opted out. The message has ended.
+    OptedOut,
     /// The partition is being restored from a backup; try again later.
     Restoring,
     /// Restore: the partition holds something else than this backup.

@@ -11,6 +11,8 @@
 //! | F | message_id(16) | a message in flight |
 //! | R | carrier_no(4) hash(16) | a carrier's reference |
 //! | X | practice_no(4) reference index(16) message_id(16) | an external reference; no value |
+//! | O | practice_no(4) recipient index(16) | an opt-out |
+//! | N | practice_no(4) recipient index(16) message_id(16) | a message that waits, by its recipient; no value |
 //! | E | entry index(8) | the events of one entry |
 //! | K | accepted_ms(8) practice_no(4) idempotency index(16) | a key that outlives its message; no value |
 //! | P | nothing | how far retention has come |
@@ -222,6 +224,37 @@ pub fn reference_range(practice_no: u32, index: &Index) -> KeyRange {
     KeyRange::of_prefix(&join(b'X', &[&practice_no.to_be_bytes(), index]))
 }
 
+/// Table O.
+pub fn opt_out(practice_no: u32, recipient: &Index) -> Vec<u8> {
+    join(b'O', &[&practice_no.to_be_bytes(), recipient])
+}
+
+pub fn decode_opt_out(key: &[u8]) -> Option<(u32, Index)> {
+    let mut rest = body(key, b'O', 20)?;
+    Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
+}
+
+pub fn opt_out_range() -> KeyRange {
+    KeyRange::of_prefix(b"O")
+}
+
+/// Table N.
+pub fn queued(practice_no: u32, recipient: &Index, id: &MessageId) -> Vec<u8> {
+    join(b'N', &[&practice_no.to_be_bytes(), recipient, id.as_bytes()])
+}
+
+pub fn decode_queued(key: &[u8]) -> Option<(u32, Index, MessageId)> {
+    let mut rest = body(key, b'N', 36)?;
+    let practice_no = u32::from_be_bytes(take(&mut rest)?);
+    let recipient = take(&mut rest)?;
+    Some((practice_no, recipient, MessageId::from_bytes(rest).ok()?))
+}
+
+/// The messages of one recipient that wait.
+pub fn queued_range(practice_no: u32, recipient: &Index) -> KeyRange {
+    KeyRange::of_prefix(&join(b'N', &[&practice_no.to_be_bytes(), recipient]))
+}
+
 /// Table E.
 pub fn events(index: u64) -> Vec<u8> {
     join(b'E', &[&index.to_be_bytes()])
@@ -313,6 +346,8 @@ mod tests {
         assert_eq!(decode_in_flight(&in_flight(&a)), Some(a));
         assert_eq!(decode_receipt(&receipt(9, &h)), Some((9, h)));
         assert_eq!(decode_reference(&reference(9, &h, &a)), Some((9, h, a)));
+        assert_eq!(decode_opt_out(&opt_out(9, &h)), Some((9, h)));
+        assert_eq!(decode_queued(&queued(9, &h, &a)), Some((9, h, a)));
         assert_eq!(decode_events(&events(77)), Some(77));
         assert_eq!(decode_kept_key(&kept_key(7, 9, &h)), Some((7, 9, h)));
         assert_eq!(decode_quarantine(&quarantine(9, &a)), Some((9, a)));

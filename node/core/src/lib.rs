@@ -22,6 +22,7 @@ pub mod keys;
 mod leader;
 pub mod message;
 pub mod meta;
+mod opt_out;
 mod outcome;
 mod pieces;
 mod quarantine;
@@ -43,6 +44,7 @@ pub use effect::{
     ScheduleChange,
 };
 pub use leader::CODE_LEADER_CHANGED;
+pub use opt_out::OPT_OUT_MESSAGES_MAX;
 pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
 pub use pieces::{next_piece, position_after};
 pub use quarantine::RESOLVE_LIMIT_MAX;

@@ -5,7 +5,8 @@
 //!    the replica.
 //!  - [`rank`] never falls: what a carrier took over never waits again, and a final state never changes.
 //!  - A row of table Q exists exactly for a message in quarantine: UNKNOWN, put there by a restore and not resolved since.
-//!  - A row of table D exists exactly in ACCEPTED and WAITING, a row of table F exactly in IN_FLIGHT. Due times are
+//!  - A row of table D exists exactly in ACCEPTED and WAITING, and then one of table N for a message that is indexed by its
+//!    recipient; a row of table F exists exactly in IN_FLIGHT. Due times are
 //!    never later than the expiry, so a message that can only expire is looked at when it does.
 //!  - *Unresolved*: an attempt whose answer was lost (outcome AMBIGUOUS) and has not become known since. A message
 //!    with such an attempt never ends as EXPIRED, CANCELED or DEAD, which say "was not handed over": it becomes
@@ -38,7 +39,7 @@ pub const fn legal(from: MessageState, to: MessageState) -> bool {
     match from {
         // Unknown: restored from a backup, and perhaps sent after it.
         Unspecified => matches!(to, Accepted | Waiting | Unknown),
-        Accepted => matches!(to, Waiting | InFlight | Expired | Canceled),
+        Accepted => matches!(to, Waiting | InFlight | Expired | Canceled | OptedOut),
         // Besides the ordinary ones: a resend is pending and the lost answer of the attempt before turns up
         // (Submitted, Delivered, Undelivered, Rejected, OptedOut) or the resend is called off (Unknown).
         Waiting => matches!(
@@ -293,12 +294,13 @@ impl Message {
         let detail = match step.to {
             MessageState::Canceled => DETAIL_CANCEL_REQUESTED,
             MessageState::Expired => "expired_unresolved",
+            MessageState::OptedOut => "opted_out_unresolved",
             _ => "retries_spent_unresolved",
         };
         self.advance(turn, Step { to: MessageState::Unknown, ..step }.detail(detail));
     }
 
-    /// Rows of D and F follow from the states.
+    /// Rows of D, F and N follow from the states.
     fn move_rows(&self, turn: &mut Turn, from: Stored, to: Stored) {
         let priority = self.priority();
         if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
@@ -313,6 +315,14 @@ impl Message {
                 false => turn.tables.put_new(key, row),
             }
             turn.schedule.push(ScheduleChange::Due(entry));
+        }
+        if waits(from.state) != waits(to.state)
+            && let Some(key) = self.queued_key()
+        {
+            match waits(to.state) {
+                true => turn.tables.put_new(key, Vec::new()),
+                false => turn.tables.delete(key),
+            }
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
             turn.tables.delete(keys::in_flight(&self.id));
@@ -329,6 +339,15 @@ impl Message {
             };
             turn.tables.put_new(keys::in_flight(&self.id), encode(&row));
         }
+    }
+
+    /// Its row of table N while it waits, if it has one.
+    fn queued_key(&self) -> Option<Vec<u8>> {
+        let recipient = &self.status.recipient_index;
+        (!recipient.is_empty()).then(|| {
+            let recipient = recipient.as_ref().try_into().expect("accept admits 16 bytes only");
+            keys::queued(self.status.practice_no, recipient, &self.id)
+        })
     }
 
     fn priority(&self) -> u8 {

@@ -3,10 +3,10 @@
 //!
 //! | table of the backup | what becomes of it |
 //! |---|---|
-//! | M, I, X, R, E, K, Q | as it is |
+//! | M, I, X, R, E, K, O, Q | as it is |
 //! | S | as it is, if nothing can have happened since; otherwise the message goes into quarantine ([`fate`]) |
 //! | P | the later of both |
-//! | D, F | not taken: they follow from S |
+//! | D, F, N | not taken: they follow from S |
 //! | A, B | not taken: this partition has its own log |
 //!
 //! Invariants
@@ -118,6 +118,7 @@ fn fits(row: &RestoreRow) -> bool {
         Some(b'E') => keys::decode_events(key).is_some(),
         Some(b'K') => keys::decode_kept_key(key).is_some(),
         Some(b'Q') => keys::decode_quarantine(key).is_some(),
+        Some(b'O') => keys::decode_opt_out(key).is_some(),
         _ => false,
     }
 }
@@ -160,6 +161,10 @@ fn take(turn: &mut Turn, record: &mut PartitionRestore, row: RestoreRow) -> Resu
                 ..old
             };
             turn.tables.put(key.into(), encode(&merged));
+        }
+        Some(b'O') => {
+            turn.opt_outs.added();
+            turn.tables.put(key.into(), value.into());
         }
         _ if append => {
             let mut whole = turn.tables.get(&key)?.unwrap_or_default().to_vec();

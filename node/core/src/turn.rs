@@ -13,6 +13,7 @@ pub(crate) struct Turn<'a> {
     pub events: Vec<EventRecord>,
     pub references: &'a mut Vec<Reference>,
     pub highest: &'a mut HighestIds,
+    pub opt_outs: &'a mut OptOuts,
     /// The clamped clock.
     pub now_ms: u64,
     pub restore: &'a mut Restored,
@@ -22,6 +23,31 @@ pub(crate) struct Turn<'a> {
     pub leader_start_term: u64,
     /// Hand over payloads with permissions.
     pub permits: bool,
+}
+
+/// Whether there is any opt-out at all. A memo of what table O says, so that partitions without one read nothing for it.
+#[derive(Debug, Default)]
+pub(crate) struct OptOuts {
+    any: Option<bool>,
+}
+
+impl OptOuts {
+    pub fn any(&mut self, tables: &dyn ReadTables) -> Result<bool, TableError> {
+        if let Some(known) = self.any {
+            return Ok(known);
+        }
+        let (range, mut found) = (keys::opt_out_range(), false);
+        tables.scan(&range.start, &range.end, &mut |_, _| {
+            found = true;
+            false
+        })?;
+        self.any = Some(found);
+        Ok(found)
+    }
+
+    pub fn added(&mut self) {
+        self.any = Some(true);
+    }
 }
 
 /// What the row of table B says, as far as each entry needs it.

@@ -61,7 +61,7 @@ fn an_id_that_exists_is_refused_whatever_its_order() {
 
 #[test]
 fn impossible_accepts_are_refused_and_leave_no_trace() {
-    let broken: [fn(&mut Accept); 13] = [
+    let broken: [fn(&mut Accept); 14] = [
         |a| a.message_id = Bytes::from_static(b"short"),
         |a| a.message_id = index(0xff),
         |a| a.practice_no = 0,
@@ -74,6 +74,7 @@ fn impossible_accepts_are_refused_and_leave_no_trace() {
         |a| a.priority = 5,
         |a| a.retry = None,
         |a| a.reference_index = Bytes::from_static(b"short"),
+        |a| a.recipient_index = Bytes::new(),
         |a| (a.idempotency_index, a.content_mac) = (index(1), Bytes::new()),
     ];
     for (i, change) in broken.into_iter().enumerate() {

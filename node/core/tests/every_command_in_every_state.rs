@@ -81,7 +81,7 @@ const SETUPS: &str = "-AWwbrFSUDNECROX";
 
 /// One row for each command, one letter for each setup above it: the state after it, `=` for "done, same state", `!` for
 /// "refused, nothing changed".
-const TABLE: [(&str, &str); 13] = [
+const TABLE: [(&str, &str); 14] = [
     ("setup              ", SETUPS),
     ("accept again       ", "A!!!!!!!!!!!!!!!"),
     ("cancel             ", "!CCCCU=========="),
@@ -95,6 +95,7 @@ const TABLE: [(&str, &str); 13] = [
     ("expire             ", "!EEEEU!!!!!!!!!!"),
     ("leader start       ", "======U========="),
     ("hold back          ", "!W====!!!!!!!!!!"),
+    ("opt out            ", "=OOOOU=========="),
 ];
 
 fn command(world: &mut World, name: &str) -> Kind {
@@ -121,6 +122,7 @@ fn command(world: &mut World, name: &str) -> Kind {
             world.term += 1;
             leader_start(world.term)
         }
+        "opt out" => opt_out(PRACTICE, 200),
         "hold back" => hold_back(1, world.now_ms + 1_000),
         _ => unreachable!(),
     }

@@ -337,7 +337,7 @@ fn a_command_of_a_higher_level_is_refused_until_every_node_understands_it() {
     assert_eq!(group.refused(raise.clone()), MetaRefusal::Behind { node_id: 3, level: BASE, to: FULL });
     group.ok(register(3, 103, FULL));
     assert!(matches!(
-        group.refused(Kind::RaiseLevel(RaiseLevel { level: FULL + 1 })),
+        group.refused(Kind::RaiseLevel(RaiseLevel { level: level::LEVEL + 1 })),
         MetaRefusal::Level { .. }
     ));
     group.ok(raise.clone());

@@ -237,6 +237,8 @@ impl Ingest {
             reference_index,
             carrier_no: practice.record.carrier_no,
             retry: Some(policy.retry),
+            // Comes with the surface for opt-outs, and then by the feature level.
+            indexed_by_recipient: false,
         };
         Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
     }

@@ -86,7 +86,7 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     args.change(&mut plan);
     let start = Instant::now();
     if args.shrink {
-        return shrink(&plan);
+        return shrink(&plan, args);
     }
     if args.trace {
         println!("{plan:#?}");
@@ -103,7 +103,7 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     finish(&total)
 }
 
-fn shrink(plan: &Plan) -> ExitCode {
+fn shrink(plan: &Plan, args: &Args) -> ExitCode {
     let Some(shrunk) = sim::shrink(plan, 200) else {
         println!("seed {} does not fail", plan.seed);
         return ExitCode::SUCCESS;
@@ -122,6 +122,12 @@ fn shrink(plan: &Plan) -> ExitCode {
     if !cuts.faults.is_empty() {
         let numbers: Vec<String> = cuts.faults.iter().map(usize::to_string).collect();
         line += &format!(" --without {}", numbers.join(","));
+    }
+    if let Some(scenario) = args.scenario {
+        line += &format!(" --scenario {scenario:?}");
+    }
+    if args.no_promises {
+        line += " --no-promises";
     }
     if let Some(plant) = plan.plant {
         line += &format!(" --plant {plant:?}");

@@ -176,7 +176,7 @@ impl World {
     pub fn receipt_leaves(&mut self, carrier: usize, receipt_no: u64) {
         let Some(receipt) = self.carriers[carrier].receipts.get(&receipt_no).cloned() else { return };
         // It prefers the connection that the message came over, as long as there is one.
-        let connected: Vec<usize> = (0..self.plan.nodes).filter(|node| self.nodes[*node].up).collect();
+        let connected: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].up).collect();
         let any = self.rng.receipts.below(connected.len().max(1) as u64) as usize;
         let node = match self.rng.receipts.chance(700) && connected.contains(&receipt.node) {
             true => receipt.node,

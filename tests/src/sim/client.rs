@@ -4,18 +4,17 @@
 //!  - what may have been processed is tried again only with a key;
 //!  - a client that got no answer comes back with the same key until it has one.
 use super::engine::Refused;
-use super::node::{Read, Waiter};
-use super::plant::Plant;
+use super::node::{Asker, Read};
 use super::rng::hash;
 use super::world::{Event, World};
 use carillon_core::{CancelOutcome, CommandResult, message, query};
-use carillon_proto::internal::{Accept, Cancel, Command, RetryPolicy, UnknownPolicy, command::Kind};
 use carillon_proto::public::MessageState;
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeMap;
 
 pub const TENANT: &str = "acme";
-pub const PRACTICES: u32 = 6;
+/// Of each practice.
+pub const RECIPIENTS: u64 = 40;
 const DEADLINE_MS: u64 = 6_000;
 const CALL_TIMEOUT_MS: u64 = 1_500;
 /// Hints followed without a pause, in one chain of attempts.
@@ -28,18 +27,39 @@ pub fn practice_name(practice: u32) -> String {
 /// What is asked of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    Submit { practice: u32, key: Option<u64>, content: u64 },
-    Cancel { id: MessageId, practice_no: u32 },
-    Get { id: MessageId },
+    Submit {
+        practice: u32,
+        key: Option<u64>,
+        content: u64,
+    },
+    Cancel {
+        id: MessageId,
+        practice_no: u32,
+    },
+    Get {
+        id: MessageId,
+    },
+    /// A recipient wants nothing more from a practice.
+    Stop {
+        practice: u32,
+        recipient: u64,
+    },
 }
 
 /// What a node says.
 #[derive(Debug, Clone)]
 pub enum Answer {
     Refused(Refused),
-    Submitted { id: MessageId, practice_no: u32, result: CommandResult },
+    Submitted {
+        id: MessageId,
+        practice_no: u32,
+        result: CommandResult,
+    },
     Canceled(Option<CancelOutcome>),
     Got(Option<MessageState>),
+    Stopped,
+    /// The cluster does not know opt-outs yet.
+    TooOld,
 }
 
 /// A call under way.
@@ -98,7 +118,7 @@ impl Clients {
         self.ops.len()
     }
 
-    fn partition_of(&self, practice: u32) -> u32 {
+    pub fn partition_of(&self, practice: u32) -> u32 {
         Slot::of_practice(TENANT, &practice_name(practice)).partition(self.partitions)
     }
 
@@ -126,6 +146,10 @@ impl World {
     fn draw_request(&mut self) -> Request {
         let rng = &mut self.rng.client;
         let clients = &mut self.clients;
+        if rng.chance(self.plan.stops) {
+            let practice = rng.below(u64::from(self.plan.practices)) as u32;
+            return Request::Stop { practice, recipient: rng.below(RECIPIENTS) };
+        }
         if rng.chance(200) && !clients.ids.is_empty() {
             let (id, practice_no) = rng.pick(&clients.ids);
             return match rng.chance(400) {
@@ -141,7 +165,7 @@ impl World {
         clients.next_key += 1;
         let key = (!rng.chance(self.plan.keyless)).then_some(clients.next_key);
         // A client may have two calls with the same key under way.
-        let practice = rng.below(u64::from(PRACTICES)) as u32;
+        let practice = rng.below(u64::from(self.plan.practices)) as u32;
         let content = rng.next() >> 8;
         if rng.chance(50)
             && let Some(key) = key
@@ -157,7 +181,9 @@ impl World {
         clients.calls += 1;
         let op = clients.next_op;
         let (partition, floor) = match &request {
-            Request::Submit { practice, .. } => (clients.partition_of(*practice), 0),
+            Request::Submit { practice, .. } | Request::Stop { practice, .. } => {
+                (clients.partition_of(*practice), 0)
+            }
             Request::Cancel { id, .. } => (id.slot().partition(clients.partitions), 0),
             Request::Get { id } => {
                 (id.slot().partition(clients.partitions), clients.floor.get(id).copied().unwrap_or(0))
@@ -178,7 +204,7 @@ impl World {
         let (call_no, request, partition) = (open.call_no, Box::new(open.request.clone()), open.partition);
         let node = match self.clients.leaders.get(&partition) {
             Some((leader, _)) => *leader as usize - 1,
-            None => self.rng.calls.below(self.plan.nodes as u64) as usize,
+            None => self.rng.calls.below(self.nodes.len() as u64) as usize,
         };
         if let Some(delay) = self.call_delay(node) {
             self.at(delay, Event::CallArrives { node, op, call_no, request });
@@ -228,99 +254,13 @@ impl World {
         self.at(pause, Event::Call { op });
     }
 
-    /// A call reaches a node.
-    pub fn call_arrives(&mut self, node: usize, op: u64, call_no: u32, request: Request) {
-        if !self.nodes[node].up {
-            return;
-        }
-        let partition = match &request {
-            Request::Submit { practice, .. } => self.clients.partition_of(*practice),
-            Request::Cancel { id, .. } | Request::Get { id } => id.slot().partition(self.plan.partitions),
-        };
-        if !self.nodes[node].leads(partition) {
-            let hint = self.nodes[node].leader_hint(partition);
-            return self.reply(node, op, call_no, Answer::Refused(Refused::NotLeader(hint)));
-        }
-        match request {
-            Request::Submit { practice, key, content } => {
-                let name = practice_name(practice);
-                let found = self.nodes[node].meta.practice(TENANT, &name).cloned();
-                let Some(record) = found else {
-                    return self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
-                };
-                let slot = Slot::of_practice(TENANT, &name);
-                let id = MessageId::new(self.wall_ms(node), slot, self.rng.ingest.next());
-                let accept =
-                    self.accept(node, id, (record.practice_no, record.carrier_no), key, content, call_no);
-                let command = Command { kind: Some(Kind::Accept(accept)) };
-                self.propose(node, partition, vec![command], Waiter::Call { op, call_no, id: Some(id) });
-            }
-            Request::Cancel { id, practice_no } => {
-                let cancel = Cancel { message_id: id.to_bytes(), practice_no };
-                let command = Command { kind: Some(Kind::Cancel(cancel)) };
-                self.propose(node, partition, vec![command], Waiter::Call { op, call_no, id: None });
-            }
-            Request::Get { id } => self.ask_read(node, partition, Read { op, call_no, id }),
-        }
-    }
-
-    /// What ingest makes of a message. Everything but times and the id follows from the content, as a repeat must.
-    fn accept(
-        &mut self,
-        node: usize,
-        id: MessageId,
-        (practice_no, carrier_no): (u32, u32),
-        key: Option<u64>,
-        content: u64,
-        call_no: u32,
-    ) -> Accept {
-        let now_ms = self.wall_ms(node);
-        let bytes16 = |a: u64, b: u64| [a.to_be_bytes(), b.to_be_bytes()].concat();
-        let mut named = key.unwrap_or(0);
-        if self.planted(Plant::KeyForgotten) {
-            named ^= u64::from(call_no) << 40;
-        }
-        let draw = super::rng::mix(content);
-        let policy =
-            [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
-        let life_ms = [1_500, 20_000, 40_000, 40_000][draw as usize % 4];
-        let later = if draw >> 8 & 7 == 0 { now_ms + (draw >> 12) % 6_000 } else { 0 };
-        let long = (draw >> 24) % 1000 < self.plan.long;
-        Accept {
-            message_id: id.to_bytes(),
-            practice_no,
-            class: 1 + ((draw >> 32) % 11) as i32,
-            priority: 1 + ((draw >> 36) % 4) as i32,
-            not_before_ms: later,
-            expires_at_ms: later.max(now_ms) + life_ms,
-            time_zone: String::new(),
-            sealed_recipient: content.to_be_bytes().to_vec().into(),
-            recipient_index: bytes16(draw, 1).into(),
-            // What the key named, for the check at the end.
-            sealed_body: bytes16(u64::from(practice_no), key.unwrap_or(0)).into(),
-            key_epoch: 1,
-            encoding: 1,
-            segments: if long { 2 + ((draw >> 40) % 2) as u32 } else { 1 },
-            idempotency_index: key.map(|_| bytes16(named, hash(b"key")).into()).unwrap_or_default(),
-            content_mac: bytes16(content, 2).into(),
-            carrier_no,
-            retry: Some(RetryPolicy {
-                attempts_max: 4,
-                backoff_base_ms: 300,
-                backoff_max_ms: 2_000,
-                unknown_policy: policy[(draw >> 44) as usize % 4] as i32,
-            }),
-            ..Default::default()
-        }
-    }
-
-    fn ask_read(&mut self, node: usize, partition: u32, read: Read) {
+    pub fn ask_read(&mut self, node: usize, partition: u32, read: Read) {
         let Some(cell) = self.nodes[node].cells.get_mut(&partition) else {
             return self.reply(node, read.op, read.call_no, Answer::Refused(Refused::Busy));
         };
         let ctx = read.op << 16 | u64::from(read.call_no);
         match cell.group.read_index(ctx) {
-            Ok(()) => cell.reads_asked.push((ctx, read)),
+            Ok(()) => cell.reads_asked.push((ctx, Asker::Client(read))),
             Err(_) => return self.reply(node, read.op, read.call_no, Answer::Refused(Refused::Busy)),
         }
         self.mark(node, partition);
@@ -336,19 +276,32 @@ impl World {
         let (ready, rest) =
             std::mem::take(&mut cell.reads_confirmed).into_iter().partition(|(i, _)| *i <= applied);
         cell.reads_confirmed = rest;
-        let ready: Vec<(u64, Read)> = ready;
-        for (_, read) in ready {
-            let found = query::message(&self.nodes[node].stores[&group], &read.id);
+        let ready: Vec<(u64, Asker)> = ready;
+        for (_, asker) in ready {
+            let read = match asker {
+                Asker::Steward { round } => {
+                    self.confirmed(node, round);
+                    continue;
+                }
+                Asker::Confirm { from, epoch } => {
+                    self.serve_confirmed(node, from, epoch);
+                    continue;
+                }
+                Asker::Client(read) => read,
+            };
+            let Some(store) = self.nodes[node].stores.get(&group) else { return };
+            let found = query::message(store, &read.id);
             let result = found.map_err(|_| Refused::Busy).map(|found| {
                 found.map(|(_, status)| {
                     MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified)
                 })
             });
-            self.answer_read(node, &read, result);
+            self.answer_read(node, &Asker::Client(read), result);
         }
     }
 
-    pub fn answer_read(&mut self, node: usize, read: &Read, result: Result<Option<MessageState>, Refused>) {
+    pub fn answer_read(&mut self, node: usize, asker: &Asker, result: Result<Option<MessageState>, Refused>) {
+        let Asker::Client(read) = asker else { return };
         let answer = match result {
             Ok(state) => Answer::Got(state),
             Err(refused) => Answer::Refused(refused),
@@ -376,6 +329,7 @@ impl World {
             },
             (Ok(results), None) => match results.into_iter().next() {
                 Some(CommandResult::Canceled(outcomes)) => Answer::Canceled(outcomes.into_iter().next()),
+                Some(CommandResult::Done) => Answer::Stopped,
                 _ => Answer::Canceled(None),
             },
         };
@@ -390,7 +344,7 @@ impl World {
         self.nodes[node].meta.practice(TENANT, &name).map_or(0, |record| record.practice_no)
     }
 
-    fn reply(&mut self, node: usize, op: u64, call_no: u32, answer: Answer) {
+    pub fn reply(&mut self, node: usize, op: u64, call_no: u32, answer: Answer) {
         if let Some(delay) = self.call_delay(node) {
             self.at(delay, Event::CallAnswer { op, call_no, node, answer: Box::new(answer) });
         }
@@ -472,6 +426,8 @@ impl World {
                 }
                 self.clients.told(id, rank);
             }
+            (Request::Stop { .. }, Answer::Stopped) => self.trace.count("stop_acknowledged"),
+            (Request::Stop { .. }, Answer::TooOld) => self.trace.count("stop_refused_by_level"),
             (request, answer) => self.oracle.fail(format!("{request:?} was answered with {answer:?}")),
         }
     }

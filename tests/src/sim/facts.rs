@@ -166,7 +166,11 @@ impl World {
     pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
             Ok(results) => self.facts_committed(node, partition, results.iter().map(fact_result).collect()),
-            Err(Refused::NotLeader(hint)) if hint != 0 && hint != self.nodes[node].id => {
+            Err(Refused::NotLeader(hint)) => {
+                let hint = if hint == 0 { self.guess(node, partition) } else { hint };
+                if hint == 0 || hint == self.nodes[node].id {
+                    return self.retry_facts(node, partition, RETRY_PAUSE_MS);
+                }
                 let epoch = self.nodes[node].epoch;
                 let Some(facts) = self.nodes[node].wing.facts.get(&partition) else { return };
                 let commands = facts.busy.iter().map(|fact| fact.command.clone()).collect();
@@ -176,6 +180,14 @@ impl World {
             }
             Err(_) => self.retry_facts(node, partition, RETRY_PAUSE_MS),
         }
+    }
+
+    /// A node without a replica of the partition does not hear who leads it: those that have one are asked in turn.
+    fn guess(&mut self, node: usize, partition: u32) -> u64 {
+        let at = &mut self.nodes[node];
+        let hosts: Vec<u64> = at.meta.hosts(partition).filter(|host| *host != at.id).collect();
+        at.wing.guesses += 1;
+        hosts.get(at.wing.guesses % hosts.len().max(1)).copied().unwrap_or(0)
     }
 
     fn facts_committed(&mut self, node: usize, partition: u32, results: Vec<FactResult>) {
@@ -236,14 +248,15 @@ impl World {
     }
 
     /// Sends a call to another node.
-    fn peer(&mut self, from: usize, to: usize, call: PeerCall) {
+    pub fn peer(&mut self, from: usize, to: usize, call: PeerCall) {
         if let Some(delay) = self.net_delay(from, to) {
             self.at(delay, Event::Peer { from, to, call: Box::new(call) });
         }
     }
 
     pub fn peer_call(&mut self, from: usize, to: usize, call: PeerCall) {
-        if !self.nodes[to].up {
+        // Nodes that were removed, or whose disk was called lost, get nothing.
+        if !self.nodes[to].up || !self.nodes[to].meta.admits(self.nodes[from].id, 0) {
             return;
         }
         match call {
@@ -264,6 +277,7 @@ impl World {
             }
             PeerCall::Look { report_no, receipt } => self.look_here(to, from, report_no, receipt),
             PeerCall::Looked { report_no, result } => self.looked(to, to, report_no, result),
+            other => self.steward_call(from, to, other),
         }
     }
 
@@ -296,7 +310,7 @@ impl World {
                 open.lookups += 1;
             }
             self.look_here(node, node, report_no, report.receipt.clone());
-            for to in (0..self.plan.nodes).filter(|to| *to != node) {
+            for to in (0..self.nodes.len()).filter(|to| *to != node) {
                 let receipt = report.receipt.clone();
                 self.peer(node, to, PeerCall::Look { report_no, receipt });
             }
@@ -330,8 +344,11 @@ impl World {
         let rows: Vec<Vec<u8>> = hashes.map(|hash| keys::receipt(receipt.carrier_no, &hash)).collect();
         let at = &self.nodes[node];
         let led = (1..=self.plan.partitions).filter(|partition| at.leads(*partition));
-        let mut found = led
-            .filter(|partition| rows.iter().any(|row| matches!(at.stores[partition].get(row), Ok(Some(_)))));
+        let known = |partition: &u32| {
+            let store = at.stores.get(partition);
+            store.is_some_and(|store| rows.iter().any(|row| matches!(store.get(row), Ok(Some(_)))))
+        };
+        let mut found = led.filter(known);
         let Some(partition) = found.next() else {
             return self.looked(node, from, report_no, FactResult::UnknownReference);
         };

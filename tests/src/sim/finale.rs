@@ -79,6 +79,9 @@ impl World {
         if !self.operator.is_done() {
             return Some("the cluster is not created".to_owned());
         }
+        if let Some(why) = self.members_unsettled() {
+            return Some(why);
+        }
         if self.clients.open() > 0 {
             return Some(format!("{} calls are not answered", self.clients.open()));
         }
@@ -119,11 +122,15 @@ impl World {
 
     fn group_unsettled(&self, group: u32) -> Option<String> {
         let cells = self.nodes.iter().filter_map(|node| node.cells.get(&group));
-        let Some(leader) = cells.clone().find(|cell| cell.group.leader_ready()) else {
+        let leaders = cells.clone().filter(|cell| cell.group.leader_ready());
+        let Some(leader) = leaders.max_by_key(|cell| cell.group.term()) else {
             return Some("no leader is ready".to_owned());
         };
         let last = leader.group.last_index();
-        let mut behind = cells.filter(|cell| cell.group.applied_index() < last);
+        let conf = leader.group.conf_state();
+        let member = |id: u64| conf.voters.contains(&id) || conf.learners.contains(&id);
+        let mut behind =
+            cells.filter(|cell| member(cell.group.node_id()) && cell.group.applied_index() < last);
         behind.next().map(|cell| {
             format!("node {} has applied {} of {last}", cell.group.node_id(), cell.group.applied_index())
         })

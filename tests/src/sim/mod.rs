@@ -1,11 +1,13 @@
 //! The deterministic simulator: a whole cluster in one thread under virtual time, everything from one seed.
 //!
 //! # What runs
-//! Three or five nodes with a meta group and several partitions run the production code of the pure crates: the raft
-//! `Group` of `carillon_consensus`, `apply` of `carillon_core` for partitions and meta group, `Scheduler`
-//! and `LaneGate` of `carillon_delivery`. What surrounds them in a node is threads and sockets; its decisions are mirrored
-//! here, one file for each: `proposals.rs` (cell), `engine.rs` (shard turn, log writer), `apply.rs` (applier, recovery, maintenance), `wing.rs`
-//! (driver, lanes), `sending.rs` (one attempt), `facts.rs` (facts, receipts), `snapshot.rs` (snapshots), `client.rs` (router and callers).
+//! Three or five founding nodes with a meta group and several partitions, and nodes that join later, run the production code of the
+//! pure crates: the raft `Group` of `carillon_consensus`; `apply` of `carillon_core` for partitions and meta group, its planner and
+//! its shares of lanes; `Scheduler` and `LaneGate` of `carillon_delivery`. What surrounds them in a node is threads and sockets; its
+//! decisions are mirrored here, one file for each: `proposals.rs` (cell), `engine.rs` (shard turn), `log_writer.rs`, `apply.rs`
+//! (applier), `recovery.rs` (start, identity), `maintenance.rs`, `members.rs` (replicas come and go), `steward.rs` (what carries the
+//! planner's steps out), `operator.rs` (tokens, drain, replace, repair), `wing.rs` (driver), `lanes.rs`, `sending.rs` (one attempt),
+//! `facts.rs` (facts, receipts), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers).
 //! A change of that glue in `node/` or `router/` must be made here, too.
 //!
 //! # What surrounds them
@@ -21,19 +23,23 @@
 //! # Invariants (`oracle.rs`, `truth.rs`, `finale.rs`)
 //!  - I1 every acknowledged submit is there at the end, and found by every read from its acknowledgement on
 //!  - I2 one key, one message; another content is a conflict
-//!  - I3 one leader a term; committed entries, digests and, at the end, whole tables are equal; promises are durable
+//!  - I3 no program applies what it does not understand; one leader a term; committed entries, digests and, at the end, whole tables are equal; promises are durable
 //!  - I4 a part of an attempt leaves once, after its attempt is committed, and an attempt follows only one that handed
 //!    nothing over (or a resend that the class allows and that is counted)
 //!  - I5 a message is taken over at most once more often than possible duplicates are counted; EXPIRED, CANCELED and DEAD
 //!    messages never were
-//!  - I6 no lane passes its limit in any second; nothing leaves after its expiry
+//!  - I6 no lane passes its limit in any second, whatever happens to the shares; nothing leaves after its expiry; no attempt begins
+//!    after a committed STOP
 //!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set
-//!  - I8 after the trouble everything ends in bounded time
+//!  - I8 after the trouble everything ends in bounded time: messages, moves of replicas, repairs, the rise of the feature level
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
 //!
-//! # Not here yet
-//! Changes of the membership and wiped disks (the nodes are fixed), retention, admission by disk space, opt-outs and
-//! leases. SMPP's own session logic has its conformance suite in `carriers`.
+//! # Bounds of the trouble
+//! What is damaged (lost, wiped, rotten) is one node at a time until no group counts on it any more: partitions have three voters.
+//! No node is lost below the feature level of membership, where nobody could be called dead.
+//!
+//! # Not here
+//! Retention, admission by disk space, taking opt-outs back. SMPP's own session logic has its conformance suite in `carriers`.
 
 mod apply;
 mod carrier;
@@ -43,17 +49,26 @@ mod engine;
 mod facts;
 mod faults;
 mod finale;
+mod follow;
+mod ingest;
+mod lanes;
+mod log_writer;
+mod maintenance;
+mod members;
 mod node;
 mod operator;
 mod oracle;
 mod plan;
 mod plant;
 mod proposals;
+mod recovery;
 mod rng;
 mod scenario;
 mod sending;
+mod settled;
 mod shrink;
 mod snapshot;
+mod steward;
 mod store;
 mod swarm;
 mod trace;

@@ -1,14 +1,17 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
+use super::members::{LogTask, MemberState};
 use super::proposals::{Parts, Proposals};
+use super::steward::Steward;
 use super::store::SimStore;
 use super::wing::{FactBatch, Wing};
 use super::world::START_MS;
-use carillon_consensus::{CommittedEntry, Group, PersistTask, SnapshotMark};
-use carillon_core::meta::MetaView;
+use carillon_consensus::{CommittedEntry, Group, SnapshotMark};
+use carillon_core::meta::{MetaView, level};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
 use carillon_proto::MessageId;
+use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +48,12 @@ pub enum Waiter {
         report_no: u64,
     },
     Operator {
-        step: usize,
+        ask: u64,
+    },
+    /// A node's own word about itself.
+    Registered {
+        from: usize,
+        epoch: u64,
     },
 }
 
@@ -57,23 +65,67 @@ pub struct Read {
     pub id: MessageId,
 }
 
+/// Who waits for a confirmed read.
+#[derive(Debug, Clone)]
+pub enum Asker {
+    Client(Read),
+    /// The steward's confirmation that it still leads.
+    Steward {
+        round: u64,
+    },
+    /// Another node, or this one, asks how far the meta group is.
+    Confirm {
+        from: usize,
+        epoch: u64,
+    },
+}
+
 /// One replica while its node runs.
 pub struct Cell {
     pub group: Group,
     pub proposals: Proposals<Waiter>,
-    pub reads_asked: Vec<(u64, Read)>,
-    pub reads_confirmed: Vec<(u64, Read)>,
+    pub reads_asked: Vec<(u64, Asker)>,
+    pub reads_confirmed: Vec<(u64, Asker)>,
+    /// Committed, behind a change of the membership that is not durable yet.
+    pub held: VecDeque<(CommittedEntry, Parts<Waiter>)>,
+    pub members: MemberState,
     pub to_apply: VecDeque<(CommittedEntry, Parts<Waiter>)>,
     pub applying: bool,
     pub core: Applier,
     /// Term whose `LeaderStart` by this node is applied, while it leads.
     pub leading: Option<u64>,
-    pub preferred_ticks: u32,
     /// A snapshot that took the place of the log, for the applier.
     pub installed: Option<SnapshotMark>,
     /// Index and files of the snapshot that this leader offers.
     pub offered: Option<(u64, MemTables)>,
     pub exporting: bool,
+}
+
+impl Cell {
+    pub fn new(group: Group, core: Applier) -> Self {
+        Self {
+            group,
+            proposals: Proposals::default(),
+            reads_asked: Vec::new(),
+            reads_confirmed: Vec::new(),
+            held: VecDeque::new(),
+            members: MemberState::default(),
+            to_apply: VecDeque::new(),
+            applying: false,
+            core,
+            leading: None,
+            installed: None,
+            offered: None,
+            exporting: false,
+        }
+    }
+
+    /// The member that lives on a node.
+    pub fn replica_on(&self, node_id: u64) -> Option<u64> {
+        let conf = self.group.conf_state();
+        let mut members = conf.voters.iter().chain(&conf.learners).chain(&conf.voters_outgoing).copied();
+        members.find(|id| node_of(*id) == node_id)
+    }
 }
 
 /// The clocks of a node. The monotonic one drifts and never jumps; the wall clock does both.
@@ -115,15 +167,27 @@ impl Clock {
 /// See the module documentation.
 pub struct Node {
     pub index: usize,
-    /// Replica id in every group.
     pub id: u64,
     pub up: bool,
-    /// It never comes back.
+    /// It never comes back: its disk is gone, or it was removed.
     pub lost: bool,
+    /// It lost its disk once; what it says from then on must count for nobody.
+    pub wiped: bool,
+    /// Its configuration names the founding members; others came with a token.
+    pub founder: bool,
+    /// Secret that it joined with; 0 = none.
+    pub token: u64,
+    /// Feature level of its program.
+    pub level: u32,
     pub epoch: u64,
     pub frozen_until: u64,
     pub clock: Clock,
-    // What survives.
+    // What survives, unless the disk is lost.
+    pub store_id: u64,
+    /// The raft log of this disk is complete.
+    pub ready: bool,
+    /// Store of every node that it has heard of.
+    pub known_stores: BTreeMap<u64, u64>,
     pub disk: Arc<SimDisk>,
     pub stores: BTreeMap<u32, SimStore>,
     /// The next sync fails; then the node is down for this long.
@@ -133,9 +197,17 @@ pub struct Node {
     pub cells: BTreeMap<u32, Cell>,
     /// Replicas out of service, with the reason.
     pub blocked: BTreeMap<u32, String>,
-    pub queue: Vec<PersistTask>,
-    pub busy: Vec<PersistTask>,
+    /// Replica id of each group that lives here.
+    pub replicas: BTreeMap<u32, u64>,
+    /// Groups whose damaged replica went.
+    pub repairing: BTreeSet<u32>,
+    /// Groups whose replica is on its way in or out.
+    pub creating: BTreeSet<u32>,
+    pub leaving: BTreeSet<u32>,
+    pub queue: Vec<LogTask>,
+    pub busy: Vec<LogTask>,
     pub meta: MetaView,
+    pub steward: Option<Steward>,
     /// (leader, term) of each group as this node knows it.
     pub leaders: BTreeMap<u32, (u64, u64)>,
     /// Up to where every replica has the log.
@@ -154,18 +226,30 @@ impl Node {
             id: index as u64 + 1,
             up: false,
             lost: false,
+            wiped: false,
+            founder: false,
+            token: 0,
+            level: level::LEVEL,
             epoch: 0,
             frozen_until: 0,
             clock: Clock { offset_ms, drift_ppm, jumped_ms: None },
+            store_id: index as u64 + 101,
+            ready: false,
+            known_stores: BTreeMap::new(),
             disk: Arc::new(SimDisk::default()),
             stores: BTreeMap::new(),
             sync_fails: None,
             slow: 1,
             cells: BTreeMap::new(),
             blocked: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            repairing: BTreeSet::new(),
+            creating: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             queue: Vec::new(),
             busy: Vec::new(),
             meta: MetaView::default(),
+            steward: None,
             leaders: BTreeMap::new(),
             safe: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -181,6 +265,11 @@ impl Node {
         self.epoch += 1;
         self.cells.clear();
         self.blocked.clear();
+        self.replicas.clear();
+        self.repairing.clear();
+        self.creating.clear();
+        self.leaving.clear();
+        self.steward = None;
         self.queue.clear();
         self.busy.clear();
         self.meta = MetaView::default();
@@ -200,8 +289,23 @@ impl Node {
         self.leaders.get(&group).map_or(0, |(leader, _)| *leader)
     }
 
-    /// Something of it is damaged for good.
-    pub fn is_damaged(&self) -> bool {
-        self.lost || !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
+    /// Something of it is damaged, and it is not gone as a whole.
+    pub fn is_rotten(&self) -> bool {
+        !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
+    }
+
+    /// Whether another node speaks from the disk that it always had. The first one is remembered.
+    pub fn knows_store(&mut self, node_id: u64, store_id: u64) -> bool {
+        *self.known_stores.entry(node_id).or_insert(store_id) == store_id
+    }
+
+    /// Its disk is gone with all that it knew; a new one is there.
+    pub fn wipe(&mut self) {
+        self.wiped = true;
+        self.store_id += 1_000;
+        self.ready = false;
+        self.known_stores.clear();
+        self.disk = Arc::new(SimDisk::default());
+        self.stores.clear();
     }
 }

@@ -1,32 +1,61 @@
-//! The operator: creates the cluster, its carriers and practices through the meta group, one command after the other,
-//! and repeats what got no answer.
-use super::client::{PRACTICES, TENANT, practice_name};
-use super::node::Waiter;
+//! The operator: creates the cluster, its carriers and practices through the meta group, and later has nodes join, drain, leave,
+//! be replaced and repaired. One command after the other; what got no answer is repeated, what was refused is repeated only
+//! while the cluster is being created. The rules of the commands mirror `node/src/edge/members.rs`.
+use super::client::{TENANT, practice_name};
+use super::node::{Node, Waiter};
 use super::plan::Plan;
+use super::steward::address;
 use super::world::{Event, World};
+use carillon_core::meta::{MetaRefusal, MetaView, level};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, MetaCommand, MetaNode, PutCarrier, PutPractice, SmppSettings,
-    meta_command::Kind,
+    Bootstrap, CarrierRecord, ChangeReplicas, CreateToken, JoinNode, MetaCommand, MetaNode, NodeStatus,
+    PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, SetNodeStatus, SmppSettings, meta_command::Kind,
 };
 use prost::Message as _;
+use std::collections::VecDeque;
 
 const EVERY_MS: u64 = 150;
 const PATIENCE_MS: u64 = 2_000;
+/// How often something is tried that cannot be done at the moment.
+const TRIES_MAX: u32 = 60;
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    Setup(Box<MetaCommand>),
+    /// Makes a token and starts a node with it.
+    Join,
+    /// The token was made: the node asks to be let in.
+    Enter {
+        secret: u64,
+    },
+    Status {
+        node_id: u64,
+        status: NodeStatus,
+    },
+    /// Gives a damaged replica up; the planner makes another one.
+    Repair {
+        node_id: u64,
+        partition: u32,
+    },
+}
 
 /// See the module documentation.
+#[derive(Debug)]
 pub struct Operator {
-    steps: Vec<MetaCommand>,
-    step: usize,
-    asked_ms: Option<u64>,
+    setup_left: usize,
+    orders: VecDeque<Order>,
+    /// Number and time of the command that is not answered.
+    asked: Option<(u64, u64)>,
+    last_ask: u64,
+    tries: u32,
+    /// A new node takes the place of one that is called dead.
+    replaces: bool,
 }
 
 impl Operator {
     pub fn new(plan: &Plan) -> Self {
-        let node = |id: u64| MetaNode {
-            node_id: id,
-            peer_address: format!("node-{id}:7000"),
-            ..MetaNode::default()
-        };
+        let node = |id: u64| MetaNode { node_id: id, peer_address: address(id), ..MetaNode::default() };
         let bootstrap = Bootstrap {
             cluster_id: "sim".to_owned(),
             partitions: plan.partitions,
@@ -36,7 +65,7 @@ impl Operator {
         for (number, limit) in plan.limits.iter().enumerate() {
             kinds.push(Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) }));
         }
-        for practice in 0..PRACTICES {
+        for practice in 0..plan.practices {
             kinds.push(Kind::PutPractice(PutPractice {
                 tenant: TENANT.to_owned(),
                 practice: practice_name(practice),
@@ -44,18 +73,67 @@ impl Operator {
                 carrier: carrier_name(practice as usize % plan.limits.len()),
             }));
         }
-        let steps = kinds.into_iter().map(|kind| MetaCommand { kind: Some(kind) }).collect();
-        Self { steps, step: 0, asked_ms: None }
+        let setup = |kind| Order::Setup(Box::new(MetaCommand { kind: Some(kind) }));
+        let orders: VecDeque<Order> = kinds.into_iter().map(setup).collect();
+        Self { setup_left: orders.len(), orders, asked: None, last_ask: 0, tries: 0, replaces: plan.replaces }
     }
 
+    /// The cluster is created.
     pub fn is_done(&self) -> bool {
-        self.step == self.steps.len()
+        self.setup_left == 0
     }
 
-    pub fn answered(&mut self, step: usize, done: bool) {
-        if step == self.step {
-            self.asked_ms = None;
-            self.step += usize::from(done);
+    pub fn is_idle(&self) -> bool {
+        self.orders.is_empty()
+    }
+
+    pub fn push(&mut self, order: Order) {
+        if !self.orders.contains(&order) {
+            self.orders.push_back(order);
+        }
+    }
+
+    fn next(&mut self) {
+        self.orders.pop_front();
+        (self.asked, self.tries) = (None, 0);
+    }
+
+    /// It cannot be done now.
+    fn later(&mut self) {
+        self.asked = None;
+        self.tries += 1;
+        if self.tries >= TRIES_MAX {
+            self.next();
+        }
+    }
+
+    /// `None`: it is not known whether the command is in force.
+    pub fn answered(&mut self, ask: u64, answer: Option<Option<MetaRefusal>>) {
+        if self.asked.is_none_or(|(asked, _)| asked != ask) {
+            return;
+        }
+        self.asked = None;
+        match (self.orders.front(), answer) {
+            (Some(Order::Setup(_)), Some(None)) => {
+                self.setup_left -= 1;
+                self.next();
+            }
+            (Some(Order::Join), Some(None)) => self.orders[0] = Order::Enter { secret: ask },
+            // A repeat of a token that was made: it is found by its secret.
+            (Some(Order::Join), Some(Some(MetaRefusal::Exists))) => {
+                self.orders[0] = Order::Enter { secret: ask }
+            }
+            (Some(Order::Status { .. }), Some(Some(MetaRefusal::NoMajority { .. }))) => self.later(),
+            (Some(Order::Repair { .. }), Some(Some(MetaRefusal::MovedOn { .. }))) => self.later(),
+            (Some(Order::Status { status: NodeStatus::Dead, .. }), Some(None)) => {
+                self.next();
+                if self.replaces {
+                    self.orders.push_back(Order::Join);
+                }
+            }
+            (Some(Order::Enter { .. }), _) | (_, None) => {}
+            (Some(Order::Setup(_)), Some(Some(_))) => {}
+            (_, Some(_)) => self.next(),
         }
     }
 }
@@ -82,21 +160,151 @@ fn carrier(number: usize, limit: u32) -> CarrierRecord {
     }
 }
 
+/// 32 bytes that stand for the hash of a token's secret.
+fn secret_hash(secret: u64) -> prost::bytes::Bytes {
+    secret.to_be_bytes().repeat(4).into()
+}
+
 impl World {
     pub fn operate(&mut self) {
-        if self.operator.is_done() {
-            return;
-        }
         self.at(EVERY_MS, Event::Operator);
-        if self.operator.asked_ms.is_some_and(|asked| self.now_ms < asked + PATIENCE_MS) {
+        self.stop_removed();
+        self.see_damage();
+        let now_ms = self.now_ms;
+        if self.operator.asked.is_some_and(|(_, at_ms)| now_ms < at_ms + PATIENCE_MS) {
             return;
         }
-        let Some(node) = (0..self.plan.nodes).find(|n| self.nodes[*n].up && self.nodes[*n].leads(0)) else {
+        let Some(order) = self.operator.orders.front().cloned() else { return };
+        let Some(node) = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(0)) else {
             return;
         };
-        let step = self.operator.step;
-        self.operator.asked_ms = Some(self.now_ms);
-        let command = self.operator.steps[step].encode_to_vec();
-        self.propose_encoded(node, 0, vec![command.into()], Waiter::Operator { step });
+        // A token keeps its secret over repeats.
+        let repeats = matches!(order, Order::Join) && self.operator.asked.is_some();
+        self.operator.last_ask += u64::from(!repeats);
+        let ask = self.operator.last_ask;
+        match self.command(node, &order, ask) {
+            Some(kind) => {
+                self.operator.asked = Some((ask, now_ms));
+                self.note(&[90, ask], || format!("admin  n{} {order:?}", node + 1));
+                let command = MetaCommand { kind: Some(kind) }.encode_to_vec();
+                self.propose_encoded(node, 0, vec![command.into()], Waiter::Operator { ask });
+            }
+            None => self.operator.later(),
+        }
+    }
+
+    /// What is proposed for a order now, if anything.
+    fn command(&mut self, node: usize, order: &Order, ask: u64) -> Option<Kind> {
+        let view = self.nodes[node].meta.clone();
+        match order {
+            Order::Setup(command) => command.kind.clone(),
+            Order::Join => (view.level >= level::LEVEL_MEMBERSHIP)
+                .then(|| Kind::CreateToken(CreateToken { secret_hash: secret_hash(ask), life_s: 3_600 })),
+            Order::Enter { secret } => self.enter(&view, *secret),
+            Order::Status { node_id, status } => {
+                if *status == NodeStatus::Dead && !self.is_lost(node, *node_id) {
+                    return None;
+                }
+                Some(Kind::SetNodeStatus(SetNodeStatus { node_id: *node_id, status: (*status).into() }))
+            }
+            Order::Repair { node_id, partition } => {
+                let at = &self.nodes[*node_id as usize - 1];
+                let record = view.map.get(partition).filter(|_| at.blocked.contains_key(partition))?;
+                let own = record.replicas.iter().find(|r| r.node_id == *node_id)?;
+                if record.replicas.len() == 1 || own.role() == ReplicaRole::Leaving {
+                    return None;
+                }
+                let set = vec![ReplicaRecord { role: ReplicaRole::Leaving.into(), ..own.clone() }];
+                let (partition, expected_epoch) = (*partition, record.epoch);
+                Some(Kind::ChangeReplicas(ChangeReplicas {
+                    partition,
+                    expected_epoch,
+                    set,
+                    ..Default::default()
+                }))
+            }
+        }
+    }
+
+    /// Calling a node dead is for ever, so it is not done to one that answers, nor while a group might need it.
+    fn is_lost(&self, node: usize, node_id: u64) -> bool {
+        let seen = self.nodes[node].steward.as_ref().and_then(|steward| steward.seen.as_ref());
+        seen.is_some_and(|(_, seen)| {
+            seen.nodes.get(&node_id).is_some_and(|n| !n.alive)
+                && self.groups().all(|group| seen.groups.contains_key(&group))
+        })
+    }
+
+    /// The new node asks to be let in; it starts once it is. Nothing to propose when it is in, or when its token is gone.
+    fn enter(&mut self, view: &MetaView, secret: u64) -> Option<Kind> {
+        let token = view.tokens.values().find(|token| token.secret_hash == secret_hash(secret));
+        let joined = |world: &Self| {
+            let mut nodes = world.nodes.iter();
+            nodes.find(|n| n.token == secret && view.nodes.contains_key(&n.id)).map(|n| n.index)
+        };
+        let Some(token) = token else {
+            if let Some(index) = joined(self) {
+                self.trace.count("node_joined");
+                self.operator.next();
+                self.restart(index);
+            }
+            return None;
+        };
+        while self.nodes.len() < token.node_id as usize {
+            let index = self.nodes.len();
+            let clock = self.plan.clocks[index % self.plan.clocks.len()];
+            let mut node = Node::new(index, clock);
+            node.level = level::LEVEL;
+            self.nodes.push(node);
+        }
+        let node = &mut self.nodes[token.node_id as usize - 1];
+        node.token = secret;
+        Some(Kind::JoinNode(JoinNode {
+            node_id: node.id,
+            secret_hash: token.secret_hash.clone(),
+            store_id: node.store_id,
+            peer_address: address(node.id),
+            feature_level: node.level,
+        }))
+    }
+
+    /// The newest map that a running node has.
+    pub fn newest_view(&self) -> Option<&MetaView> {
+        let running = self.nodes.iter().filter(|node| node.up && !node.wiped);
+        running.map(|node| &node.meta).max_by_key(|view| view.applied_index)
+    }
+
+    /// Processes of nodes that were removed or called dead are stopped for good.
+    fn stop_removed(&mut self) {
+        let gone = |status| matches!(status, NodeStatus::Removed | NodeStatus::Dead);
+        let Some(view) = self.newest_view() else { return };
+        let nodes = view.nodes.values().filter(|n| gone(n.status())).map(|n| n.node_id as usize - 1);
+        for node in nodes.collect::<Vec<_>>() {
+            if !self.nodes[node].lost || self.nodes[node].up {
+                self.crash(node, false);
+                self.nodes[node].lost = true;
+                self.trace.count("node_removed");
+            }
+        }
+    }
+
+    /// Damaged replicas are repaired, lost nodes are called dead: sooner or later, and at once when all is calm.
+    fn see_damage(&mut self) {
+        if !self.operator.is_done() || !(self.calm || self.rng.operator.chance(self.plan.care)) {
+            return;
+        }
+        let Some(view) = self.newest_view() else { return };
+        let lost = view.present().map(|n| n.node_id).filter(|id| self.nodes[*id as usize - 1].lost);
+        let mut orders: Vec<Order> =
+            lost.map(|node_id| Order::Status { node_id, status: NodeStatus::Dead }).collect();
+        for node in self.nodes.iter().filter(|node| node.up && !node.wiped) {
+            let blocked = node.blocked.keys().filter(|partition| **partition != 0);
+            orders.extend(blocked.map(|partition| Order::Repair { node_id: node.id, partition: *partition }));
+        }
+        for order in orders {
+            if !self.operator.orders.contains(&order) {
+                self.operator.push(order);
+            }
+        }
     }
 }

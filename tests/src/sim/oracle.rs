@@ -5,13 +5,14 @@
 //! the digest that chains all results and events. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
 use super::truth::Truth;
-use carillon_consensus::RoleChange;
+use carillon_consensus::{LogStore as _, RoleChange};
 use carillon_core::{CommandResult, DETAIL_RESEND, message};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{EventRecord, MessageStatus, RaftMessage, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
+use prost::bytes::Bytes;
 use raft::eraftpb::MessageType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One applied entry: its term, a hash of its data and the digest after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Oracle {
     /// Every id that a client was told.
     pub acked: BTreeMap<MessageId, u32>,
     pub canceled: BTreeMap<MessageId, u64>,
+    /// (practice, recipient) of the opt-outs that are committed.
+    pub stopped: BTreeSet<(u32, Bytes)>,
     pub truth: Truth,
 }
 
@@ -121,6 +124,14 @@ impl Oracle {
         from
     }
 
+    /// I6: nothing begins for a recipient whose opt-out is before it in the log.
+    pub fn begun(&mut self, message_id: &[u8], recipient: (u32, Bytes)) {
+        if self.stopped.contains(&recipient) {
+            let id = MessageId::from_bytes(message_id).map_or_else(|_| "?".to_owned(), |id| id.to_string());
+            self.fail(format!("I6 an attempt of message {id} begun after a committed STOP of its recipient"));
+        }
+    }
+
     /// I2: what a client was told about a key.
     pub fn submitted(
         &mut self,
@@ -157,8 +168,13 @@ impl Oracle {
     }
 
     /// What a message promises must be durable when it leaves (part of I3).
-    pub fn promise(&mut self, group: u32, node: u64, message: &RaftMessage, disk: &SimDisk) {
+    pub fn promise(&mut self, group: u32, message: &RaftMessage, disk: &SimDisk) {
+        let node = message.from;
         let Some(durable) = disk.durable(group) else {
+            // It was removed from its group, which counts on nothing of it any more.
+            if disk.removed(group).ok().flatten().is_some() {
+                return;
+            }
             return self.fail(format!("I3 group {group} node {node}: speaks before it exists on disk"));
         };
         let (term, vote) = (durable.hard_state.term, durable.hard_state.vote);

@@ -2,6 +2,7 @@
 //! with its own weights). Because faults are data with a time, a failing run can be cut: fewer faults, an earlier end.
 use super::plant::Plant;
 use super::rng::Rng;
+use carillon_core::meta::level;
 use std::collections::BTreeSet;
 
 /// Trouble that begins at a moment. Nodes are indexes.
@@ -84,6 +85,24 @@ pub enum Fault {
     Lose {
         node: usize,
     },
+    /// The disk is gone; somebody starts the node again with an empty one.
+    Wipe {
+        node: usize,
+        down_ms: u64,
+    },
+    /// A new node comes with a token.
+    Join,
+    Drain {
+        node: usize,
+        ms: u64,
+    },
+    Decommission {
+        node: usize,
+    },
+    /// The node stops and is started with the newest program.
+    Upgrade {
+        node: usize,
+    },
     /// An operator moves a leader.
     Transfer {
         group: u32,
@@ -106,7 +125,9 @@ impl Fault {
             Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
             Self::Rot { .. } => Class::Rot,
             Self::ClockJump { .. } => Class::Clock,
-            Self::Lose { .. } => Class::Lose,
+            Self::Lose { .. } | Self::Wipe { .. } => Class::Lose,
+            Self::Join | Self::Drain { .. } | Self::Decommission { .. } => Class::Churn,
+            Self::Upgrade { .. } => Class::Upgrade,
             Self::Transfer { .. } => Class::Transfer,
         }
     }
@@ -128,9 +149,12 @@ pub enum Class {
     Clock,
     Lose,
     Transfer,
+    Churn,
+    /// Not drawn with the others: comes with older programs.
+    Upgrade,
 }
 
-const CLASSES: [Class; 13] = [
+const CLASSES: [Class; 14] = [
     Class::Kill,
     Class::Power,
     Class::Freeze,
@@ -144,6 +168,7 @@ const CLASSES: [Class; 13] = [
     Class::Clock,
     Class::Lose,
     Class::Transfer,
+    Class::Churn,
 ];
 
 /// What goes wrong all the time, in permille of the occasions, and how long things take.
@@ -194,13 +219,21 @@ pub struct Plan {
     /// Entries kept for followers that are behind; one that is further behind gets a snapshot.
     pub log_slack: u64,
     /// Segments per second of each carrier.
-    pub limits: [u32; 2],
+    pub limits: Vec<u32>,
+    pub practices: u32,
     /// Entries of one group that a leader has appended and not applied.
     pub in_flight_max: usize,
     /// Permille of the submits that come without a key, are repeats, and are long.
     pub keyless: u64,
     pub repeats: u64,
     pub long: u64,
+    /// Permille of the calls that are opt-outs.
+    pub stops: u64,
+    /// Feature level of each founder's program at first.
+    pub levels: Vec<u32>,
+    /// Permille of its looks at which the operator sees to what is damaged, and whether it replaces what is lost.
+    pub care: u64,
+    pub replaces: bool,
     /// Wall clock offset (ms) and drift (ppm) of each node.
     pub clocks: Vec<(i64, i64)>,
     pub plant: Option<Plant>,
@@ -234,6 +267,10 @@ impl Plan {
                 false => (0, 0),
             })
             .collect();
+        let (levels, upgrades) = levels(&mut Rng::stream(seed, "levels"), nodes, safety_ms);
+        let mut faults = faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms);
+        faults.extend(upgrades);
+        let mut operator = Rng::stream(seed, "care");
         Self {
             seed,
             nodes,
@@ -241,10 +278,15 @@ impl Plan {
             safety_ms,
             ops_per_second: rng.pick(&[3, 8, 20, 40]),
             rates,
-            faults: faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms),
+            faults,
+            stops: Rng::stream(seed, "stops").pick(&[0, 10, 40]),
+            levels,
+            care: operator.pick(&[0, 20, 200]),
+            replaces: operator.chance(700),
             small_limits: rng.chance(500),
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
-            limits: [rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
+            practices: 6,
             in_flight_max: Rng::stream(seed, "in flight").pick(&[2, 2, 4, 16]),
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),
@@ -273,11 +315,25 @@ impl Plan {
         }
         self
     }
+}
 
-    /// Replicas that may be out of service for good without a majority being lost.
-    pub fn minority(&self) -> usize {
-        (self.nodes - 1) / 2
+/// Feature levels of the founders' programs, and when the older ones are upgraded; the last of them when all is calm.
+fn levels(rng: &mut Rng, nodes: usize, safety_ms: u64) -> (Vec<u32>, Vec<(u64, Fault)>) {
+    let oldest = rng.pick(&[level::LEVEL, level::LEVEL, level::LEVEL_MEMBERSHIP, level::LEVEL_BASE]);
+    let levels: Vec<u32> = (0..nodes)
+        .map(|_| match rng.chance(500) {
+            true => rng.within(oldest.into(), level::LEVEL.into()) as u32,
+            false => level::LEVEL,
+        })
+        .collect();
+    let mut upgrades = Vec::new();
+    for node in (0..nodes).filter(|node| levels[*node] < level::LEVEL) {
+        let at_ms = rng.within(1_000, safety_ms);
+        if rng.chance(800) {
+            upgrades.push((at_ms, Fault::Upgrade { node }));
+        }
     }
+    (levels, upgrades)
 }
 
 fn rates(rng: &mut Rng) -> Rates {
@@ -370,7 +426,14 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, partitions: u32) -> Fault {
             let size = rng.pick(&[100, 2_000, 20_000]);
             Fault::ClockJump { node, delta_ms: rng.below(2 * size) as i64 - size as i64 }
         }
+        Class::Lose if rng.chance(600) => Fault::Wipe { node, down_ms: ms },
         Class::Lose => Fault::Lose { node },
+        Class::Churn => match rng.below(5) {
+            0 | 1 => Fault::Join,
+            2 | 3 => Fault::Decommission { node },
+            _ => Fault::Drain { node, ms: 2 * ms },
+        },
+        Class::Upgrade => Fault::Upgrade { node },
         Class::Transfer => Fault::Transfer { group: rng.below(u64::from(partitions) + 1) as u32, to: node },
     }
 }

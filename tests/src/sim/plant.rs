@@ -21,8 +21,18 @@ pub enum Plant {
     ResendOnUnknown,
     /// Appends are glued together (raft's `batch_append`).
     BatchAppend,
-    /// Every node takes a lane's whole limit: what two leases of one share would do.
+    /// Every node takes a lane's whole limit.
+    WholeShare,
+    /// A share is given to its new holder before the old one gave it up: that one said so and goes on.
     ShareTwice,
+    /// Opt-outs are looked up when an attempt is proposed, not when it is applied.
+    StopOutsideApply,
+    /// Opt-outs are proposed whatever the feature level.
+    LevelIgnored,
+    /// A node with an empty disk is taken for the one that it was.
+    WipedComesBack,
+    /// A change of the membership is put into force and never written to the log.
+    MembersNotPersisted,
     /// The permission to send is used before it is committed.
     SendBeforeCommit,
     /// Repeated submits are given a new idempotency key on their way.
@@ -38,7 +48,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -47,7 +57,12 @@ impl Plant {
         Self::AppliedAheadOfFlush,
         Self::ResendOnUnknown,
         Self::BatchAppend,
+        Self::WholeShare,
         Self::ShareTwice,
+        Self::StopOutsideApply,
+        Self::LevelIgnored,
+        Self::WipedComesBack,
+        Self::MembersNotPersisted,
         Self::SendBeforeCommit,
         Self::KeyForgotten,
         Self::CutAheadOfFlush,

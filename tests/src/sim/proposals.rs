@@ -78,7 +78,8 @@ impl<W> Proposals<W> {
         in_flight_max: usize,
     ) -> Vec<(W, ProposeError)> {
         let mut refused = Vec::new();
-        while !self.pending.is_empty() && self.waiters.len() < in_flight_max {
+        // While leadership is being handed over everything waits, because raft would drop it.
+        while !self.pending.is_empty() && self.waiters.len() < in_flight_max && !group.is_handing_over() {
             let (commands, parts) = self.next_entry();
             self.now_ms = self.now_ms.max(clock_ms);
             let whole = BatchLimits { commands_max: usize::MAX, bytes_max: usize::MAX };

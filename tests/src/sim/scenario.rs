@@ -1,5 +1,6 @@
 //! Shaped plans: one kind of trouble, much of it. For bugs that need a coincidence which the swarm meets rarely.
-use super::plan::{Fault, Plan};
+use super::plan::{CarrierRates, Fault, Plan, Rates};
+use carillon_core::meta::level;
 
 /// What happens all the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,10 +14,27 @@ pub enum Scenario {
     QuickRestarts,
     /// Syncs fail, and soon after the power.
     SyncErrors,
+    /// Three nodes grow to five, some leave, and the power of all goes now and then.
+    Growth,
+    /// The same with busy lanes and nothing else in the way.
+    Shares,
+    /// Disks are lost and their nodes started again, while nobody can be asked.
+    Wipes,
+    /// Older programs that are upgraded late.
+    OldPrograms,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 4] = [Self::PowerCuts, Self::Isolations, Self::QuickRestarts, Self::SyncErrors];
+    pub const ALL: [Self; 8] = [
+        Self::PowerCuts,
+        Self::Isolations,
+        Self::QuickRestarts,
+        Self::SyncErrors,
+        Self::Growth,
+        Self::Shares,
+        Self::Wipes,
+        Self::OldPrograms,
+    ];
 
     /// As given on a command line.
     pub fn parse(text: &str) -> Option<Self> {
@@ -26,6 +44,7 @@ impl Scenario {
     /// Gives the plan of a seed this trouble instead of its own; rates that do not matter stay the seed's.
     pub fn shape(self, plan: &mut Plan) {
         plan.safety_ms = 30_000;
+        plan.levels.fill(level::LEVEL);
         let mut faults = Vec::new();
         match self {
             Self::PowerCuts => {
@@ -35,7 +54,7 @@ impl Scenario {
             }
             Self::Isolations => {
                 (plan.nodes, plan.in_flight_max) = (3, 16);
-                plan.clocks.resize(3, (0, 0));
+                three(plan);
                 plan.rates.net_ms_max = 20;
                 plan.ops_per_second = 20;
                 each(plan, 3_000, 1_900, |n| faults.push((n, Fault::Cut { links: Vec::new(), ms: 1_700 })));
@@ -45,6 +64,7 @@ impl Scenario {
             Self::QuickRestarts => {
                 plan.nodes = 5;
                 plan.clocks.resize(5, (0, 0));
+                plan.levels.resize(5, level::LEVEL);
                 (plan.rates.net_ms_max, plan.rates.disk_ms_max, plan.ops_per_second) = (300, 1, 3);
                 each(plan, 1_000, 330, |n| faults.push((n, Fault::Power { node: 0, down_ms: 20 })));
             }
@@ -55,9 +75,79 @@ impl Scenario {
                     faults.push((n + 400, Fault::Power { node: 0, down_ms: 300 }));
                 });
             }
+            _ => self.shape_members(plan, &mut faults),
         }
         plan.faults = faults;
-        spread(plan);
+        if !matches!(self, Self::Wipes) {
+            spread(plan);
+        }
+    }
+
+    /// Those in which nodes come, go and change.
+    fn shape_members(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
+        match self {
+            Self::Growth => {
+                three(plan);
+                plan.safety_ms = 60_000;
+                (plan.rates.disk_ms_max, plan.rates.flush_ms_max, plan.rates.net_ms_max) = (30, 2_000, 20);
+                (plan.ops_per_second, plan.care, plan.replaces) = (20, 200, true);
+                each(plan, 8_000, 4_300, |n| faults.push((n, Fault::Power { node: 0, down_ms: 300 })));
+                faults.extend([(3_000, Fault::Join), (3_500, Fault::Join)]);
+                faults.push((25_000, Fault::Wipe { node: plan.seed as usize % 5, down_ms: 500 }));
+                for (at_ms, node) in [(40_000, plan.seed as usize), (41_000, plan.seed as usize + 2)] {
+                    faults.push((at_ms, Fault::Decommission { node }));
+                }
+            }
+            Self::Shares => {
+                three(plan);
+                plan.rates = quiet(&plan.rates);
+                (plan.ops_per_second, plan.stops, plan.long) = (40, 0, 0);
+                (plan.keyless, plan.repeats, plan.partitions, plan.practices) = (0, 0, 4, 16);
+                plan.limits = vec![12];
+                faults.push((8_000, Fault::Join));
+                faults.push((24_000, Fault::Decommission { node: plan.seed as usize }));
+            }
+            Self::Wipes => {
+                three(plan);
+                (plan.rates.net_ms_max, plan.rates.disk_ms_max, plan.ops_per_second) = (20, 5, 20);
+                (plan.care, plan.replaces) = (0, true);
+                // One falls behind, another one loses its disk at the moment at which it can reach nobody, and then only the two
+                // of them are together.
+                let [behind, wiped, whole] = [0, 1, 2].map(|n| (plan.seed as usize + n) % 3);
+                let both = |a, b| vec![(a, b), (b, a)];
+                faults.push((8_000, Fault::Cut { links: both(behind, wiped), ms: 2_200 }));
+                faults.push((8_000, Fault::Cut { links: both(behind, whole), ms: 6_000 }));
+                faults.push((9_850, Fault::Cut { links: both(wiped, whole), ms: 4_000 }));
+                faults.push((9_900, Fault::Wipe { node: wiped, down_ms: 50 }));
+            }
+            Self::OldPrograms => {
+                plan.levels[0] = level::LEVEL_MEMBERSHIP;
+                plan.stops = 100;
+                faults.push((20_000, Fault::Upgrade { node: 0 }));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn three(plan: &mut Plan) {
+    plan.nodes = 3;
+    plan.clocks.resize(3, (0, 0));
+    plan.levels.resize(3, level::LEVEL);
+}
+
+/// Nothing goes wrong by itself.
+fn quiet(rates: &Rates) -> Rates {
+    let carrier = CarrierRates { ms_max: 20, ..CarrierRates::default() };
+    Rates {
+        drop: 0,
+        duplicate: 0,
+        net_ms_max: 10,
+        disk_ms_max: 3,
+        apply_ms_max: 3,
+        call_lost: 0,
+        carrier,
+        ..rates.clone()
     }
 }
 

@@ -159,14 +159,22 @@ impl World {
         if done {
             return self.finish(node, send_no, Outcome::Accepted, "", 0);
         }
-        if let Some(lane) = self.nodes[node].wing.lanes.get_mut(&carrier_no) {
-            lane.queue.push_back(send_no);
+        match self.nodes[node].wing.lanes.get_mut(&carrier_no) {
+            Some(lane) => lane.queue.push_back(send_no),
+            None => return self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0),
         }
         self.try_gate(node, carrier_no);
     }
 
     /// Nothing of this part was taken over. Once a part was accepted, the rest is missing for good.
-    fn refused_part(&mut self, node: usize, send_no: u64, outcome: Outcome, code: &str, retry_after_ms: u64) {
+    pub fn refused_part(
+        &mut self,
+        node: usize,
+        send_no: u64,
+        outcome: Outcome,
+        code: &str,
+        retry_after_ms: u64,
+    ) {
         let Some(sending) = self.nodes[node].wing.sends.get(&send_no) else { return };
         if sending.refs.is_empty() {
             return self.finish(node, send_no, outcome, code, retry_after_ms);

@@ -3,8 +3,9 @@
 use super::node::Cell;
 use super::plant::Plant;
 use super::world::{Event, World};
-use carillon_consensus::{SnapshotFetch, SnapshotMark};
+use carillon_consensus::{OfferError, SnapshotFetch, SnapshotMark};
 use carillon_core::{Applier, MemTables, Tables as _, applied_record};
+use carillon_proto::replica::node_of;
 
 impl World {
     /// The leader makes a snapshot for a follower whose entries are gone.
@@ -19,7 +20,8 @@ impl World {
     }
 
     pub fn exported(&mut self, node: usize, group: u32) {
-        let store = &self.nodes[node].stores[&group];
+        let at = &self.nodes[node];
+        let Some(store) = at.stores.get(&group).filter(|_| at.cells.contains_key(&group)) else { return };
         if store.is_rotten() {
             return self.block(node, group, "snapshot: block checksum mismatch".to_owned());
         }
@@ -33,6 +35,8 @@ impl World {
         let data = record.index.to_be_bytes().to_vec().into();
         match cell.group.offer_snapshot(record.index, record.term, data) {
             Ok(()) => cell.offered = Some((record.index, files)),
+            // Raft asks again if it still needs one.
+            Err(OfferError::MembersChanged { .. }) => self.trace.count("snapshot_outdated_by_members"),
             Err(error) => self.oracle.fail(format!("node {} group {group}: {error}", node + 1)),
         }
         let words = [70, node as u64, u64::from(group), record.index];
@@ -48,7 +52,7 @@ impl World {
 
     /// The files have arrived, or the transfer failed.
     pub fn fetched(&mut self, node: usize, group: u32, fetch: SnapshotFetch) {
-        let from = fetch.from as usize - 1;
+        let from = node_of(fetch.from) as usize - 1;
         let offered = self.nodes[from].cells.get(&group).and_then(|cell| cell.offered.as_ref());
         let files = offered.filter(|(index, _)| *index == fetch.index).map(|(_, files)| files.clone());
         let reachable = self.nodes[from].up
@@ -58,8 +62,8 @@ impl World {
             return self.fetch_failed(node, group, &fetch, from);
         };
         let at = &mut self.nodes[node];
-        let store = at.stores.get_mut(&group).expect("every group has a store");
         let Some(cell) = at.cells.get_mut(&group) else { return };
+        let store = at.stores.get_mut(&group).expect("a replica has a store");
         let generation = store.import(files);
         match cell.group.accept_snapshot(fetch.index, fetch.term, generation) {
             Ok(true) => {}
@@ -71,7 +75,7 @@ impl World {
 
     fn fetch_failed(&mut self, node: usize, group: u32, fetch: &SnapshotFetch, from: usize) {
         self.trace.count("snapshot_fetch_failed");
-        let replica = self.nodes[node].id;
+        let Some(replica) = self.nodes[node].replicas.get(&group).copied() else { return };
         if let Some(cell) = self.nodes[node].cells.get_mut(&group) {
             cell.group.refuse_snapshot(fetch.index, fetch.term);
         }

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 26] = [
+pub const SOMETIMES: [&str; 41] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -31,6 +31,21 @@ pub const SOMETIMES: [&str; 26] = [
     "send_by_passed",
     "canceled",
     "expired",
+    "joint_configuration",
+    "replica_destroyed",
+    "leader_transfer",
+    "node_joined",
+    "node_removed",
+    "wiped_disk",
+    "wiped_disk_refused",
+    "replica_repaired",
+    "share_epoch_changed",
+    "lane_closed",
+    "level_raised",
+    "upgraded_while_running",
+    "stop_refused_by_level",
+    "ended_by_stop",
+    "begin_refused_after_stop",
 ];
 
 /// See the module documentation.

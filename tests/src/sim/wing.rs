@@ -1,21 +1,20 @@
-//! The glue of a node's delivery wing, as the simulator runs it: a mirror of `node/src/delivery/driver.rs` and `lanes.rs`
-//! around the same `Scheduler` and `LaneGate`.
-//!
-//! Facts and receipts are in `facts.rs`.
+//! The glue of a node's delivery wing, as the simulator runs it: a mirror of `node/src/delivery/driver.rs` around the
+//! same `Scheduler`. Lanes are in `lanes.rs`, facts and receipts in `facts.rs`.
 use super::engine::Refused;
 use super::facts::{Facts, Reports};
+use super::lanes::ShareKeeper;
 use super::node::Waiter;
 use super::plant::Plant;
+use super::steward::Answer;
 use super::world::{Event, World};
+use carillon_core::meta::MetaRefusal;
+use carillon_core::meta::planner::Step;
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
-use carillon_delivery::{
-    BeginDecision, BeginResult, GateSettings, LaneConfig, LaneGate, PageRequest, Scheduler, SchedulerConfig,
-    share,
-};
+use carillon_delivery::{BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
+use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::num::NonZeroU32;
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave.
 const SEND_WITHIN_MS: u64 = 2_000;
@@ -35,6 +34,13 @@ pub enum PeerCall {
     FactsAnswer { partition: u32, batch_no: u64, epoch: u64, results: Option<Vec<FactResult>> },
     Look { report_no: u64, receipt: RecordReceipt },
     Looked { report_no: u64, result: FactResult },
+    See { round: u64, epoch: u64 },
+    Seen { round: u64, epoch: u64, answer: Box<Answer> },
+    Carry(Box<Step>),
+    Confirm { epoch: u64 },
+    Confirmed { epoch: u64, index: u64 },
+    Register { epoch: u64, data: Bytes },
+    Registered { epoch: u64, refusal: Option<MetaRefusal> },
 }
 
 /// Facts on their way to a leader.
@@ -89,6 +95,15 @@ pub struct Wing {
     decided_ms: u64,
     pub facts: BTreeMap<u32, Facts>,
     pub reports: Reports,
+    /// Nodes asked without a known leader.
+    pub guesses: usize,
+    pub shares: ShareKeeper,
+    /// Nothing is sent before the meta group is applied up to what it was at the start: what is on the disk may be older than
+    /// what this node has acknowledged. `None`: not known yet.
+    pub fresh_from: Option<u64>,
+    pub fresh: bool,
+    /// Recipients that this node knows to have opted out; only a planted bug looks here.
+    pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
     early: BTreeSet<(MessageId, u32)>,
 }
@@ -115,6 +130,11 @@ impl Default for Wing {
             decided_ms: 0,
             facts: BTreeMap::new(),
             reports: Reports::default(),
+            guesses: 0,
+            shares: ShareKeeper::default(),
+            fresh_from: None,
+            fresh: false,
+            stops: BTreeSet::new(),
             early: BTreeSet::new(),
         }
     }
@@ -137,40 +157,6 @@ impl Wing {
 }
 
 impl World {
-    /// Builds lanes that the meta group brought.
-    pub fn sync_lanes(&mut self, node: usize) {
-        let nodes: Vec<u64> = self.nodes[node].meta.nodes.keys().copied().collect();
-        let Some(position) = nodes.iter().position(|id| *id == self.nodes[node].id) else { return };
-        let mono = self.mono(node);
-        let carriers: Vec<_> = self.nodes[node].meta.carriers.values().cloned().collect();
-        let whole = self.planted(Plant::ShareTwice);
-        for record in carriers {
-            let wing = &mut self.nodes[node].wing;
-            if wing.lanes.contains_key(&record.carrier_no) {
-                continue;
-            }
-            let limit = record.segments_per_second;
-            let Ok(part) = share(limit, nodes.len() as u32, position as u32) else { continue };
-            let part = if whole { NonZeroU32::new(limit).unwrap_or(part) } else { part };
-            let settings = record.smpp.unwrap_or_default();
-            wing.scheduler.set_lane(LaneConfig {
-                carrier_no: record.carrier_no,
-                share_segments_per_second: part.get(),
-                in_flight_max: settings.binds_per_node * settings.window,
-            });
-            let lane = Lane {
-                carrier: record.carrier_no as usize - 1,
-                limit,
-                share: part.get(),
-                gate: LaneGate::new(part, GateSettings::default(), mono),
-                queue: VecDeque::new(),
-                wake: false,
-            };
-            wing.lanes.insert(record.carrier_no, lane);
-        }
-        self.wake_driver(node, 0);
-    }
-
     /// This node leads the partition and its `LeaderStart` is applied.
     pub fn lead(&mut self, node: usize, partition: u32, term: u64) {
         let now_ms = self.wall_ms(node);
@@ -231,7 +217,19 @@ impl World {
             let kind = Kind::Expire(Expire { message_id: id.to_bytes() });
             expire.entry(partition).or_default().push(Command { kind: Some(kind) });
         }
-        for (partition, list) in begin {
+        for (partition, mut list) in begin {
+            if self.planted(Plant::StopOutsideApply) {
+                let stopped: Vec<MessageId> = list
+                    .extract_if(.., |decided| self.stopped_here(node, partition, decided))
+                    .map(|decided| decided.message_id)
+                    .collect();
+                for id in stopped {
+                    self.nodes[node].wing.scheduler.on_begun(partition, id, BeginResult::Refused);
+                }
+            }
+            if list.is_empty() {
+                continue;
+            }
             self.begin(node, partition, list, now_ms);
         }
         for (partition, commands) in expire {
@@ -266,6 +264,15 @@ impl World {
         }
         let decided_ms = self.now_ms;
         self.propose(node, partition, commands, Waiter::Begin { partition, term, list, decided_ms });
+    }
+
+    /// Planted bug: this node looks for an opt-out when it proposes, and nobody when the proposal is applied.
+    fn stopped_here(&self, node: usize, partition: u32, decided: &BeginDecision) -> bool {
+        let found = query::message(&self.nodes[node].stores[&partition], &decided.message_id).ok().flatten();
+        let accept = found.and_then(|(payload, _)| payload.accept);
+        accept.is_some_and(|accept| {
+            self.nodes[node].wing.stops.contains(&(accept.practice_no, accept.recipient_index))
+        })
     }
 
     pub fn send_within_ms(&self, node: usize, carrier_no: u32, segments: u32) -> u64 {
@@ -330,7 +337,7 @@ impl World {
 
     fn page(&mut self, node: usize, request: PageRequest) {
         let PageRequest { partition, priority, after, until_ms, limit, request_id } = request;
-        let store = &self.nodes[node].stores[&partition];
+        let Some(store) = self.nodes[node].stores.get(&partition) else { return };
         let page = query::due_page(store, priority, after, until_ms, limit);
         let scheduler = &mut self.nodes[node].wing.scheduler;
         match page {

@@ -29,6 +29,7 @@ pub enum Event {
     Raft {
         from: usize,
         to: usize,
+        store_id: u64,
         group: u32,
         message: Box<RaftMessage>,
     },
@@ -69,6 +70,15 @@ pub enum Event {
     },
     Restart {
         node: usize,
+    },
+    Steward {
+        node: usize,
+        epoch: u64,
+    },
+    StewardLooked {
+        node: usize,
+        epoch: u64,
+        round: u64,
     },
     Decide {
         node: usize,
@@ -155,6 +165,7 @@ pub struct Streams {
     pub carrier: Rng,
     pub receipts: Rng,
     pub ticks: Rng,
+    pub operator: Rng,
 }
 
 /// What is between the nodes.
@@ -180,6 +191,8 @@ pub struct World {
     pub clients: Clients,
     pub operator: Operator,
     pub rng: Streams,
+    /// Faults that last, as they were carried out.
+    pub lasting: BTreeMap<usize, super::plan::Fault>,
     /// The liveness phase: no new trouble.
     pub calm: bool,
     events: BTreeMap<(u64, u64), Event>,
@@ -200,6 +213,7 @@ impl World {
             carrier: stream("carrier"),
             receipts: stream("receipts"),
             ticks: stream("ticks"),
+            operator: stream("operator"),
         };
         let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();
@@ -213,13 +227,17 @@ impl World {
             clients: Clients::new(plan.partitions),
             operator: Operator::new(&plan),
             rng,
+            lasting: BTreeMap::new(),
             calm: false,
             events: BTreeMap::new(),
             sequence: 0,
             plan,
         };
         for node in 0..world.plan.nodes {
-            world.create_groups(node);
+            world.nodes[node].founder = true;
+            world.nodes[node].level = world.plan.levels[node];
+        }
+        for node in 0..world.plan.nodes {
             world.restart(node);
         }
         for (number, (at_ms, _)) in world.plan.faults.clone().into_iter().enumerate() {
@@ -302,6 +320,8 @@ impl World {
             | Event::CarrierAnswer { node, .. }
             | Event::ReceiptLook { node, .. }
             | Event::FactsRetry { node, .. }
+            | Event::Steward { node, .. }
+            | Event::StewardLooked { node, .. }
             | Event::CallArrives { node, .. } => *node,
             Event::Raft { to, .. } | Event::Peer { to, .. } => *to,
             _ => return None,
@@ -318,7 +338,9 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick { node, epoch } if self.alive(node, epoch) => self.tick(node),
-            Event::Raft { from, to, group, message } => self.deliver(from, to, group, *message),
+            Event::Raft { from, to, store_id, group, message } => {
+                self.deliver(from, to, store_id, group, *message);
+            }
             Event::Turn { node, epoch } if self.alive(node, epoch) => self.turn(node),
             Event::Exported { node, epoch, group } if self.alive(node, epoch) => self.exported(node, group),
             Event::Fetched { node, epoch, group, fetch } if self.alive(node, epoch) => {
@@ -331,6 +353,10 @@ impl World {
                 self.flush_done(node, group, batches);
             }
             Event::Restart { node } => self.restart(node),
+            Event::Steward { node, epoch } if self.alive(node, epoch) => self.steward(node),
+            Event::StewardLooked { node, epoch, round } if self.alive(node, epoch) => {
+                self.steward_looked(node, round);
+            }
             Event::Decide { node, epoch } if self.alive(node, epoch) => self.decide(node),
             Event::Gate { node, epoch, carrier_no } if self.alive(node, epoch) => {
                 self.nodes[node].wing.gate_opens(carrier_no);

@@ -88,8 +88,33 @@ fn gluing_appends_together() {
 }
 
 #[test]
+fn a_whole_lane_for_every_node() {
+    found_by(Plant::WholeShare, 20, &["I6"]);
+}
+
+#[test]
 fn a_lane_share_that_two_nodes_have() {
-    found_by(Plant::ShareTwice, 20, &["I6"]);
+    found_in(Scenario::Shares, Plant::ShareTwice, 20, &["I6"]);
+}
+
+#[test]
+fn looking_for_an_opt_out_outside_of_apply() {
+    found_by(Plant::StopOutsideApply, 20, &["I6"]);
+}
+
+#[test]
+fn proposing_opt_outs_to_older_programs() {
+    found_in(Scenario::OldPrograms, Plant::LevelIgnored, 3, &["I3"]);
+}
+
+#[test]
+fn a_wiped_disk_that_comes_back_under_its_old_name() {
+    found_in(Scenario::Wipes, Plant::WipedComesBack, 20, &["I1", "I3"]);
+}
+
+#[test]
+fn a_membership_that_a_crash_forgets() {
+    found_in(Scenario::Growth, Plant::MembersNotPersisted, 20, &["I1", "I3", "I8", "panic"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ fn all() -> impl Iterator<Item = MessageState> {
 /// Rejected, OptedOut, Dead.
 const TABLE: [(MessageState, &str); 13] = [
     (MessageState::Unspecified, ".xx..x......."),
-    (MessageState::Accepted, "..xx....xx..."),
+    (MessageState::Accepted, "..xx....xx.x."),
     (MessageState::Waiting, "..xxxxxxxxxx."),
     (MessageState::InFlight, "..x.xxxxxxxxx"),
     (MessageState::Submitted, "......xx....."),

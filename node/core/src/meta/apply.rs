@@ -131,21 +131,30 @@ pub fn apply(
                 effects.changed |= *change == Change::Changed;
                 digest.add(&[1]);
             }
-            Err(refusal) => digest.add(refusal.to_string().as_bytes()),
+            Err(refusal) => digest.add(digest_text(refusal).as_bytes()),
         }
         effects.results.push(result.map(|_| ()));
     }
     Ok(applied::write(tables, &last, meta, now_ms, last.leader_start_term, digest.finish()))
 }
 
+/// What the digest says of a refusal. An older program sees an empty command where this one sees a command of a level that the
+/// cluster has not reached, and another reason why the level cannot rise; both must come to the same digest.
+fn digest_text(refusal: &MetaRefusal) -> String {
+    match refusal {
+        MetaRefusal::Level { .. } | MetaRefusal::Behind { .. } => MetaRefusal::Empty.to_string(),
+        other => other.to_string(),
+    }
+}
+
 fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
     let Some(kind) = command.kind else { return Ok(Err(MetaRefusal::Empty)) };
-    if let Err(refusal) = check::kind(&kind) {
-        return Ok(Err(refusal));
-    }
     let (needed, level) = (level::needed(&kind), rows::level(tables)?);
     if needed > level.max(level::LEVEL_BASE) {
         return Ok(Err(MetaRefusal::Level { needed, level }));
+    }
+    if let Err(refusal) = check::kind(&kind) {
+        return Ok(Err(refusal));
     }
     match kind {
         Kind::Bootstrap(c) => bootstrap(tables, &c),
@@ -317,4 +326,29 @@ fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<
     }
     tables.put(key, next.to_be_bytes().to_vec());
     Ok(Some(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::MemTables;
+    use carillon_proto::internal::CreateToken;
+    use prost::Message as _;
+
+    /// What a program does that does not know the command.
+    #[test]
+    fn a_command_of_a_later_level_leaves_the_digest_of_an_unknown_one() {
+        for secret_hash in [Bytes::from(vec![7; 32]), Bytes::new()] {
+            let command =
+                MetaCommand { kind: Some(Kind::CreateToken(CreateToken { secret_hash, life_s: 9 })) };
+            let data = Bytes::from(MetaBatch { now_ms: 1, commands: vec![command] }.encode_to_vec());
+            let (meta, mut effects) = (EntryMeta { index: 1, term: 1 }, MetaEffects::default());
+            let mut tables = MemTables::default();
+            let record = apply(&mut tables, meta, &data, &mut effects).unwrap();
+            assert!(matches!(effects.results[0], Err(MetaRefusal::Level { .. })));
+            let mut unknown = Digest::of_entry(&AppliedRecord::default().digest, meta, &data);
+            unknown.add(MetaRefusal::Empty.to_string().as_bytes());
+            assert_eq!(record.digest, unknown.finish());
+        }
+    }
 }

@@ -5,13 +5,16 @@
 use carillon_proto::internal::meta_command::Kind;
 
 /// Highest level that this program understands.
-pub const LEVEL: u32 = LEVEL_RESTORE;
+pub const LEVEL: u32 = LEVEL_OPT_OUT;
 /// What a cluster starts with.
 pub const LEVEL_BASE: u32 = 1;
 /// Nodes join and leave, replicas move, shares of lanes change.
 pub const LEVEL_MEMBERSHIP: u32 = 2;
 /// Restore of backups, quarantine.
 pub const LEVEL_RESTORE: u32 = 3;
+/// Partitions know opt-outs (`OptOut`, `Accept.indexed_by_recipient`). Partitions do not know the level themselves: whoever
+/// proposes looks at the meta group, which may be behind and never ahead of the truth.
+pub const LEVEL_OPT_OUT: u32 = 4;
 
 /// The level that a command needs.
 pub fn needed(kind: &Kind) -> u32 {

@@ -263,6 +263,69 @@ fn what_an_idle_cluster_does_moves_nothing() {
     assert_eq!(world.log[before..], [] as [String; 0]);
 }
 
+/// It still has to say which shares it keeps to.
+#[test]
+fn a_node_that_leaves_before_it_became_a_voter_of_the_meta_group_stays_a_learner() {
+    let mut world = World::new(9, 7, 1);
+    settle(&mut world);
+    let role = |world: &World| {
+        let rows = world.view().map[&0].replicas.clone();
+        rows.iter().find(|r| r.node_id == 6).map(|r| r.role())
+    };
+    assert_eq!(role(&world), Some(ReplicaRole::Learner));
+    for node_id in [6, 7] {
+        // Neither can be promoted for now.
+        world.nodes.get_mut(&node_id).unwrap().blocked.insert(0);
+    }
+    world.nodes.get_mut(&1).unwrap().up = false;
+    let wanted = (0..100).find(|_| {
+        world.tick();
+        world.lose(1);
+        world.round(0);
+        role(&world) == Some(ReplicaRole::Voter)
+    });
+    assert!(wanted.is_some(), "{:?}", world.log);
+    assert!(world.set(6, NodeStatus::Decommissioning));
+    for _ in 0..20 {
+        world.tick();
+        world.round(0);
+        assert!(matches!(role(&world), Some(ReplicaRole::Voter | ReplicaRole::Learner)), "{:?}", world.log);
+    }
+    assert_eq!(role(&world), Some(ReplicaRole::Learner));
+}
+
+/// While the configuration is joint the old voters may elect one of themselves that is on its way out.
+#[test]
+fn a_leader_without_a_vote_to_come_hands_over_before_the_joint_configuration_is_left() {
+    let mut world = World::new(5, 4, 1);
+    settle(&mut world);
+    assert!(world.set(1, NodeStatus::Decommissioning));
+    let joint = (0..200).find(|_| {
+        world.tick();
+        world.round(0);
+        !world.groups[&1].conf.outgoing.is_empty()
+    });
+    assert!(joint.is_some(), "{:?}", world.log);
+    let group = world.groups.get_mut(&1).unwrap();
+    let gone = group.conf.outgoing.difference(&group.conf.voters).next().copied().unwrap();
+    group.leader = Some(gone);
+    let (mut rounds, mut left) = (0, false);
+    while !left {
+        let leader = world.groups[&1].leader.unwrap();
+        let steps = world.round(0);
+        let leaves = |step: &Step| matches!(step, Step::Conf { group: 1, .. });
+        if !world.groups[&1].conf.voters.contains(&leader) {
+            assert!(!steps.iter().any(leaves), "{steps:?}");
+        }
+        left = world.groups[&1].conf.outgoing.is_empty();
+        world.tick();
+        rounds += 1;
+        assert!(rounds < 50, "{:?}", world.groups[&1].conf);
+    }
+    settle(&mut world);
+    check(&world, true);
+}
+
 #[test]
 fn a_replica_that_is_out_of_service_never_becomes_a_voter() {
     let mut world = World::new(10, 3, 4);

@@ -132,7 +132,7 @@ impl World {
         let followed: Vec<DueEntry> = self.schedule.values().cloned().collect();
         assert_eq!(due, followed, "a scheduler that follows the effects sees table D");
         let flying = query::in_flight_page(&self.tables, None, usize::MAX).unwrap();
-        let (mut waiting, mut in_flight) = (0, 0);
+        let (mut waiting, mut in_flight, mut queued) = (0, 0, 0);
         for (key, row) in rows.iter().filter(|(k, _)| k[0] == b'S') {
             let id = keys::decode_status(key).unwrap();
             let status = MessageStatus::decode(row.clone()).unwrap();
@@ -145,6 +145,11 @@ impl World {
                 state == MessageState::InFlight,
                 "{state:?}"
             );
+            if let Ok(recipient) = status.recipient_index.as_ref().try_into() {
+                let key = keys::queued(status.practice_no, recipient, &id);
+                assert_eq!(rows.contains_key(&key), waits(state), "N row in {state:?}");
+                queued += usize::from(waits(state));
+            }
             waiting += usize::from(waits(state));
             in_flight += usize::from(state == MessageState::InFlight);
             assert!(status.due_ms <= status.expires_at_ms);
@@ -155,6 +160,8 @@ impl World {
             assert!(!guarded || state == MessageState::Unknown, "Q row in {state:?}");
         }
         assert_eq!((due.len(), flying.len()), (waiting, in_flight), "no row of D or F without its message");
+        let by_recipient = rows.keys().filter(|key| keys::decode_queued(key).is_some()).count();
+        assert_eq!(by_recipient, queued, "no row of N without its message");
         let base = query::events_base(&self.tables).unwrap();
         let block = query::events_after(&self.tables, base + self.index - 1, 9).unwrap();
         let block = block.into_iter().filter(|(index, _)| *index == base + self.index).collect::<Vec<_>>();
@@ -231,6 +238,7 @@ pub fn spec(n: u64) -> Accept {
         reference_index: index(1),
         carrier_no: CARRIER,
         retry: Some(retry()),
+        indexed_by_recipient: true,
         ..Default::default()
     }
 }
@@ -243,6 +251,10 @@ pub fn accept_with(n: u64, change: impl FnOnce(&mut Accept)) -> Kind {
     let mut accept = spec(n);
     change(&mut accept);
     Kind::Accept(accept)
+}
+
+pub fn opt_out(practice_no: u32, recipient: u8) -> Kind {
+    Kind::OptOut(OptOut { practice_no, recipient_index: index(recipient) })
 }
 
 pub fn cancel(n: u64) -> Kind {

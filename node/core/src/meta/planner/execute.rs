@@ -13,6 +13,12 @@ pub(super) fn step(round: &Round<'_>, record: &PartitionRecord) -> Option<Step> 
         return None;
     }
     let conf_step = |change| Step::Conf { node_id: leader_node, group: record.partition, change };
+    if !group.conf.voters.contains(&group.leader) {
+        // One of the old voters was elected while the configuration was joint. A leader that leaves the voters, and then
+        // removes itself, is what raft cannot do: another one leads the group out of it.
+        let to = heirs(round, record, group, &group.conf.voters).first().copied()?;
+        return Some(Step::Transfer { node_id: leader_node, group: record.partition, to });
+    }
     if !group.conf.outgoing.is_empty() {
         return Some(conf_step(ConfStep::Leave));
     }
@@ -77,13 +83,8 @@ fn swap(round: &Round<'_>, record: &PartitionRecord, group: &GroupSeen) -> Optio
     }
     let node_id = node_of(group.leader);
     if demote.contains(&group.leader) {
-        let mut heirs: Vec<u64> = wanted
-            .intersection(&conf.voters)
-            .copied()
-            .filter(|id| round.alive(node_of(*id)) && round.caught_up(record.partition, group, *id))
-            .collect();
-        heirs.sort_by_key(|id| (!round.may_lead(node_of(*id), record.partition), *id));
-        if let Some(to) = heirs.first() {
+        let both: BTreeSet<u64> = wanted.intersection(&conf.voters).copied().collect();
+        if let Some(to) = heirs(round, record, group, &both).first() {
             return Some(Step::Transfer { node_id, group: record.partition, to: *to });
         }
         // Nobody but the leader votes in both: the newcomers vote first, and one of them takes over.
@@ -95,6 +96,14 @@ fn swap(round: &Round<'_>, record: &PartitionRecord, group: &GroupSeen) -> Optio
         return Some(Step::Conf { node_id, group: record.partition, change });
     }
     Some(Step::Conf { node_id, group: record.partition, change: ConfStep::Swap { promote, demote } })
+}
+
+/// Those of `among` that can lead now, the best first.
+fn heirs(round: &Round<'_>, record: &PartitionRecord, group: &GroupSeen, among: &BTreeSet<u64>) -> Vec<u64> {
+    let able = |id: &u64| round.alive(node_of(*id)) && round.caught_up(record.partition, group, *id);
+    let mut heirs: Vec<u64> = among.iter().copied().filter(able).collect();
+    heirs.sort_by_key(|id| (!round.may_lead(node_of(*id), record.partition), *id));
+    heirs
 }
 
 /// Deletes replicas that nobody knows any more, and rows of replicas that are gone.

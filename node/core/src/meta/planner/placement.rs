@@ -143,8 +143,8 @@ fn give_up(round: &Round<'_>, record: &PartitionRecord) -> Option<ChangeReplicas
     let taken_back = |r: &ReplicaRecord| match r.role() {
         ReplicaRole::Voter if votes(r) => None,
         _ if votes(r) => Some(with_role(r, ReplicaRole::Voter)),
-        // The meta group has a replica everywhere.
-        ReplicaRole::Voter if record.partition == 0 && !round.is_going(r.node_id) => {
+        // The meta group has a replica everywhere, also on a node that leaves: it still has to hear of the shares.
+        ReplicaRole::Voter if record.partition == 0 && round.present(r.node_id) => {
             Some(with_role(r, ReplicaRole::Learner))
         }
         ReplicaRole::Voter => Some(with_role(r, ReplicaRole::Leaving)),

@@ -1,0 +1,129 @@
+//! What the canonical history says: events, opt-outs and attempts, shown to the oracle once, when the first replica applies an entry.
+use super::rng::hash;
+use super::world::World;
+use carillon_core::meta::{MetaEffects, MetaRefusal, level};
+use carillon_core::{CommandResult, Effects, Refusal, query};
+use carillon_proto::MessageId;
+use carillon_proto::internal::{Command, CommandBatch, EventRecord, MetaBatch, command::Kind};
+use carillon_proto::public::MessageState;
+use prost::Message as _;
+use prost::bytes::Bytes;
+
+impl World {
+    /// A program never applies what it does not understand (D16): that would make its tables differ from the others'.
+    pub fn understands(&mut self, node: usize, group: u32, data: &Bytes, meta_effects: &MetaEffects) {
+        let own = self.nodes[node].level;
+        if own >= level::LEVEL {
+            return;
+        }
+        let foreign = match group {
+            0 => MetaBatch::decode(data.clone()).is_ok_and(|batch| {
+                let kinds = batch.commands.iter().map(|command| command.kind.as_ref());
+                kinds.zip(&meta_effects.results).any(|(kind, result)| {
+                    kind.is_some_and(|kind| level::needed(kind) > own)
+                        && !matches!(result, Err(MetaRefusal::Level { .. }))
+                })
+            }),
+            _ => CommandBatch::decode(data.clone())
+                .is_ok_and(|batch| batch.commands.iter().any(|command| needed(command) > own)),
+        };
+        if foreign {
+            let id = self.nodes[node].id;
+            self.oracle.fail(format!("I3 node {id} of level {own} applies a later command in group {group}"));
+        }
+    }
+
+    /// Shows the oracle what the first replica that applied an entry made of it, with the tables as they are then.
+    pub fn follow(&mut self, node: usize, partition: u32, data: &Bytes, effects: &Effects) {
+        if partition == 0 {
+            return;
+        }
+        self.follow_commands(node, partition, data, &effects.results);
+        for event in &effects.events {
+            // What was written, even if a row of it rotted since.
+            let store = self.nodes[node].stores[&partition].tables();
+            let message_id = MessageId::from_bytes(&event.message_id).ok();
+            let found = message_id.and_then(|id| query::message(store, &id).ok().flatten());
+            let Some((_, status)) = found else {
+                self.oracle.fail(format!("I9 an event of partition {partition} names no message"));
+                return;
+            };
+            let from = self.oracle.event(event, &status);
+            self.count_event(from, event);
+            let text = format!("{}{}", short_state(event.state), note_detail(event));
+            let id = message_id.expect("it was found");
+            let words = [13, hash(id.as_bytes()), event.state as u64, u64::from(event.attempt)];
+            self.note(&words, || format!("event  p{partition} {id} {text}"));
+        }
+    }
+
+    /// I6: in the order of the log, no attempt begins after an opt-out of its recipient.
+    fn follow_commands(&mut self, node: usize, partition: u32, data: &Bytes, results: &[CommandResult]) {
+        let Ok(batch) = CommandBatch::decode(data.clone()) else { return };
+        for (command, result) in batch.commands.iter().zip(results) {
+            match (&command.kind, result) {
+                (Some(Kind::OptOut(stop)), CommandResult::Done) => {
+                    let recipient = self.true_recipient(&stop.recipient_index);
+                    self.note(&[14, hash(&recipient)], || format!("stop   p{partition} {recipient:x?}"));
+                    self.oracle.stopped.insert((stop.practice_no, recipient));
+                }
+                (Some(Kind::BeginAttempt(begin)), CommandResult::Begun(_) | CommandResult::Done) => {
+                    let store = self.nodes[node].stores[&partition].tables();
+                    let id = MessageId::from_bytes(&begin.message_id).ok();
+                    let found = id.and_then(|id| query::message(store, &id).ok().flatten());
+                    let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
+                    self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
+                }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
+                    self.trace.count("begin_refused_after_stop");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn count_event(&mut self, from: MessageState, event: &EventRecord) {
+        let to = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
+        let taken =
+            matches!(to, MessageState::Submitted | MessageState::Delivered | MessageState::Undelivered);
+        match (from, to) {
+            (MessageState::Unknown, _) if taken && event.attempt == 0 => {
+                self.trace.count("unknown_resolved_by_receipt");
+            }
+            (MessageState::Unknown, _) if taken => self.trace.count("unknown_resolved_by_late_answer"),
+            (_, MessageState::Unknown) => {
+                self.trace.count("attempt_unknown");
+                if event.detail == carillon_core::CODE_LEADER_CHANGED {
+                    self.trace.count("leader_changed_with_attempts_in_flight");
+                }
+            }
+            (MessageState::Unknown, MessageState::Waiting) => self.trace.count("resent_by_policy"),
+            (_, MessageState::OptedOut) if event.detail == "opted_out" => self.trace.count("ended_by_stop"),
+            (_, MessageState::Canceled) => self.trace.count("canceled"),
+            (_, MessageState::Expired) => self.trace.count("expired"),
+            (MessageState::InFlight, _) if taken && event.attempt == 0 => {
+                self.trace.count("receipt_before_outcome");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The feature level that a command of a partition needs.
+fn needed(command: &Command) -> u32 {
+    match &command.kind {
+        Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
+        Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
+        _ => level::LEVEL_BASE,
+    }
+}
+
+fn short_state(state: i32) -> String {
+    format!("{:?}", MessageState::try_from(state).unwrap_or(MessageState::Unspecified)).to_uppercase()
+}
+
+fn note_detail(event: &EventRecord) -> String {
+    let attempt = if event.attempt > 0 { format!(" attempt {}", event.attempt) } else { String::new() };
+    let detail = if event.detail.is_empty() { String::new() } else { format!(" {}", event.detail) };
+    format!("{attempt}{detail}")
+}
