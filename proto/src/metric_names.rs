@@ -79,7 +79,10 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_backup_exports_total", "Partitions whose files were made for a backup here."),
     counter("carillon_restore_received_bytes_total", "Bytes of backup files received to be restored."),
     counter("carillon_restore_rows_total", "Rows of backups proposed by this leader."),
-    gauge("carillon_restore_under_way", "1 while the cluster is being restored; nothing is accepted or sent."),
+    gauge(
+        "carillon_restore_under_way",
+        "1 while the cluster is being restored; nothing is accepted or sent.",
+    ),
     gauge(
         "carillon_quarantined_messages",
         "Messages held because a restore left their fate unknown, in the partitions that this node leads.",

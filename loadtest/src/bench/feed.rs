@@ -27,6 +27,9 @@ pub struct Content {
     pub body_bytes: usize,
     /// Milliseconds since the epoch; `None` to send at once.
     pub not_before_ms: Option<i64>,
+    /// Messages of one practice before the next one comes: 1 spreads each batch over all partitions, the size of a batch
+    /// makes it a practice's own upload. At least 1.
+    pub row: u64,
 }
 
 /// One practice for each partition, so that the load is even, with the partitions that no practice falls into.
@@ -46,6 +49,8 @@ pub fn even_practices(tenant: &str, practices: &[Practice], partitions: u32) -> 
 pub struct Feed {
     /// Of one practice after the other.
     templates: Vec<Bytes>,
+    practices: u64,
+    row: u64,
     run: u32,
     made: u64,
 }
@@ -53,12 +58,16 @@ pub struct Feed {
 impl Feed {
     /// `run` keeps the keys of one run apart from those of another.
     pub fn new(practices: &[Practice], content: &Content, run: u32) -> Self {
-        // Round robin over the practices, so that each batch goes to every partition.
         let templates = (0..VARIANTS)
             .flat_map(|variant| practices.iter().map(move |practice| (variant, practice)))
             .map(|(variant, practice)| Bytes::from(template(practice, variant, content).encode_to_vec()))
             .collect();
-        Self { templates, run, made: 0 }
+        Self { templates, practices: practices.len().max(1) as u64, row: content.row.max(1), run, made: 0 }
+    }
+
+    fn template(&self) -> &Bytes {
+        let (of_practice, variant) = (self.made / self.row % self.practices, self.made / self.practices);
+        &self.templates[((variant * self.practices + of_practice) % self.templates.len() as u64) as usize]
     }
 
     /// The octets of a `StreamMessagesRequest` with `count` new messages.
@@ -68,10 +77,10 @@ impl Feed {
         out.put_u8(BATCH_ID_TAG);
         prost::encoding::encode_varint(batch_id, &mut out);
         for _ in 0..count {
-            let template = &self.templates[(self.made % self.templates.len() as u64) as usize];
+            let template = self.template().clone();
             out.put_u8(MESSAGES_TAG);
             prost::encoding::encode_varint((template.len() + 2 + KEY_LEN) as u64, &mut out);
-            out.put_slice(template);
+            out.put_slice(&template);
             out.put_u8(KEY_TAG);
             out.put_u8(KEY_LEN as u8);
             put_hex(&mut out, u64::from(self.run), 8);
@@ -126,7 +135,7 @@ mod tests {
     #[test]
     fn octets_are_a_request_with_distinct_keys_over_all_practices() {
         let practices = crate::sample_day::practices().unwrap();
-        let content = Content { body_bytes: 300, not_before_ms: Some(1_900_000_000_123) };
+        let content = Content { body_bytes: 300, not_before_ms: Some(1_900_000_000_123), row: 1 };
         let mut feed = Feed::new(&practices[..16], &content, 0xabcd);
         let mut keys = HashSet::new();
         for id in [1, 300] {
@@ -142,6 +151,23 @@ mod tests {
             }
         }
         assert_eq!(keys.len(), 200);
+    }
+
+    #[test]
+    fn a_row_is_of_one_practice_and_the_next_one_of_another() {
+        let practices = crate::sample_day::practices().unwrap();
+        let content = Content { body_bytes: 100, not_before_ms: None, row: 10 };
+        let mut feed = Feed::new(&practices[..3], &content, 1);
+        let names: Vec<String> = (0..6)
+            .map(|id| {
+                let request = StreamMessagesRequest::decode(feed.batch(id, 10)).unwrap();
+                let names: HashSet<_> = request.messages.into_iter().map(|m| m.practice).collect();
+                assert_eq!(names.len(), 1);
+                names.into_iter().next().unwrap()
+            })
+            .collect();
+        assert_eq!(names[..3], names[3..]);
+        assert_eq!(names[..3].iter().collect::<HashSet<_>>().len(), 3);
     }
 
     #[test]

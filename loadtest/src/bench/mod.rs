@@ -56,6 +56,10 @@ pub struct LoadArgs {
     /// Batches in flight on a connection.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub window: u16,
+    /// Messages of one practice before the next practice's: 1 spreads each batch over all partitions, the size of a
+    /// batch makes each batch a practice's own upload.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub row: u64,
     /// Partitions of the cluster: one practice is chosen for each.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub partitions: u32,
@@ -185,7 +189,7 @@ impl Bench {
         let clients = (0..args.connections).map(|_| self.client()).collect::<Result<Vec<_>, _>>()?;
         let now_ms = now_ms()?;
         let not_before_ms = far.then_some(now_ms + FAR.as_millis() as i64);
-        let content = Content { body_bytes, not_before_ms };
+        let content = Content { body_bytes, not_before_ms, row: args.row };
         // Two runs within 50 days never share a key.
         let feed = Feed::new(practices, &content, now_ms as u32);
         let config = LoadConfig {
