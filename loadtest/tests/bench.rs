@@ -11,7 +11,7 @@ use carillon_loadtest::sample_day::practices;
 use common::{Act, Fake, Served};
 
 fn load(served: &Served, pace: Pace, unfinished_max: u64) -> Load {
-    let content = Content { body_bytes: 300, not_before_ms: None };
+    let content = Content { body_bytes: 300, not_before_ms: None, row: 1 };
     let feed = Feed::new(&practices().unwrap()[..16], &content, 1);
     let config = LoadConfig {
         pace,
