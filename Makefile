@@ -42,7 +42,7 @@ test: build ## run all tests
 
 # No C++ in it. One thread for each core; the exit code says whether a seed failed.
 sim-soak: ## simulate clusters from fresh seeds for MINUTES=30
-	@cargo sim --minutes $(or $(MINUTES),30) --threads $$(nproc)
+	@cargo sim -- --minutes $(or $(MINUTES),30) --threads $$(nproc)
 
 fmt: ## format the sources
 	cargo fmt --all
