@@ -49,8 +49,7 @@ pub struct Restart {
     pub node: u64,
     pub state_mib: f64,
     pub log_mib: f64,
-    /// From the order to start it until it says that it is ready: every replica knows a leader and has applied what it had
-    /// when it was killed.
+    /// From the order to start it until its `/readyz` says yes.
     pub ready_ms: u64,
 }
 

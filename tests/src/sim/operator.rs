@@ -214,7 +214,7 @@ impl World {
                 if record.replicas.len() == 1 || own.role() == ReplicaRole::Leaving {
                     return None;
                 }
-                let set = vec![ReplicaRecord { role: ReplicaRole::Leaving.into(), ..own.clone() }];
+                let set = vec![ReplicaRecord { role: ReplicaRole::Leaving.into(), ..*own }];
                 let (partition, expected_epoch) = (*partition, record.epoch);
                 Some(Kind::ChangeReplicas(ChangeReplicas {
                     partition,

@@ -3,7 +3,6 @@
 use super::oracle::Applied;
 use super::plant::Plant;
 use super::rng::{self, hash};
-use super::store::SimStore;
 use super::world::{Event, World};
 use carillon_consensus::{GroupConfig, GroupWrite, LogStore, bootstrap_write};
 use carillon_core::meta::{self, MetaEffects, place};
@@ -133,7 +132,7 @@ impl World {
                 self.oracle
                     .fail(format!("I3 node {} hosts replica {replica_id:x} of another node", node + 1));
             }
-            self.nodes[node].stores.entry(group).or_insert_with(SimStore::default);
+            self.nodes[node].stores.entry(group).or_default();
             hosted.push((group, replica_id));
         }
         Some(hosted)

@@ -123,8 +123,8 @@ impl Steward {
             (led.replica_id, led.term, led.since_ms) = (group.replica_id, group.term, now_ms);
         }
         let elapsed_ms = now_ms - led.measured_ms;
-        if elapsed_ms > 0 {
-            let rate = group.last_index.saturating_sub(led.last_index) * 1_000_000 / elapsed_ms;
+        let entries = group.last_index.saturating_sub(led.last_index);
+        if let Some(rate) = (entries * 1_000_000).checked_div(elapsed_ms) {
             led.load = (led.load * (100 - NEWEST_PERCENT) + rate * NEWEST_PERCENT) / 100;
             (led.measured_ms, led.last_index) = (now_ms, group.last_index);
         }

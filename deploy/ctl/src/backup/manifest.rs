@@ -207,10 +207,11 @@ pub(super) fn part_name(partition: u32) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn manifest() -> Manifest {
+    /// Two partitions of two files each.
+    pub fn manifest() -> Manifest {
         let part = |partition| Part {
             partition,
             index: 7,
@@ -221,7 +222,7 @@ mod tests {
             snapshot_id: 9,
             rows: 3,
             state_level: 0,
-            files: vec![Object::of(b"rows")],
+            files: vec![Object::of(b"rows"), Object::of(b"more")],
         };
         Manifest {
             id: "0f".repeat(16),
@@ -243,7 +244,7 @@ mod tests {
     fn a_manifest_is_read_as_written_and_a_part_becomes_what_nodes_know() {
         let manifest = manifest();
         assert_eq!(Manifest::decode("b", &manifest.encode()).unwrap(), manifest);
-        assert_eq!((manifest.now_ms(), manifest.bytes()), (1_002, 16));
+        assert_eq!((manifest.now_ms(), manifest.bytes()), (1_002, 24));
         let snapshot = manifest.parts[1].snapshot().unwrap();
         assert_eq!(Part::new(&snapshot, 1_002), manifest.parts[1]);
     }

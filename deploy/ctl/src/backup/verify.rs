@@ -76,38 +76,10 @@ pub async fn verify(from: &Location, name: &str, watcher: Watcher<'_>) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::super::manifest::{FORMAT, KeyId, Part};
+    use super::super::manifest::FORMAT;
+    use super::super::manifest::tests::manifest;
     use super::*;
     use bytes::Bytes;
-
-    fn manifest() -> Manifest {
-        let part = |partition| Part {
-            partition,
-            index: 7,
-            term: 2,
-            digest: "ab".repeat(16),
-            now_ms: 1_000,
-            node_id: 1,
-            snapshot_id: 9,
-            rows: 3,
-            state_level: 0,
-            files: vec![Object::of(b"rows"), Object::of(b"more")],
-        };
-        Manifest {
-            id: "0f".repeat(16),
-            cluster_id: "lab".to_owned(),
-            partitions: 2,
-            feature_level: 3,
-            version: "0.1.0".to_owned(),
-            begun_at_ms: 1,
-            finished_at_ms: 2,
-            meta_index: 5,
-            meta: Object::of(b"meta"),
-            keys: Object::of(b"keys"),
-            key_ids: vec![KeyId { practice_no: 1, epoch: 1, provider_key_id: "file:1".to_owned() }],
-            parts: vec![part(1), part(2)],
-        }
-    }
 
     async fn write(to: &Location, name: &str) {
         let put = async |object: &str, data: &'static [u8]| {

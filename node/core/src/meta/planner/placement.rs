@@ -124,20 +124,20 @@ fn is_moving(round: &Round<'_>, record: &PartitionRecord, replica: &ReplicaRecor
 fn give_up(round: &Round<'_>, record: &PartitionRecord) -> Option<ChangeReplicas> {
     let group = round.seen.groups.get(&record.partition)?;
     let votes = |r: &ReplicaRecord| group.conf.voters.contains(&r.replica_id);
-    let rows_of = group.conf.voters.iter().filter(|id| find(record, **id).is_some()).count();
-    if group.busy || !group.conf.outgoing.is_empty() || rows_of < group.conf.voters.len() {
+    let in_map = group.conf.voters.iter().filter(|id| find(record, **id).is_some()).count();
+    if group.busy || !group.conf.outgoing.is_empty() || in_map < group.conf.voters.len() {
         return None;
     }
     let hopeless = |r: &&ReplicaRecord| {
         let silent = round.seen.nodes.get(&r.node_id).is_none_or(|n| n.silent_ms >= round.limits.give_up_ms);
-        round.is_going(r.node_id) && !round.alive(r.node_id)
-            || !round.alive(r.node_id) && silent
-            || !votes(r) && round.is_going(r.node_id)
+        let going = round.is_going(r.node_id);
+        (!round.alive(r.node_id) && (going || silent)) || (!votes(r) && going)
     };
     let wanted = of_role(record, ReplicaRole::Voter).count();
     let lost: Vec<&ReplicaRecord> = of_role(record, ReplicaRole::Voter).filter(hopeless).collect();
     let unchanged = wanted == group.conf.voters.len() && of_role(record, ReplicaRole::Voter).all(votes);
-    if unchanged || lost.iter().all(|r| votes(r)) && (wanted - lost.len()) * 2 > wanted {
+    let goes_on = lost.iter().all(|r| votes(r)) && (wanted - lost.len()) * 2 > wanted;
+    if unchanged || goes_on {
         return give_up_learner(round, record);
     }
     let taken_back = |r: &ReplicaRecord| match r.role() {
