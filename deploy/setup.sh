@@ -18,12 +18,12 @@ have_cxx() {
     command -v cc && command -v "$cxx" && echo '#include <string>' | "$cxx" -x c++ -fsyntax-only -
 }
 
-# bindgen loads libclang at build time to read RocksDB's header.
+# bindgen loads libclang at build time to read RocksDB's header. Clang's C++ interface (libclang-cpp) is another library.
 have_libclang() {
     if [ -n "${LIBCLANG_PATH:-}" ]; then return 0; fi
     local found
     found="$(find /usr/lib /usr/lib64 /usr/local/lib /opt/homebrew/opt/llvm/lib /Library/Developer/CommandLineTools/usr/lib \
-        -maxdepth 4 \( -name 'libclang.so*' -o -name 'libclang-*.so*' -o -name 'libclang.dylib' \) -print -quit 2>/dev/null || true)"
+        -maxdepth 4 \( -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' -o -name 'libclang.dylib' \) -print -quit 2>/dev/null || true)"
     [ -n "$found" ]
 }
 
