@@ -5,7 +5,7 @@
 use carillon_proto::internal::meta_command::Kind;
 
 /// Highest level that this program understands.
-pub const LEVEL: u32 = LEVEL_OPT_OUT;
+pub const LEVEL: u32 = LEVEL_DELIVERY;
 /// What a cluster starts with.
 pub const LEVEL_BASE: u32 = 1;
 /// Nodes join and leave, replicas move, shares of lanes change.
@@ -15,6 +15,9 @@ pub const LEVEL_RESTORE: u32 = 3;
 /// Partitions know opt-outs (`OptOut`, `Accept.indexed_by_recipient`). Partitions do not know the level themselves: whoever
 /// proposes looks at the meta group, which may be behind and never ahead of the truth.
 pub const LEVEL_OPT_OUT: u32 = 4;
+/// The delivery engine: leases and stacked limits, time rules, changes by external reference, routing, fuses. One level for
+/// all of it, because no program was ever released with a part of it.
+pub const LEVEL_DELIVERY: u32 = 5;
 
 /// The level that a command needs.
 pub fn needed(kind: &Kind) -> u32 {
