@@ -1,4 +1,5 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+mod classes;
 mod storage;
 
 use carillon_proto::config::{self, ConfigError};
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+pub use classes::{ClassKeys, Classes};
 pub use storage::{Disk, Retention, Scrub};
 
 /// Everything a node must be told.
@@ -52,6 +54,9 @@ pub struct Config {
     pub peer_tls: TlsFiles,
     pub admin_tls: TlsFiles,
     pub keys: KeyConfig,
+    /// What the classes of messages set.
+    #[serde(default)]
+    pub classes: Classes,
     #[serde(default)]
     pub retention: Retention,
     #[serde(default)]
@@ -248,6 +253,7 @@ impl Config {
                 "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
             ),
         ])?;
+        self.classes.table()?;
         self.retention.validate(self.lab)?;
         self.disk.validate()?;
         self.scrub.validate()
@@ -335,6 +341,7 @@ mod tests {
             ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
             ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
+            ("lab = true", "lab = true\nclasses = { staff = { attempts_max = 21 } }", "classes.staff.attempts_max"),
             (
                 "lab = true",
                 "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",
