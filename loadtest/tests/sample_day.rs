@@ -113,8 +113,18 @@ fn weekdays_and_dates_in_the_texts_fit_together() {
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     const ES: [(&str, i8); 4] = [("lunes ", 0), ("martes ", 1), ("jueves ", 3), ("viernes ", 4)];
     const MONTHS_ES: [&str; 12] = [
-        "enero", "febrero", "marzo", "abril", "mayo", "junio", "julio", "agosto", "septiembre", "octubre",
-        "noviembre", "diciembre",
+        "enero",
+        "febrero",
+        "marzo",
+        "abril",
+        "mayo",
+        "junio",
+        "julio",
+        "agosto",
+        "septiembre",
+        "octubre",
+        "noviembre",
+        "diciembre",
     ];
     let weekday = |month: usize, day: &str| {
         let date = jiff::civil::Date::new(YEAR, month as i8 + 1, day.parse().unwrap()).unwrap();

@@ -79,7 +79,8 @@ async fn a_wiped_node_waits_for_slow_peers_and_is_refused() {
     let mut asking = three.ask();
     assert!(tokio::time::timeout(SILENCE, &mut asking).await.is_err(), "it went on without any answer");
     let _lobby = three.answers(2, 77);
-    let error = tokio::time::timeout(LIMIT, asking).await.expect("it hears").unwrap().unwrap_err().to_string();
+    let error =
+        tokio::time::timeout(LIMIT, asking).await.expect("it hears").unwrap().unwrap_err().to_string();
     assert!(error.contains("node 2 knows another one") && error.contains("node replace 1"), "{error}");
 }
 

@@ -95,7 +95,8 @@ fn describe() {
 
 fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map(|at| format!("{}:{}", place_of(at.file()), at.line())).unwrap_or_default();
+        let place =
+            info.location().map(|at| format!("{}:{}", place_of(at.file()), at.line())).unwrap_or_default();
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         metrics::counter!("carillon_panics_total").increment(1);
         tracing::error!(place, thread, "panic; the message is withheld because it may hold plaintext");
@@ -181,7 +182,8 @@ mod tests {
         use log::Log as _;
         let written = Written::default();
         let writer = written.clone();
-        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone());
+        let layer =
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(layer);
         let record = log::Record::builder()
             .args(format_args!("purged"))

@@ -69,7 +69,9 @@ impl Cause {
             Self::Alert(AlertDescription::CertificateExpired) => "renew the certificate",
             Self::Alert(AlertDescription::ProtocolVersion) => "use TLS 1.3",
             Self::Alert(_) => "use a certificate of the CA that this server trusts; each plane has its own",
-            Self::ServerCertificate(_) => "give the CA of this server, and the name or address that is in its certificate",
+            Self::ServerCertificate(_) => {
+                "give the CA of this server, and the name or address that is in its certificate"
+            }
             Self::OtherIdentity => "check the address: another process answers there",
             Self::Broken | Self::Deadline | Self::Other(_) => {
                 "it may have been done: repeat it with the same idempotency key, or look"
@@ -162,7 +164,10 @@ mod tests {
             Cause::of(&status(tls(issuer))),
             Some(Cause::ServerCertificate(CertificateError::UnknownIssuer))
         );
-        assert_eq!(Cause::of(&status(io::Error::from(io::ErrorKind::ConnectionRefused))), Some(Cause::Refused));
+        assert_eq!(
+            Cause::of(&status(io::Error::from(io::ErrorKind::ConnectionRefused))),
+            Some(Cause::Refused)
+        );
         assert_eq!(Cause::of(&status(io::Error::other(OtherIdentity))), Some(Cause::OtherIdentity));
         assert_eq!(Cause::of(&Status::cancelled("Timeout expired")), Some(Cause::Deadline));
     }

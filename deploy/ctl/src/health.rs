@@ -105,11 +105,11 @@ fn is_member(node: &MetaNode) -> bool {
 
 impl Health {
     pub fn of(answers: &[Answer]) -> Self {
-        let mut told: Vec<&GetStatusResponse> = answers.iter().filter_map(|a| a.status.as_ref().ok()).collect();
+        let mut told: Vec<&GetStatusResponse> =
+            answers.iter().filter_map(|a| a.status.as_ref().ok()).collect();
         // The newest view first.
-        let age = |s: &GetStatusResponse| {
-            (s.map.len(), s.map.iter().map(|p| p.epoch).sum::<u64>(), s.nodes.len())
-        };
+        let age =
+            |s: &GetStatusResponse| (s.map.len(), s.map.iter().map(|p| p.epoch).sum::<u64>(), s.nodes.len());
         told.sort_by_key(|s| std::cmp::Reverse(age(s)));
         let newest = told.first().copied().cloned().unwrap_or_default();
         let mut problems = Vec::new();
@@ -129,7 +129,11 @@ impl Health {
     }
 }
 
-fn presence(newest: &GetStatusResponse, answers: &[Answer], told: &[&GetStatusResponse]) -> BTreeMap<u64, Presence> {
+fn presence(
+    newest: &GetStatusResponse,
+    answers: &[Answer],
+    told: &[&GetStatusResponse],
+) -> BTreeMap<u64, Presence> {
     let mut presence = BTreeMap::new();
     for node in &newest.nodes {
         let id = node.node_id;
@@ -139,7 +143,9 @@ fn presence(newest: &GetStatusResponse, answers: &[Answer], told: &[&GetStatusRe
             (true, ..) => Presence::Answers,
             _ if !is_member(node) => Presence::Gone,
             (false, Some(Err(reason)), _) => Presence::Silent(reason.clone()),
-            (false, _, Some(by)) => Presence::Silent(format!("node {by}, which leads groups of it, hears nothing of it")),
+            (false, _, Some(by)) => {
+                Presence::Silent(format!("node {by}, which leads groups of it, hears nothing of it"))
+            }
             (false, ..) => Presence::NotAsked,
         };
         presence.insert(id, found);
@@ -183,15 +189,23 @@ fn groups(
         let led = seen.iter().filter(|(_, p)| p.leader != 0).max_by_key(|(_, p)| p.term);
         let (mut leader, term) = led.map_or((0, 0), |(_, p)| (p.leader, p.term));
         let itself = |node: u64| seen.iter().find(|(id, _)| *id == node);
-        let name = if row.partition == 0 { "the meta group".to_owned() } else { format!("partition {}", row.partition) };
+        let name = if row.partition == 0 {
+            "the meta group".to_owned()
+        } else {
+            format!("partition {}", row.partition)
+        };
         match presence.get(&leader) {
             _ if leader == 0 => problems.push(format!("{name} has no leader")),
             Some(Presence::Silent(_)) => {
                 problems.push(format!("{name} has no leader: node {leader}, which led it, does not answer"));
                 leader = 0;
             }
-            Some(Presence::Answers) if itself(leader).is_none_or(|(_, p)| p.leader != leader || p.term < term) => {
-                problems.push(format!("{name} has no leader: node {leader}, which led it, says that it does not"));
+            Some(Presence::Answers)
+                if itself(leader).is_none_or(|(_, p)| p.leader != leader || p.term < term) =>
+            {
+                problems.push(format!(
+                    "{name} has no leader: node {leader}, which led it, says that it does not"
+                ));
                 leader = 0;
             }
             _ => {}

@@ -305,15 +305,15 @@ impl Ledger {
                     self.find(Finding::HeldWithoutReason, &shown);
                 }
                 self.held.push(Held {
-                id: ack.id.clone(),
-                class: entry.class.clone(),
-                practice: entry.practice.clone(),
-                reason: entry.reason.clone(),
-                carrier: match (has_it, has_parts) {
-                    (true, _) => CarrierHas::All,
-                    (false, true) => CarrierHas::Parts,
-                    (false, false) => CarrierHas::Nothing,
-                },
+                    id: ack.id.clone(),
+                    class: entry.class.clone(),
+                    practice: entry.practice.clone(),
+                    reason: entry.reason.clone(),
+                    carrier: match (has_it, has_parts) {
+                        (true, _) => CarrierHas::All,
+                        (false, true) => CarrierHas::Parts,
+                        (false, false) => CarrierHas::Nothing,
+                    },
                 });
             }
             S::Canceled if has_it || has_parts => self.find(Finding::CanceledButReceived, &shown),

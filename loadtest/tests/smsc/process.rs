@@ -45,7 +45,9 @@ async fn a_process_shows_health_and_histograms_and_logs_json() {
         assert_eq!(client.submit("+12025550123", text).await.0, 0);
         client.take_receipt().await;
     }
-    let has_violation = |page: &str| page.lines().any(|l| l.starts_with("carillon_smsc_contract_violations") && l.ends_with(" 1"));
+    let has_violation = |page: &str| {
+        page.lines().any(|l| l.starts_with("carillon_smsc_contract_violations") && l.ends_with(" 1"))
+    };
     let page = within(async {
         loop {
             // Written by the upkeep, ten times a second.
@@ -56,9 +58,11 @@ async fn a_process_shows_health_and_histograms_and_logs_json() {
         }
     })
     .await;
-    for name in
-        ["carillon_smsc_answer_delay_seconds", "carillon_smsc_event_lag_seconds", "carillon_smsc_receipt_delay_seconds"]
-    {
+    for name in [
+        "carillon_smsc_answer_delay_seconds",
+        "carillon_smsc_event_lag_seconds",
+        "carillon_smsc_receipt_delay_seconds",
+    ] {
         assert!(page.contains(&format!("# TYPE {name} histogram")), "{name} is missing in {page}");
         assert!(page.contains(&format!("{name}_bucket{{service=\"smsc\",le=\"")), "{name} has no buckets");
     }

@@ -204,7 +204,8 @@ mod tests {
         assert_eq!(broken(|p| p.retry.unknown_policy = 3), Err("unknown_policy"));
         // Six attempts with an hour between them do not fit into an hour.
         let long = |p: &mut ClassPolicy| {
-            (p.retry.attempts_max, p.retry.backoff_base_ms, p.retry.backoff_max_ms) = (6, 3_600_000, 3_600_000);
+            (p.retry.attempts_max, p.retry.backoff_base_ms, p.retry.backoff_max_ms) =
+                (6, 3_600_000, 3_600_000);
             p.default_expiry_ms = HOUR_MS;
         };
         assert_eq!(broken(long), Err("attempts_max"));

@@ -53,7 +53,8 @@ impl AdminApi {
     /// Followers of groups that this node leads answer its heartbeats, unless something is wrong.
     fn silent(&self, groups: &[GroupStatus]) -> Vec<u64> {
         let led = groups.iter().filter(|g| g.leader == self.handle.node_id());
-        let followers: BTreeSet<u64> = led.flat_map(|g| g.followers.iter().map(|(id, _)| node_of(*id))).collect();
+        let followers: BTreeSet<u64> =
+            led.flat_map(|g| g.followers.iter().map(|(id, _)| node_of(*id))).collect();
         let space = self.handle.space();
         followers.into_iter().filter(|node| space.is_silent(*node, SILENT_AFTER)).collect()
     }

@@ -8,8 +8,8 @@ use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_server::{Peer, PeerServer};
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, HelloRequest, HelloResponse, ProposeMetaRequest, ProposeMetaResponse, RaftClosed,
-    RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse,
+    ForwardReceiptsResponse, HelloRequest, HelloResponse, ProposeMetaRequest, ProposeMetaResponse,
+    RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse,
 };
 use carillon_proto::tls;
 use rustls::ServerConfig;
@@ -43,8 +43,9 @@ impl Lobby {
         let incoming = tls::incoming(TcpListener::from_std(twin)?, tls);
         let stop = CancellationToken::new();
         let service = PeerServer::new(Doorkeeper { cluster_id: cluster_id.to_owned(), identity });
-        let serving =
-            Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let serving = Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let served = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "the lobby ended");
@@ -94,7 +95,10 @@ impl Peer for Doorkeeper {
         not_yet()
     }
 
-    async fn propose_meta(&self, _: Request<ProposeMetaRequest>) -> Result<Response<ProposeMetaResponse>, Status> {
+    async fn propose_meta(
+        &self,
+        _: Request<ProposeMetaRequest>,
+    ) -> Result<Response<ProposeMetaResponse>, Status> {
         not_yet()
     }
 
@@ -114,7 +118,10 @@ impl Peer for Doorkeeper {
 
     type FetchSnapshotStream = ChunkStream;
 
-    async fn fetch_snapshot(&self, _: Request<FetchSnapshotRequest>) -> Result<Response<ChunkStream>, Status> {
+    async fn fetch_snapshot(
+        &self,
+        _: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<ChunkStream>, Status> {
         not_yet()
     }
 

@@ -36,7 +36,11 @@ async fn certificates_that_the_clients_ca_did_not_issue_or_that_expired_fail_in_
     ] {
         let status = try_submit(bed.client_with(&files)).await;
         // No handler was reached: there is no ErrorInfo, only the transport's word.
-        assert_eq!((status.code(), Cause::of(&status)), (Code::Unavailable, Some(Cause::Alert(alert))), "{status:?}");
+        assert_eq!(
+            (status.code(), Cause::of(&status)),
+            (Code::Unavailable, Some(Cause::Alert(alert))),
+            "{status:?}"
+        );
         assert!(status.details().is_empty());
     }
     // A client refuses a router whose CA it does not trust.

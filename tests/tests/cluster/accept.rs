@@ -239,15 +239,19 @@ pub const CLASSES: &str = "[classes.survey]\npriority = \"high\"\ndefault_expiry
 
 /// The class that was configured has its settings, another one its defaults; what the caller says goes before both.
 pub async fn classes(rig: &Rig) {
-    let practice = &rig.practices[12];
-    let of_class = |key: &str, class: MessageClass| MessageSpec { class: class as i32, ..spec(practice, key, 0) };
+    let practice = &rig.practices[13];
+    let of_class =
+        |key: &str, class: MessageClass| MessageSpec { class: class as i32, ..spec(practice, key, 0) };
     let said = MessageSpec {
         priority: Priority::Bulk as i32,
         expires_at: from_now(120_000),
         ..of_class("class-said", MessageClass::Survey)
     };
-    let messages =
-        vec![of_class("class-survey", MessageClass::Survey), of_class("class-recall", MessageClass::Recall), said];
+    let messages = vec![
+        of_class("class-survey", MessageClass::Survey),
+        of_class("class-recall", MessageClass::Recall),
+        said,
+    ];
     let mut found = Vec::new();
     for accepted in rig.submit(messages).await {
         let message = rig.get(&accepted.message_id, MessageView::Basic).await.unwrap();

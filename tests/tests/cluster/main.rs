@@ -3,6 +3,7 @@
 mod accept;
 mod backup;
 mod bad_input;
+mod ctl;
 mod failover;
 mod limits;
 mod load;
@@ -41,6 +42,9 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("planes: TLS 1.2 is refused on every plane", planes::old_tls(&rig)).await;
     steps.run("planes: certificates with another role", planes::roles(&rig)).await;
     steps.run("metrics: pages, names and health", metrics::pages(&rig)).await;
+    steps.run("ctl: messages, with everything that can be said", ctl::messages(&rig)).await;
+    steps.run("ctl: errors say what is wrong and what to do", ctl::errors(&rig)).await;
+    steps.run("ctl: status asks every node", ctl::status(&rig)).await;
     steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
     steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
     steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;

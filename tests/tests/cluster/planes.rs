@@ -13,8 +13,8 @@ use carillon_proto::tls::{self, TlsFiles};
 use carillon_proto::transport::Cause;
 use carillon_tests::api::{spec, timed, told};
 use carillon_tests::rig::{Rig, program};
-use rustls::{AlertDescription, Error as TlsFault};
 use rustls::pki_types::pem::PemObject as _;
+use rustls::{AlertDescription, Error as TlsFault};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -116,9 +116,11 @@ pub async fn handshakes(rig: &Rig) {
         (old_node, AlertDescription::CertificateExpired),
     ] {
         let channel = || tls::channel(&peer, tls::client_config(&files).unwrap(), None).unwrap();
-        let status = NodeClient::new(channel()).submit(timed(NodeSubmitRequest::default())).await.unwrap_err();
+        let status =
+            NodeClient::new(channel()).submit(timed(NodeSubmitRequest::default())).await.unwrap_err();
         unreachable_with(&status, alert);
-        let status = PeerClient::new(channel()).propose_meta(timed(ProposeMetaRequest::default())).await.unwrap_err();
+        let status =
+            PeerClient::new(channel()).propose_meta(timed(ProposeMetaRequest::default())).await.unwrap_err();
         unreachable_with(&status, alert);
     }
     let files = on(&tenant_files, Plane::Operators);
@@ -132,7 +134,11 @@ pub async fn handshakes(rig: &Rig) {
 
 /// UNAVAILABLE because of this alert, and nothing of ours in it.
 fn unreachable_with(status: &Status, alert: AlertDescription) {
-    assert_eq!((status.code(), Cause::of(status)), (Code::Unavailable, Some(Cause::Alert(alert))), "{status:?}");
+    assert_eq!(
+        (status.code(), Cause::of(status)),
+        (Code::Unavailable, Some(Cause::Alert(alert))),
+        "{status:?}"
+    );
     assert!(status.details().is_empty(), "{status:?}");
 }
 

@@ -91,7 +91,9 @@ fn everything_that_is_public_is_documented() {
         assert_eq!(undocumented(&format!("// Why.\n\n{planted}")).len(), 1, "not directly above: {planted}");
         assert_eq!(undocumented(&format!("{planted} // Why.").replace("\n", "")).len(), 0, "{planted}");
     }
-    for other in ["syntax = \"proto3\";", "option java_package = \"x\";", "reserved 4, 5;", "}", "  // a = 1;"] {
+    for other in
+        ["syntax = \"proto3\";", "option java_package = \"x\";", "reserved 4, 5;", "}", "  // a = 1;"]
+    {
         assert_eq!(undocumented(other).len(), 0, "{other}");
     }
 }

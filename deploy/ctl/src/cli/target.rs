@@ -45,14 +45,16 @@ impl Target {
     fn everyone(&self) -> anyhow::Result<Vec<Asked>> {
         if let Some(dir) = &self.lab {
             let lab = Lab::open(dir)?;
-            let asked = |id| Ok(Asked { node_id: Some(id), name: format!("node {id}"), admin: lab.admin(id)? });
+            let asked = |id| -> anyhow::Result<Asked> {
+                Ok(Asked { node_id: Some(id), name: format!("node {id}"), admin: lab.admin(id)? })
+            };
             return lab.node_ids().into_iter().map(asked).collect();
         }
         let (Some(cert), Some(key), Some(ca)) = (&self.cert, &self.key, &self.ca) else {
             anyhow::bail!("give --lab, or --admin with --cert, --key and --ca");
         };
         let files = TlsFiles { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
-        let asked = |address: &String| {
+        let asked = |address: &String| -> anyhow::Result<Asked> {
             let admin = Admin::connect(address, &files, None)?;
             Ok(Asked { node_id: None, name: address.clone(), admin })
         };

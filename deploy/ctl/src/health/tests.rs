@@ -52,7 +52,10 @@ fn change(answers: &mut [Answer], id: u64, change: impl Fn(&mut GetStatusRespons
 fn all_is_well() {
     let health = Health::of(&answers());
     assert!(health.healthy, "{:?}", health.problems);
-    assert_eq!(health.nodes.iter().map(|n| (n.replicas, n.leads)).collect::<Vec<_>>(), [(2, 0), (2, 1), (2, 1)]);
+    assert_eq!(
+        health.nodes.iter().map(|n| (n.replicas, n.leads)).collect::<Vec<_>>(),
+        [(2, 0), (2, 1), (2, 1)]
+    );
     let group = &health.partitions[1];
     assert_eq!((group.leader, group.commit, group.replicas, group.replicas_up), (2, 13, 3, 3));
 }
@@ -108,7 +111,10 @@ fn one_address_is_enough_to_hear_of_a_node_that_is_missed() {
     assert_eq!(health.nodes[1].presence, Presence::NotAsked);
     change(&mut one, 1, |s| s.silent_nodes = vec![3]);
     let problems = Health::of(&one).problems;
-    assert!(problems.iter().any(|p| p.starts_with("node 3 does not answer: node 1, which leads")), "{problems:?}");
+    assert!(
+        problems.iter().any(|p| p.starts_with("node 3 does not answer: node 1, which leads")),
+        "{problems:?}"
+    );
     assert!(problems.iter().any(|p| p.starts_with("partition 2 has no leader: node 3")), "{problems:?}");
 }
 

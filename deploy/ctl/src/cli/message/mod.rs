@@ -123,19 +123,14 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             Ok(Verdict::Done)
         }
         Command::Cancel { api, ids, reference, practice } => {
-            let call =
-                CancelMessagesRequest { message_ids: ids, external_references: reference, practice };
+            let call = CancelMessagesRequest { message_ids: ids, external_references: reference, practice };
             cancel(api.connect()?, call, format).await
         }
     }
 }
 
 /// One block for each message, or one list; fails when one of them could not be processed, after all are shown.
-async fn cancel(
-    mut router: Router,
-    call: CancelMessagesRequest,
-    format: Format,
-) -> anyhow::Result<Verdict> {
+async fn cancel(mut router: Router, call: CancelMessagesRequest, format: Format) -> anyhow::Result<Verdict> {
     let what = "take the messages back";
     let answer = router.client.cancel_messages(request(call)).await;
     let results = answer.map_err(|s| Problem::of(what, &router.address, &s))?.into_inner().results;

@@ -41,7 +41,8 @@ impl Problem {
     /// Several as one, a repeated text once.
     pub fn all(problems: impl IntoIterator<Item = Self>) -> Option<Self> {
         problems.into_iter().reduce(|all, next| {
-            let text = if all.text.contains(&next.text) { all.text } else { format!("{}\n{}", all.text, next.text) };
+            let text =
+                if all.text.contains(&next.text) { all.text } else { format!("{}\n{}", all.text, next.text) };
             Self { text, refused: all.refused && next.refused }
         })
     }
@@ -60,7 +61,8 @@ fn told(reason: &str, status: &Status) -> String {
         let (field, reason, description) = (&v.field, &v.reason, &v.description);
         write!(text, "\n  {field:fields$}  {reason:reasons$}  {description}").expect("a string grows");
     }
-    let mut metadata: Vec<_> = details.error_info().map(|info| &info.metadata).into_iter().flatten().collect();
+    let mut metadata: Vec<_> =
+        details.error_info().map(|info| &info.metadata).into_iter().flatten().collect();
     metadata.sort();
     for (name, value) in metadata {
         write!(text, "\n  {name}: {value}").expect("a string grows");
@@ -95,7 +97,8 @@ mod tests {
     #[test]
     fn what_an_error_knows_is_shown() {
         let metadata = [("message_id", "01m8".to_owned())];
-        let status = errors::status_with(ErrorReason::IdempotencyKeyReused, "the key names another", &metadata);
+        let status =
+            errors::status_with(ErrorReason::IdempotencyKeyReused, "the key names another", &metadata);
         assert!(Problem::of("send", "a:1", &status).to_string().ends_with("\n  message_id: 01m8"));
         let busy = Problem::of("send", "a:1", &errors::status(ErrorReason::Overloaded, "busy"));
         assert!(busy.to_string().ends_with("\n  repeat it after 200 ms") && !busy.refused, "{busy}");

@@ -71,14 +71,16 @@ fn time(text: &str) -> Result<Timestamp, String> {
     if !text.starts_with(['+', '-']) {
         return text.parse().map_err(|e: jiff::Error| format!("{e}; or +90m, +2h, +3d"));
     }
-    let days_and_rest = text[1..].split_once('d').filter(|(days, _)| days.bytes().all(|b| b.is_ascii_digit()));
+    let days_and_rest =
+        text[1..].split_once('d').filter(|(days, _)| days.bytes().all(|b| b.is_ascii_digit()));
     let (days, rest) = days_and_rest.unwrap_or(("0", &text[1..]));
     let hours = days.parse::<i64>().ok().and_then(|days| days.checked_mul(24)).ok_or("too many days")?;
     let rest = match rest.trim() {
         "" if days_and_rest.is_some() => SignedDuration::ZERO,
         rest => rest.parse().map_err(|e: jiff::Error| e.to_string())?,
     };
-    let total = SignedDuration::try_from_hours(hours).and_then(|d| d.checked_add(rest)).ok_or("too far away")?;
+    let total =
+        SignedDuration::try_from_hours(hours).and_then(|d| d.checked_add(rest)).ok_or("too far away")?;
     let total = if text.starts_with('-') { -total } else { total };
     Timestamp::now().checked_add(total).map_err(|e| e.to_string())
 }
@@ -99,6 +101,10 @@ fn timestamp(time: Option<Timestamp>) -> Option<prost_types::Timestamp> {
 }
 
 impl Message {
+    #[allow(
+        clippy::needless_update,
+        reason = "the API grows, and what is not said here stays at its default"
+    )]
     fn into_spec(self) -> MessageSpec {
         let recipient = match self.region {
             None => Recipient::PhoneNumber(self.to),
@@ -205,7 +211,10 @@ mod tests {
         assert_eq!(spec.not_before.map(|t| t.seconds), Some(1_796_137_200));
         assert_eq!(spec.expires_at.map(|t| (t.seconds, t.nanos)), Some((1_796_169_600, 500_000_000)));
         assert_eq!(spec.deadline.map(|t| t.seconds), Some(1_796_202_000));
-        assert_eq!((spec.time_zone.as_str(), spec.external_reference.as_str()), ("America/Chicago", "visit-1"));
+        assert_eq!(
+            (spec.time_zone.as_str(), spec.external_reference.as_str()),
+            ("America/Chicago", "visit-1")
+        );
         assert_eq!((spec.labels["site"].as_str(), spec.labels["empty"].as_str()), ("north wing", ""));
         let national = parse(&["--region=US"]).unwrap().recipient;
         assert!(matches!(national, Some(Recipient::NationalNumber(n)) if n.region == "US"));
@@ -226,7 +235,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_on_the_line_is_told_before_anything_is_sent() {
-        for bad in ["--class=unspecified", "--class=fax", "--priority=unspecified", "--label=x", "--not-before=x"] {
+        for bad in
+            ["--class=unspecified", "--class=fax", "--priority=unspecified", "--label=x", "--not-before=x"]
+        {
             assert!(parse(&[bad]).is_err(), "{bad}");
         }
     }
@@ -242,7 +253,10 @@ mod tests {
         };
         let value = describe(&accepted, true);
         assert_eq!(value["ucs2_because"], "character 3 of the text is U+2019, which no GSM alphabet has");
-        assert_eq!((&value["encoding"], &value["segments"], &value["valid"]), (&json!("UCS2"), &json!(1), &json!(true)));
+        assert_eq!(
+            (&value["encoding"], &value["segments"], &value["valid"]),
+            (&json!("UCS2"), &json!(1), &json!(true))
+        );
         assert!(value.get("message_id").is_none());
         let plain = describe(&AcceptedMessage { encoding: 1, ..AcceptedMessage::default() }, false);
         assert!(plain.get("ucs2_because").is_none() && plain["duplicate"] == json!(false));

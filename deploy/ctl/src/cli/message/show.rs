@@ -19,7 +19,8 @@ pub fn message(message: &Message) -> Value {
                 "code": a.carrier_code, "segments": a.segments, "begin": time(&a.begin_time), "end": time(&a.end_time) })
         })
         .collect();
-    let mut labels: Vec<String> = message.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut labels: Vec<String> =
+        message.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     labels.sort();
     json!({
         "message_id": message.message_id,
