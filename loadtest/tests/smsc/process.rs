@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use rusmpp::CommandId;
 
-use super::client::{Client, http_at, within};
+use super::client::{Client, http_at, submit, within};
 
 /// A process that is killed when the test ends, however it ends.
 struct Process(Child);
@@ -41,8 +41,12 @@ async fn a_process_shows_health_and_histograms_and_logs_json() {
     }
     let mut client = Client::connect(at("smpp")).await;
     assert_eq!(client.bind(CommandId::BindTransceiver, "carillon", "secret").await, 0);
-    for text in ["Dear Zebediah", "once more"] {
-        assert_eq!(client.submit("+12025550123", text).await.0, 0);
+    // Both in one window.
+    client.put(submit("+12025550123", "Dear Zebediah"));
+    let second = client.put(submit("+12025550123", "once more"));
+    client.flush().await;
+    assert_eq!(client.submitted(second).await.0, 0);
+    for _ in 0..2 {
         client.take_receipt().await;
     }
     let has_violation = |page: &str| {
