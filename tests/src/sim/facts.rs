@@ -6,7 +6,7 @@ use super::engine::Refused;
 use super::node::Waiter;
 use super::wing::{FactBatch, PeerCall};
 use super::world::{Event, World};
-use carillon_core::{CommandResult, Permit, ReadTables as _, Refusal, keys};
+use carillon_core::{CommandResult, Permit, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, FactResult, RecordOutcome, RecordReceipt, command::Kind};
 use carillon_proto::public::Outcome;
@@ -165,7 +165,7 @@ impl World {
     /// What became of this node's own proposal of facts.
     pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
-            Ok(results) => self.facts_committed(node, partition, results.iter().map(fact_result).collect()),
+            Ok(results) => self.facts_committed(node, partition, results.iter().map(CommandResult::fact).collect()),
             Err(Refused::NotLeader(hint)) => {
                 let hint = if hint == 0 { self.guess(node, partition) } else { hint };
                 if hint == 0 || hint == self.nodes[node].id {
@@ -243,7 +243,7 @@ impl World {
         result: Result<Vec<CommandResult>, Refused>,
     ) {
         let FactBatch { partition, batch_no, epoch, .. } = batch;
-        let results = result.ok().map(|results| results.iter().map(fact_result).collect());
+        let results = result.ok().map(|results| results.iter().map(CommandResult::fact).collect());
         self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, results });
     }
 
@@ -363,16 +363,5 @@ impl World {
         if self.conclude(node, report_no, result) {
             self.trace.count("receipt_found_by_reference");
         }
-    }
-}
-
-/// What apply said to a fact, as it travels between nodes.
-pub fn fact_result(result: &CommandResult) -> FactResult {
-    match result {
-        CommandResult::Done => FactResult::Recorded,
-        CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
-        CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
-        CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
-        _ => FactResult::Malformed,
     }
 }

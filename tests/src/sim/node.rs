@@ -1,12 +1,11 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
-use super::members::{LogTask, MemberState};
-use super::proposals::{Parts, Proposals};
+use super::members::LogTask;
 use super::steward::Steward;
 use super::store::SimStore;
 use super::wing::{FactBatch, Wing};
 use super::world::START_MS;
-use carillon_consensus::{CommittedEntry, Group, SnapshotMark};
+use carillon_consensus::{Awaited, Group, Proposals, Release, SnapshotMark};
 use carillon_core::meta::{MetaView, level};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
@@ -86,10 +85,9 @@ pub struct Cell {
     pub proposals: Proposals<Waiter>,
     pub reads_asked: Vec<(u64, Asker)>,
     pub reads_confirmed: Vec<(u64, Asker)>,
-    /// Committed, behind a change of the membership that is not durable yet.
-    pub held: VecDeque<(CommittedEntry, Parts<Waiter>)>,
-    pub members: MemberState,
-    pub to_apply: VecDeque<(CommittedEntry, Parts<Waiter>)>,
+    /// Committed, and not given to the applier yet.
+    pub release: Release<Waiter>,
+    pub to_apply: VecDeque<Awaited<Waiter>>,
     pub applying: bool,
     pub core: Applier,
     /// Term whose `LeaderStart` by this node is applied, while it leads.
@@ -108,8 +106,7 @@ impl Cell {
             proposals: Proposals::default(),
             reads_asked: Vec::new(),
             reads_confirmed: Vec::new(),
-            held: VecDeque::new(),
-            members: MemberState::default(),
+            release: Release::default(),
             to_apply: VecDeque::new(),
             applying: false,
             core,

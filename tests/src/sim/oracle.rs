@@ -1,18 +1,19 @@
 //! What must be true whatever happens (invariants I1 to I9 of the module documentation). Sees everything, influences
 //! nothing, keeps the first violation.
 //!
-//! The canonical history: the first replica that applies an index says what it holds; every other one must agree, with
-//! the digest that chains all results and events. What messages went through is read from the events of that history.
+//! What is true of raft groups is in `carillon_consensus::oracle`; here entries agree when their digests, which chain all results and
+//! events, do. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
 use super::truth::Truth;
-use carillon_consensus::{LogStore as _, RoleChange};
+use carillon_consensus::LogStore as _;
+use carillon_consensus::oracle::{RaftOracle, Seen as RaftSeen};
 use carillon_core::{CommandResult, DETAIL_RESEND, message};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{EventRecord, MessageStatus, RaftMessage, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
 use prost::bytes::Bytes;
-use raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 
 /// One applied entry: its term, a hash of its data and the digest after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +36,7 @@ pub struct Seen {
 /// See the module documentation.
 #[derive(Default)]
 pub struct Oracle {
-    pub violation: Option<String>,
-    /// One leader for each (group, term).
-    pub leaders: BTreeMap<(u32, u64), u64>,
-    pub history: BTreeMap<u32, Vec<Applied>>,
+    raft: RaftOracle<Applied>,
     pub messages: BTreeMap<MessageId, Seen>,
     /// (practice, key) -> content and id that a client was told.
     pub keys: BTreeMap<(u32, u64), (u64, MessageId)>,
@@ -50,46 +48,24 @@ pub struct Oracle {
     pub truth: Truth,
 }
 
+impl Deref for Oracle {
+    type Target = RaftOracle<Applied>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.raft
+    }
+}
+
+impl DerefMut for Oracle {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.raft
+    }
+}
+
 impl Oracle {
-    pub fn fail(&mut self, text: String) {
-        self.violation.get_or_insert(text);
-    }
-
-    /// I3: one leader a term.
-    pub fn role(&mut self, group: u32, node: u64, role: RoleChange) {
-        if role.is_leader != (role.leader == node) {
-            self.fail(format!("I3 group {group} node {node}: {role:?}"));
-        }
-        if role.leader == 0 {
-            return;
-        }
-        let known = *self.leaders.entry((group, role.term)).or_insert(role.leader);
-        if known != role.leader {
-            self.fail(format!("I3 group {group} term {}: leaders {known} and {}", role.term, role.leader));
-        }
-    }
-
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.
-    pub fn applied(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
-        let history = self.history.entry(group).or_default();
-        match history.get(index as usize - 1) {
-            Some(known) if *known == found => false,
-            Some(known) => {
-                let what =
-                    if (known.term, known.data) == (found.term, found.data) { "digest" } else { "entry" };
-                let text = format!("I3 group {group} node {node}: another {what} at {index}");
-                self.fail(text);
-                false
-            }
-            None if history.len() as u64 + 1 == index => {
-                history.push(found);
-                true
-            }
-            None => {
-                self.fail(format!("I3 group {group} node {node}: entry {index} applied out of order"));
-                false
-            }
-        }
+    pub fn first_to_apply(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
+        self.raft.applied(group, node, index, found) == RaftSeen::First
     }
 
     /// Follows a message; `status` is what the tables say of it after the entry. Returns the state before.
@@ -168,33 +144,14 @@ impl Oracle {
     }
 
     /// What a message promises must be durable when it leaves (part of I3).
-    pub fn promise(&mut self, group: u32, message: &RaftMessage, disk: &SimDisk) {
-        let node = message.from;
-        let Some(durable) = disk.durable(group) else {
+    pub fn promised(&mut self, group: u32, message: &RaftMessage, disk: &SimDisk) {
+        match disk.durable(group) {
+            Some(durable) => self.raft.promise(group, message, &durable),
             // It was removed from its group, which counts on nothing of it any more.
-            if disk.removed(group).ok().flatten().is_some() {
-                return;
+            None if disk.removed(group).ok().flatten().is_some() => {}
+            None => {
+                self.fail(format!("I3 group {group} replica {}: speaks before it exists on disk", message.from))
             }
-            return self.fail(format!("I3 group {group} node {node}: speaks before it exists on disk"));
-        };
-        let (term, vote) = (durable.hard_state.term, durable.hard_state.vote);
-        let kind = message_kind(message);
-        let kept = match kind {
-            // They speak of a term to come.
-            MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => true,
-            _ if term < message.term => false,
-            // It has moved on since: the promise can only be broken by forgetting the newer term.
-            _ if term > message.term => true,
-            MessageType::MsgRequestVote => vote == node,
-            MessageType::MsgRequestVoteResponse if !message.reject => vote == message.to,
-            MessageType::MsgAppendResponse if !message.reject => durable.last_index >= message.index,
-            _ => true,
-        };
-        if !kept {
-            self.fail(format!(
-                "I3 group {group} node {node}: {kind:?} of term {} index {} leaves, but the disk has term {term} vote {vote} last {}",
-                message.term, message.index, durable.last_index
-            ));
         }
     }
 
@@ -257,9 +214,4 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
         }
     }
     None
-}
-
-pub fn message_kind(message: &RaftMessage) -> MessageType {
-    use protobuf::ProtobufEnum as _;
-    MessageType::from_i32(message.msg_type).unwrap_or(MessageType::MsgHup)
 }

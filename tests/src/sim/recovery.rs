@@ -200,7 +200,7 @@ impl World {
                 let digest = applied_record(store).map_err(|e| text(&e))?.digest.to_vec();
                 let found = Applied { term: entry.term, data: hash(&data), digest };
                 self.understands(node, group, &data, &meta_effects);
-                if self.oracle.applied(group, self.nodes[node].id, entry.index, found) {
+                if self.oracle.first_to_apply(group, self.nodes[node].id, entry.index, found) {
                     // Committed and acknowledged by nobody so far; its events are followed all the same.
                     self.follow(node, group, &data, &effects);
                 }
