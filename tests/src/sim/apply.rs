@@ -142,6 +142,9 @@ impl World {
         if self.planted(Plant::StopOutsideApply) {
             self.note_stops(node, &data);
         }
+        if self.planted(Plant::KeyBeforeMessage) {
+            self.plant_key_loss(node, group, &data);
+        }
         let applied = Applied { term: entry.term, data: hash(&data), digest };
         self.understands(node, group, &data, &MetaEffects::default());
         if self.oracle.first_to_apply(group, id, entry.index, applied) {
@@ -158,6 +161,16 @@ impl World {
             if let Some(Kind::OptOut(stop)) = command.kind {
                 let recipient = self.true_recipient(&stop.recipient_index);
                 self.nodes[node].wing.stops.insert((stop.practice_no, recipient));
+            }
+        }
+    }
+
+    /// Planted bug.
+    fn plant_key_loss(&mut self, node: usize, group: u32, data: &Bytes) {
+        let Ok(batch) = CommandBatch::decode(data.clone()) else { return };
+        for command in batch.commands {
+            if let Some(Kind::Retire(retire)) = command.kind {
+                self.drop_old_keys(node, group, &retire);
             }
         }
     }
@@ -241,6 +254,8 @@ impl World {
                 self.looked(node, from, report_no, result);
             }
             Waiter::Operator { ask } => self.operator.answered(ask, None),
+            Waiter::Retired { partition } => self.retire_done(node, partition, result),
+            Waiter::Fed => self.fed(result),
             // It comes again in a second.
             Waiter::Registered { .. } => {}
         }

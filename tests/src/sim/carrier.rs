@@ -110,7 +110,9 @@ impl World {
             carrier_ref = format!("{}-{:x}", carrier, self.carriers[carrier].next_no);
             self.plan_receipts(carrier, &submit, &carrier_ref);
         }
-        if hanging || (!calm && self.rng.carrier.chance(rates.answer_lost)) {
+        // Its node was one of a cluster that is gone.
+        let nobody = submit.node >= self.nodes.len();
+        if nobody || hanging || (!calm && self.rng.carrier.chance(rates.answer_lost)) {
             return;
         }
         let answer = PartAnswer { send_no: submit.send_no, part, outcome, carrier_ref, retry_after_ms: 300 };
@@ -180,7 +182,7 @@ impl World {
         let any = self.rng.receipts.below(connected.len().max(1) as u64) as usize;
         let node = match self.rng.receipts.chance(700) && connected.contains(&receipt.node) {
             true => receipt.node,
-            false => connected.get(any).copied().unwrap_or(receipt.node),
+            false => connected.get(any).copied().unwrap_or(0),
         };
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let again = RECEIPT_AGAIN_MS + self.rng.receipts.below(4_000);

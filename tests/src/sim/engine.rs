@@ -3,7 +3,7 @@
 use super::members::LogTask;
 use super::node::{Asker, Cell, Waiter};
 use super::plant::Plant;
-use super::world::{Event, TICK_MS, World};
+use super::world::{Event, FrameHead, TICK_MS, World};
 use carillon_consensus::oracle::message_kind;
 use carillon_consensus::{
     LogMarks, LogSlack, Outputs, Pending, PersistTask, ProposeError, RoleChange, StepError, cut_index,
@@ -70,16 +70,19 @@ impl World {
         }
     }
 
-    pub fn deliver(&mut self, from: usize, to: usize, store_id: u64, group: u32, mut message: RaftMessage) {
+    pub fn deliver(&mut self, from: usize, to: usize, head: FrameHead, group: u32, mut message: RaftMessage) {
         let from_id = self.nodes[from].id;
         if !self.nodes[to].up {
             return;
         }
-        if !self.nodes[to].knows_store(from_id, store_id) && !self.planted(Plant::WipedComesBack) {
+        if !self.nodes[to].knows_store(from_id, head.store_id) && !self.planted(Plant::WipedComesBack) {
             // Its disk was lost: it has forgotten its votes and what it acknowledged.
             self.trace.count("frame_of_another_store_dropped");
             return;
         }
+        let mono_ms = self.mono_ms(to);
+        self.nodes[to].space.hear(from_id, head.near_full, mono_ms);
+        self.nodes[to].clocks.hear(from_id, head.clock_ms, mono_ms);
         let m = &message;
         let words = [
             1,
@@ -149,6 +152,9 @@ impl World {
                 match cell.group.poll(&mut out) {
                     Ok(true) => {}
                     Ok(false) => break,
+                    Err(error) if self.nodes[node].disk.is_rotten_in(group) => {
+                        return self.block(node, group, error.to_string());
+                    }
                     Err(error) => {
                         return self.oracle.fail(format!("node {} group {group}: {error}", node + 1));
                     }
@@ -299,13 +305,18 @@ impl World {
             self.oracle.promised(group, &message, &disk);
         }
         let to = node_of(message.to) as usize - 1;
-        let store_id = self.nodes[from].store_id;
+        let at = &self.nodes[from];
+        let head = FrameHead {
+            store_id: at.store_id,
+            near_full: at.gate.near_full(),
+            clock_ms: at.clock.wall_ms(self.now_ms),
+        };
         let copies = 1 + u64::from(!self.calm && self.rng.net.chance(self.plan.rates.duplicate));
         for _ in 0..copies {
             match self.net_delay(from, to) {
                 Some(delay) => {
                     let message = Box::new(message.clone());
-                    self.at(delay, Event::Raft { from, to, store_id, group, message });
+                    self.at(delay, Event::Raft { from, to, head, group, message });
                 }
                 None => {
                     if self.rng.net.chance(200)

@@ -226,6 +226,10 @@ impl World {
         match result {
             FactResult::Unspecified | FactResult::UnknownReference => return false,
             FactResult::Recorded => {}
+            // Retention dropped it, or a lost cluster took it along.
+            FactResult::NotFound if self.is_of_a_gone_message(node, report_no) => {
+                self.trace.count("receipt_of_a_gone_message");
+            }
             // In a simulation every receipt belongs to a message that a carrier took over.
             other => self.oracle.fail(format!("I8 a receipt was thrown away: {other:?}")),
         }
@@ -233,6 +237,12 @@ impl World {
             self.carriers[report.carrier].acked(report.receipt_no);
         }
         true
+    }
+
+    fn is_of_a_gone_message(&self, node: usize, report_no: u64) -> bool {
+        let report = self.nodes[node].wing.reports.open.get(&report_no);
+        let id = report.and_then(|report| MessageId::from_bytes(&report.receipt.message_id).ok());
+        id.is_some_and(|id| self.oracle.is_gone(&id))
     }
 
     pub fn forwarded_done(

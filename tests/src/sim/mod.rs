@@ -42,10 +42,13 @@
 //! Retention, admission by disk space, taking opt-outs back. SMPP's own session logic has its conformance suite in `carriers`.
 
 mod apply;
+mod backup;
 mod carrier;
 mod client;
 mod disk;
+mod draw;
 mod engine;
+mod event;
 mod facts;
 mod faults;
 mod finale;
@@ -61,12 +64,15 @@ mod oracle;
 mod plan;
 mod plant;
 mod recovery;
+mod restore;
+mod retention;
 mod rng;
 mod scenario;
 mod sending;
 mod settled;
 mod shrink;
 mod snapshot;
+mod space;
 mod steward;
 mod store;
 mod swarm;

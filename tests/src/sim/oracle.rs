@@ -7,9 +7,10 @@ use super::disk::SimDisk;
 use super::truth::Truth;
 use carillon_consensus::LogStore as _;
 use carillon_consensus::oracle::{RaftOracle, Seen as RaftSeen};
+use carillon_core::keys::Index;
 use carillon_core::{CommandResult, DETAIL_RESEND, message};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{EventRecord, MessageStatus, RaftMessage, UnknownPolicy};
+use carillon_proto::internal::{EventRecord, MessagePayload, MessageStatus, RaftMessage, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,9 +29,41 @@ pub struct Applied {
 pub struct Seen {
     pub state: MessageState,
     pub detail: String,
-    /// Second sends that a class allowed.
+    /// Second sends that a class or an operator allowed.
     pub resends: u32,
     pub attempts: u32,
+    pub practice_no: u32,
+    pub key: Option<Index>,
+    /// By the clock of the tables.
+    pub accepted_ms: u64,
+    pub changed_ms: u64,
+    /// Retention dropped it, or its key.
+    pub retired: bool,
+    pub key_gone: bool,
+    /// Held since a restore.
+    pub quarantined: bool,
+    /// An operator let it out of quarantine.
+    pub released: bool,
+}
+
+impl Seen {
+    fn new(payload: &MessagePayload) -> Self {
+        let accept = payload.accept.clone().unwrap_or_default();
+        Self {
+            state: MessageState::Unspecified,
+            detail: String::new(),
+            resends: 0,
+            attempts: 0,
+            practice_no: accept.practice_no,
+            key: Index::try_from(accept.idempotency_index.as_ref()).ok(),
+            accepted_ms: payload.accepted_at_ms,
+            changed_ms: 0,
+            retired: false,
+            key_gone: false,
+            quarantined: false,
+            released: false,
+        }
+    }
 }
 
 /// See the module documentation.
@@ -43,6 +76,8 @@ pub struct Oracle {
     /// Every id that a client was told.
     pub acked: BTreeMap<MessageId, u32>,
     pub canceled: BTreeMap<MessageId, u64>,
+    /// Messages that were accepted after the backup that a lost cluster was restored from.
+    pub lost: BTreeSet<MessageId>,
     /// (practice, recipient) of the opt-outs that are committed.
     pub stopped: BTreeSet<(u32, Bytes)>,
     pub truth: Truth,
@@ -68,20 +103,45 @@ impl Oracle {
         self.raft.applied(group, node, index, found) == RaftSeen::First
     }
 
-    /// Follows a message; `status` is what the tables say of it after the entry. Returns the state before.
-    pub fn event(&mut self, event: &EventRecord, status: &MessageStatus) -> MessageState {
+    /// Nothing may be expected of it any more.
+    pub fn is_gone(&self, id: &MessageId) -> bool {
+        self.lost.contains(id) || self.messages.get(id).is_some_and(|seen| seen.retired)
+    }
+
+    /// Its key may name another message by now.
+    fn is_key_gone(&self, id: &MessageId) -> bool {
+        self.lost.contains(id) || self.messages.get(id).is_some_and(|seen| seen.key_gone)
+    }
+
+    /// Follows a message; `found` is what the tables say of it after the entry, `now_ms` their clock. Returns the state before.
+    pub fn event(
+        &mut self,
+        event: &EventRecord,
+        (payload, status): &(MessagePayload, MessageStatus),
+        now_ms: u64,
+    ) -> MessageState {
         let Ok(id) = MessageId::from_bytes(&event.message_id) else {
             self.fail("I9 an event without a message".to_owned());
             return MessageState::Unspecified;
         };
         let to = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
-        let fresh = Seen { state: MessageState::Unspecified, detail: String::new(), resends: 0, attempts: 0 };
-        let seen = self.messages.entry(id).or_insert(fresh);
+        let seen = self.messages.entry(id).or_insert_with(|| Seen::new(payload));
         let from = std::mem::replace(&mut seen.state, to);
+        seen.changed_ms = now_ms;
         seen.detail.clone_from(&event.detail);
-        seen.resends += u32::from(to == MessageState::Waiting && event.detail == DETAIL_RESEND);
+        let resent = to == MessageState::Waiting && event.detail == DETAIL_RESEND;
+        seen.resends += u32::from(resent);
         let mut wrong = None;
-        if !message::legal(from, to) {
+        let guarded = to == MessageState::Unknown && event.detail == message::RESTORE_GUARD;
+        if guarded {
+            // A restore, which is no step of the message: an attempt stands for what nobody knows.
+            seen.attempts = event.attempt;
+        } else if seen.quarantined && to == MessageState::InFlight {
+            wrong = Some(format!("I5 message {id} is in quarantine and begun by itself"));
+        }
+        seen.released |= seen.quarantined && resent;
+        seen.quarantined = guarded;
+        if !guarded && !message::legal(from, to) {
             wrong = Some(format!("I9 message {id} went from {from:?} to {to:?}"));
         }
         if to == MessageState::InFlight {
@@ -89,7 +149,7 @@ impl Oracle {
                 wrong = Some(format!("I4 message {id}: attempt {} after {}", event.attempt, seen.attempts));
             }
             seen.attempts = event.attempt;
-            wrong = wrong.or_else(|| begun_too_early(&id, event.attempt, status));
+            wrong = wrong.or_else(|| begun_too_early(&id, event.attempt, status, seen.released));
         }
         if to == MessageState::Delivered && !self.truth.is_accepted(&id) {
             wrong = Some(format!("I9 message {id} is DELIVERED but no carrier has it"));
@@ -131,6 +191,12 @@ impl Oracle {
             None if same => drop(self.keys.insert((practice_no, key), (content, id))),
             // The first one's answer was lost.
             None => {}
+            // An answer that was late: the key has named another message since.
+            Some(_) if self.is_key_gone(&id) => {}
+            Some((_, first)) if self.is_key_gone(first) => match same {
+                true => drop(self.keys.insert((practice_no, key), (content, id))),
+                false => drop(self.keys.remove(&(practice_no, key))),
+            },
             Some((known, first)) => {
                 let fits = *first == id && same == (*known == content);
                 if !fits {
@@ -186,7 +252,12 @@ impl Oracle {
 }
 
 /// I4: an attempt follows only one that provably handed nothing over, or a recorded decision of the class.
-fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> Option<String> {
+fn begun_too_early(
+    id: &MessageId,
+    attempt_no: u32,
+    status: &MessageStatus,
+    released: bool,
+) -> Option<String> {
     let earlier = status.attempts.iter().filter(|a| a.number < attempt_no);
     let policy = status.retry.unwrap_or_default().unknown_policy();
     let begun = status.attempts.iter().find(|a| a.number == attempt_no).map_or(0, |a| a.begin_ms);
@@ -199,6 +270,7 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
             | Outcome::Transient
             | Outcome::LaneBroken
             | Outcome::NotSent => true,
+            Outcome::Ambiguous if attempt.code == message::RESTORE_GUARD => released,
             Outcome::Ambiguous => policy == UnknownPolicy::ResendOnce,
             Outcome::Unspecified => false,
             // Its answer came later, in the same entry: what counted was that there was none.

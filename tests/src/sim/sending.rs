@@ -131,13 +131,9 @@ impl World {
     }
 
     /// The largest error of any wall clock so far.
-    fn clock_error_ms(&self) -> u64 {
-        let jumps = self.plan.faults.iter().filter_map(|(_, fault)| match fault {
-            super::plan::Fault::ClockJump { delta_ms, .. } => Some(delta_ms.unsigned_abs()),
-            _ => None,
-        });
+    pub fn clock_error_ms(&self) -> u64 {
         let now: u64 = self.nodes.iter().map(|node| node.clock.error_ms(self.now_ms)).max().unwrap_or(0);
-        now + jumps.sum::<u64>()
+        now + self.jumps_ms()
     }
 
     /// The carrier answered a part.

@@ -35,10 +35,6 @@ impl Steward {
 }
 
 impl World {
-    fn mono_ms(&self, node: usize) -> u64 {
-        self.mono(node).as_millis() as u64
-    }
-
     /// Time for a round, if this node leads the meta group.
     pub fn steward(&mut self, node: usize) {
         let epoch = self.nodes[node].epoch;
@@ -66,7 +62,12 @@ impl World {
     }
 
     /// What this node says of itself.
-    pub fn see(&self, node: usize) -> SeeResponse {
+    pub fn see(&mut self, node: usize) -> SeeResponse {
+        let (wall_ms, mono_ms) = (self.nodes[node].clock.wall_ms(self.now_ms), self.mono_ms(node));
+        let clock_off = self.nodes[node].clocks.look(wall_ms, mono_ms).is_off;
+        if clock_off {
+            self.trace.count("clock_off");
+        }
         let at = &self.nodes[node];
         let replica = |(group, replica_id): (&u32, &u64)| HostedReplica {
             group: *group,
@@ -81,6 +82,7 @@ impl World {
             meta_applied: at.cells.get(&0).map_or(0, |cell| cell.group.applied_index()),
             shares_epoch: at.wing.shares.kept(self.mono(node)),
             replicas: at.replicas.iter().map(replica).collect(),
+            clock_off,
         }
     }
 
@@ -125,6 +127,12 @@ impl World {
         let id = at.id;
         for step in steps {
             self.trace.count("steward_step");
+            if let Step::Transfer { node_id, .. } = &step {
+                let off = self.nodes[node].steward.as_ref().and_then(|steward| steward.seen.as_ref());
+                if off.is_some_and(|(_, seen)| seen.nodes.get(node_id).is_some_and(|n| n.clock_off)) {
+                    self.trace.count("leader_moved_off_a_wrong_clock");
+                }
+            }
             self.note(&[85, id], || format!("plan   n{id} {step:?}"));
             self.carry(node, step);
         }

@@ -198,6 +198,11 @@ impl World {
             return;
         }
         let (now_ms, mono) = (self.wall_ms(node), self.mono(node));
+        // Nothing is sent before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            self.nodes[node].wing.decide_at = None;
+            return self.wake_driver(node, WAKE_MAX_MS);
+        }
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let wing = &mut self.nodes[node].wing;
         wing.decide_at = None;
