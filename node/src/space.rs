@@ -4,8 +4,8 @@
 //! A write that finds no room at all stops the process, as any failed write does. Peers tell with every frame that they send
 //! ([`Space::peer`]). The ballast file is deleted when only a quarter of the limit is left, made again when there is room.
 use crate::config::Disk;
-use carillon_core::space::{PeerSpace, SpaceGate, SpaceLimits};
 pub use carillon_core::space::{DiskSpace, NearFull};
+use carillon_core::space::{PeerSpace, SpaceGate, SpaceLimits};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use std::path::{Path, PathBuf};

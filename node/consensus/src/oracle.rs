@@ -61,7 +61,8 @@ impl<E: PartialEq + Debug> RaftOracle<E> {
         match history.get(index as usize - 1) {
             Some(known) if *known == found => Seen::Again,
             Some(known) => {
-                let text = format!("I3 group {group} replica {replica}: {index} differs: {known:?}, {found:?}");
+                let text =
+                    format!("I3 group {group} replica {replica}: {index} differs: {known:?}, {found:?}");
                 self.fail(text);
                 Seen::Wrong
             }

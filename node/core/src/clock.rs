@@ -140,7 +140,10 @@ mod tests {
         for (error, bounded) in [(0, 0), (900, 900), (-900, -900), (20_000, 1_000), (-20_000, -1_000)] {
             let wall = WALL.checked_add_signed(error).unwrap() + 10;
             let view = clock.look(wall, 10);
-            assert_eq!((view.skew_ms, view.now_ms(wall, 10)), (error, WALL.checked_add_signed(bounded).unwrap() + 10));
+            assert_eq!(
+                (view.skew_ms, view.now_ms(wall, 10)),
+                (error, WALL.checked_add_signed(bounded).unwrap() + 10)
+            );
         }
         // Set after the look.
         let view = clock.look(WALL + 10, 10);

@@ -175,11 +175,7 @@ impl World {
         }
     }
 
-    fn apply_meta(
-        &mut self,
-        node: usize,
-        entries: Vec<Awaited<Waiter>>,
-    ) -> Result<(), String> {
+    fn apply_meta(&mut self, node: usize, entries: Vec<Awaited<Waiter>>) -> Result<(), String> {
         let (mut answers, mut changed) = (Vec::new(), false);
         let (epoch_before, level_before) = (self.nodes[node].meta.shares.epoch, self.nodes[node].meta.level);
         let id = self.nodes[node].id;

@@ -126,7 +126,9 @@ impl World {
         }
         self.trace.count("backup_made");
         let (no, count) = (backup.no, backup.acked.len() as u64);
-        self.note(&[110, no, count], || format!("backup #{no}: {count} messages were acknowledged before it"));
+        self.note(&[110, no, count], || {
+            format!("backup #{no}: {count} messages were acknowledged before it")
+        });
         let missed = backup.acked.iter().find(|id| {
             let retired = self.oracle.messages.get(id).is_some_and(|seen| seen.retired);
             !retired && backup.holds(id, self.plan.partitions).is_none()

@@ -18,6 +18,8 @@ pub struct Submit {
     pub epoch: u64,
     pub send_no: u64,
     pub id: MessageId,
+    /// Of which cluster, if one was lost meanwhile.
+    pub cluster: u32,
     pub attempt_no: u32,
     pub part: u32,
     pub parts: u32,
@@ -105,7 +107,7 @@ impl World {
             format!("gets   c{} {id} attempt {attempt_no} part {part}: {outcome:?}", carrier + 1)
         });
         if outcome == Outcome::Accepted {
-            self.oracle.carrier_accepted(id, attempt_no, part);
+            self.oracle.carrier_accepted(id, (submit.cluster, attempt_no, part));
             self.carriers[carrier].next_no += 1;
             carrier_ref = format!("{}-{:x}", carrier, self.carriers[carrier].next_no);
             self.plan_receipts(carrier, &submit, &carrier_ref);

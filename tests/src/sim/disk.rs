@@ -7,8 +7,8 @@ use carillon_consensus::{GroupState, GroupWrite, LogError, LogStore, MemLog};
 use protobuf::Message as _;
 use raft::eraftpb::Entry;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// What a disk writes whole. The unsynced tail begins anywhere in one.
 pub const SECTOR: u64 = 512;

@@ -41,7 +41,10 @@ pub fn more_faults(rng: &mut Rng, nodes: usize, partitions: u32, safety_ms: u64)
     if rng.chance(150) {
         let at_ms = rng.within(3_000, safety_ms * 2 / 3);
         list.push((at_ms, Fault::Backup));
-        list.push((rng.within(at_ms + 500, safety_ms - 1), Fault::LoseAll { down_ms: rng.within(100, 6_000) }));
+        list.push((
+            rng.within(at_ms + 500, safety_ms - 1),
+            Fault::LoseAll { down_ms: rng.within(100, 6_000) },
+        ));
     } else if rng.chance(150) {
         list.push((rng.within(3_000, safety_ms - 1), Fault::Backup));
     }

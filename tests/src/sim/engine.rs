@@ -53,8 +53,7 @@ impl World {
         let slack = LogSlack { bytes: u64::MAX, entries: self.plan.log_slack };
         let cells = self.nodes[node].cells.iter();
         let cut = |cell: &Cell| cut_index(&cell.group, &LogMarks::default(), slack);
-        let hints: Vec<(u32, u64)> =
-            cells.filter_map(|(group, cell)| Some((*group, cut(cell)?))).collect();
+        let hints: Vec<(u32, u64)> = cells.filter_map(|(group, cell)| Some((*group, cut(cell)?))).collect();
         for to in 0..self.nodes.len() {
             // Late or lost hints do no harm.
             if to != node && self.net_delay(node, to).is_none() {

@@ -165,7 +165,9 @@ impl World {
     /// What became of this node's own proposal of facts.
     pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
-            Ok(results) => self.facts_committed(node, partition, results.iter().map(CommandResult::fact).collect()),
+            Ok(results) => {
+                self.facts_committed(node, partition, results.iter().map(CommandResult::fact).collect())
+            }
             Err(Refused::NotLeader(hint)) => {
                 let hint = if hint == 0 { self.guess(node, partition) } else { hint };
                 if hint == 0 || hint == self.nodes[node].id {

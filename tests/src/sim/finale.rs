@@ -105,7 +105,8 @@ impl World {
     /// Retention has caught up.
     fn retention_unsettled(&mut self) -> Option<String> {
         for partition in 1..=self.plan.partitions {
-            let leader = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(partition))?;
+            let leader =
+                (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(partition))?;
             let lag_ms = self.retention_lag_ms(leader, partition);
             if lag_ms > super::retention::LAG_MS_MAX {
                 return Some(format!("retention of partition {partition} is {lag_ms} ms late"));

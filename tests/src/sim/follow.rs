@@ -101,7 +101,9 @@ impl World {
                     let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
                 }
-                (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved)) if resolved.messages > 0 => {
+                (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
+                    if resolved.messages > 0 =>
+                {
                     self.trace.count("quarantine_resolved");
                 }
                 (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {

@@ -10,8 +10,8 @@ use super::world::{Event, World};
 use carillon_core::meta::{MetaRefusal, MetaView, level};
 use carillon_proto::internal::{
     BeginRestore, Bootstrap, CarrierRecord, ChangeReplicas, CreateToken, JoinNode, MetaCommand, MetaNode,
-    NodeStatus, PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, RestoreMeta, SetNodeStatus, SmppSettings,
-    meta_command::Kind,
+    NodeStatus, PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, RestoreMeta, SetNodeStatus,
+    SmppSettings, meta_command::Kind,
 };
 use prost::Message as _;
 use std::collections::VecDeque;
@@ -187,9 +187,11 @@ fn founding(plan: &Plan) -> Vec<Kind> {
         partitions: plan.partitions,
         nodes: (1..=plan.nodes as u64).map(node).collect(),
     };
-    let carriers = plan.limits.iter().enumerate().map(|(number, limit)| {
-        Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) })
-    });
+    let carriers = plan
+        .limits
+        .iter()
+        .enumerate()
+        .map(|(number, limit)| Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) }));
     [Kind::Bootstrap(bootstrap)].into_iter().chain(carriers).collect()
 }
 

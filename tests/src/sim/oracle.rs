@@ -215,9 +215,8 @@ impl Oracle {
             Some(durable) => self.raft.promise(group, message, &durable),
             // It was removed from its group, which counts on nothing of it any more.
             None if disk.removed(group).ok().flatten().is_some() => {}
-            None => {
-                self.fail(format!("I3 group {group} replica {}: speaks before it exists on disk", message.from))
-            }
+            None => self
+                .fail(format!("I3 group {group} replica {}: speaks before it exists on disk", message.from)),
         }
     }
 
@@ -240,9 +239,9 @@ impl Oracle {
     }
 
     /// I5 at the moment at which a carrier takes a part over.
-    pub fn carrier_accepted(&mut self, id: MessageId, attempt_no: u32, part: u32) {
+    pub fn carrier_accepted(&mut self, id: MessageId, part: (u32, u32, u32)) {
         let resends = self.messages.get(&id).map_or(0, |seen| seen.resends);
-        let sends = self.truth.accept(id, attempt_no, part);
+        let sends = self.truth.accept(id, part);
         if sends > 1 + resends {
             self.fail(format!(
                 "I5 message {id} was taken over by {sends} attempts, {resends} possible duplicates are counted"

@@ -12,8 +12,8 @@ use super::plant::Plant;
 use super::world::{Event, World};
 use carillon_core::meta::level;
 use carillon_core::{
-    CommandResult, ReadTables as _, Refusal, base_of_restored_events, keys, message, next_piece, position_after,
-    query,
+    CommandResult, ReadTables as _, Refusal, base_of_restored_events, keys, message, next_piece,
+    position_after, query,
 };
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
@@ -168,7 +168,9 @@ impl World {
         self.fed = None;
         match result.ok().and_then(|results| results.into_iter().next()) {
             // Lost, late or out of order: the next look goes on from where the partition stands.
-            None | Some(CommandResult::Refused(Refusal::OutOfOrder)) => self.trace.count("restore_piece_again"),
+            None | Some(CommandResult::Refused(Refusal::OutOfOrder)) => {
+                self.trace.count("restore_piece_again")
+            }
             Some(CommandResult::Done) => self.trace.count("restore_piece"),
             Some(other) => self.oracle.fail(format!("I8 a piece of a restore was answered with {other:?}")),
         }

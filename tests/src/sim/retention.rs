@@ -62,12 +62,7 @@ impl World {
     }
 
     /// Any failure: this or another leader goes on at the next look.
-    pub fn retire_done(
-        &mut self,
-        node: usize,
-        partition: u32,
-        result: Result<Vec<CommandResult>, Refused>,
-    ) {
+    pub fn retire_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         let retired = result.ok().and_then(|results| results.into_iter().next());
         if let Some(CommandResult::Retired(Retired { more: true, .. })) = retired {
             let epoch = self.nodes[node].epoch;
@@ -134,7 +129,8 @@ impl World {
             }
         }
         if retired.messages != messages {
-            wrong.push(format!("I1 partition {partition}: {messages} messages are gone, {retired:?} is said"));
+            wrong
+                .push(format!("I1 partition {partition}: {messages} messages are gone, {retired:?} is said"));
         }
         wrong.into_iter().for_each(|text| self.oracle.fail(text));
         for (what, count) in

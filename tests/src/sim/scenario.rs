@@ -90,7 +90,11 @@ impl Scenario {
                     faults.push((n + 400, Fault::Power { node: 0, down_ms: 300 }));
                 });
             }
-            Self::ShortRetention | Self::FullDisks | Self::Restores | Self::WrongClocks | Self::RottenLogs => {
+            Self::ShortRetention
+            | Self::FullDisks
+            | Self::Restores
+            | Self::WrongClocks
+            | Self::RottenLogs => {
                 self.shape_storage(plan, &mut faults);
             }
             _ => self.shape_members(plan, &mut faults),
@@ -109,7 +113,8 @@ impl Scenario {
             Self::ShortRetention => {
                 plan.ops_per_second = 40;
                 (plan.repeats, plan.keyless) = (400, 0);
-                (plan.finals_kept_s, plan.keys_kept_s) = if plan.seed.is_multiple_of(2) { (2, 10) } else { (6, 1) };
+                (plan.finals_kept_s, plan.keys_kept_s) =
+                    if plan.seed.is_multiple_of(2) { (2, 10) } else { (6, 1) };
                 each(plan, 4_000, 3_000, |n| faults.push((n, Fault::Power { node: 0, down_ms: 300 })));
             }
             Self::FullDisks => {
@@ -147,7 +152,8 @@ impl Scenario {
                 three(plan);
                 (plan.ops_per_second, plan.small_limits, plan.care) = (40, true, 200);
                 each(plan, 4_000, 2_600, |n| {
-                    let (node, group) = (turn(n / 2_600), 1 + (n / 2_600 % u64::from(plan.partitions)) as u32);
+                    let (node, group) =
+                        (turn(n / 2_600), 1 + (n / 2_600 % u64::from(plan.partitions)) as u32);
                     faults.push((n, Fault::RotLog { node, group, pick: n }));
                     faults.push((n + 200, Fault::Power { node, down_ms: 300 }));
                 });

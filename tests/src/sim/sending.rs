@@ -124,7 +124,8 @@ impl World {
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
-        let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
+        let cluster = self.oracle.truth.cluster();
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });

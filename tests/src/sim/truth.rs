@@ -65,6 +65,10 @@ impl Truth {
         Ok(())
     }
 
+    pub fn cluster(&self) -> u32 {
+        self.cluster
+    }
+
     /// Another cluster goes on.
     pub fn next_cluster(&mut self) {
         self.cluster += 1;
@@ -73,10 +77,10 @@ impl Truth {
     }
 
     /// How many attempts of the message the carriers have taken over, this one included.
-    pub fn accept(&mut self, id: MessageId, attempt_no: u32, part: u32) -> u32 {
+    pub fn accept(&mut self, id: MessageId, part: (u32, u32, u32)) -> u32 {
         self.parts_accepted += 1;
         let parts = self.accepted.entry(id).or_default();
-        parts.insert((self.cluster, attempt_no, part));
+        parts.insert(part);
         parts.iter().map(|(cluster, attempt, _)| (cluster, attempt)).collect::<BTreeSet<_>>().len() as u32
     }
 

@@ -129,7 +129,8 @@ fn disks_fill_and_empty_again() {
 /// All disks are lost, twice. What the backup has comes back, and what may have been sent since is held.
 #[test]
 fn a_lost_cluster_comes_back_from_its_backup() {
-    let branches = [("cluster_restored", 8), ("quarantined", 8), ("quarantine_resolved", 2), ("backup_made", 8)];
+    let branches =
+        [("cluster_restored", 8), ("quarantined", 8), ("quarantine_resolved", 2), ("backup_made", 8)];
     scenario_holds(Scenario::Restores, 8, &branches);
 }
 
@@ -142,7 +143,11 @@ fn one_wrong_clock_leads_nobody_astray() {
 /// Entries of one replica's log rot: it is fenced at the latest when it needs them, and replaced.
 #[test]
 fn logs_rot_and_nothing_is_lost() {
-    scenario_holds(Scenario::RottenLogs, 8, &[("log_rotten", 8), ("replica_fenced", 4), ("replica_repaired", 4)]);
+    scenario_holds(
+        Scenario::RottenLogs,
+        8,
+        &[("log_rotten", 8), ("replica_fenced", 4), ("replica_repaired", 4)],
+    );
 }
 
 #[test]

@@ -27,7 +27,10 @@ fn tests_of(sources: &[File]) -> BTreeSet<String> {
 /// What is between backquotes and looks like a test.
 fn named(cell: &str) -> Vec<&str> {
     let quoted = cell.split('`').skip(1).step_by(2);
-    quoted.filter(|text| text.contains("::") && !text.contains(['.', ' ', '('])).filter(|t| !is_type(t)).collect()
+    quoted
+        .filter(|text| text.contains("::") && !text.contains(['.', ' ', '(']))
+        .filter(|t| !is_type(t))
+        .collect()
 }
 
 /// `Group::poll` is no test: tests are in files, whose names are small.
