@@ -155,6 +155,9 @@ pub struct Tuning {
     pub log_slack_bytes: u64,
     /// The same in entries. 64 to 10000000, default 100000.
     pub log_slack_entries: u64,
+    /// How far a node takes the time to be from the median of its own and its peers' wall clocks. A node whose clock is further off
+    /// leads nothing as long as another one can. 100 to 60000, default 1000.
+    pub clock_skew_ms_max: u64,
 }
 
 impl Default for Tuning {
@@ -172,6 +175,7 @@ impl Default for Tuning {
             snapshot_idle_ms_max: 30_000,
             log_slack_bytes: 64 << 20,
             log_slack_entries: 100_000,
+            clock_skew_ms_max: 1_000,
         }
     }
 }
@@ -246,6 +250,11 @@ impl Config {
                 (64..=10_000_000).contains(&tuning.log_slack_entries),
                 "tuning.log_slack_entries",
                 "must be 64 to 10000000",
+            ),
+            (
+                (100..=60_000).contains(&tuning.clock_skew_ms_max),
+                "tuning.clock_skew_ms_max",
+                "must be 100 to 60000",
             ),
             (
                 self.lab,

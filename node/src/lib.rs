@@ -2,6 +2,7 @@
 //!
 //! Wings: [`engine`] (raft, log, apply), [`edge`] (what comes in over gRPC), [`seal`] (encryption), [`delivery`] (what goes
 //! out to carriers), [`meta`] (changes of the meta group). [`node`] wires them together and stops them in order.
+pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod edge;

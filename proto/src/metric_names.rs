@@ -45,6 +45,11 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     gauge("carillon_replicas_fenced", "Replicas of this node that are out of service."),
     gauge("carillon_disk_free_bytes", "Free bytes on the volume of the data directory."),
+    gauge(
+        "carillon_clock_off",
+        "1 while this node's wall clock is further from the median of its peers' than tuning.clock_skew_ms_max.",
+    ),
+    gauge("carillon_clock_skew_ms", "How far a peer's wall clock is ahead of this node's, by peer."),
     gauge("carillon_disk_near_full", "1 while this node's disk is nearly full."),
     counter("carillon_storage_refused_total", "Messages refused because disks are nearly full."),
     counter("carillon_scrub_bytes_total", "Bytes read by the scrub, by store."),

@@ -1,7 +1,7 @@
 //! What applying a batch causes outside the tables. Plain data: the leader acts on it, followers drop it.
 use bytes::Bytes;
 use carillon_proto::MessageId;
-use carillon_proto::internal::EventRecord;
+use carillon_proto::internal::{EventRecord, FactResult};
 use carillon_proto::public::MessageState;
 
 /// Answer to one command, aligned with the commands of the batch.
@@ -25,6 +25,21 @@ pub enum CommandResult {
     Resolved(Resolved),
     /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
+}
+
+impl CommandResult {
+    /// What apply said to a fact (an outcome, a receipt), as it travels between nodes.
+    pub fn fact(&self) -> FactResult {
+        match self {
+            Self::Done => FactResult::Recorded,
+            Self::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
+            Self::Refused(Refusal::NotFound) => FactResult::NotFound,
+            Self::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
+            // It comes again when the restore is over.
+            Self::Refused(Refusal::Restoring) => FactResult::Unspecified,
+            _ => FactResult::Malformed,
+        }
+    }
 }
 
 /// What one Retire dropped.

@@ -16,6 +16,7 @@ mod apply;
 mod attempt;
 mod cancel;
 pub mod classes;
+pub mod clock;
 mod digest;
 pub mod effect;
 pub mod keys;
@@ -33,6 +34,7 @@ mod restore;
 mod retire;
 mod retry;
 mod schedule;
+pub mod space;
 pub mod tables;
 mod turn;
 
@@ -49,6 +51,6 @@ pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAI
 pub use pieces::{next_piece, position_after};
 pub use quarantine::RESOLVE_LIMIT_MAX;
 pub use records::applied_record;
-pub use restore::{EVENTS_GAP, Fate, fate};
-pub use retire::RETIRE_LIMIT_MAX;
+pub use restore::{EVENTS_GAP, Fate, base_of_restored_events, fate};
+pub use retire::{Cutoffs, RETIRE_LIMIT_MAX};
 pub use tables::{MemTables, ReadTables, TableError, Tables};

@@ -55,6 +55,11 @@ pub fn fate(state: MessageState, due_ms: u64, guard_ms: u64) -> Fate {
     }
 }
 
+/// `events_base` of the pieces of a backup whose rows are in `tables`: above every index that the cluster can have given out.
+pub fn base_of_restored_events(tables: &dyn ReadTables) -> Result<u64, TableError> {
+    Ok(query::events_base(tables)? + records::applied_record(tables)?.index + EVENTS_GAP)
+}
+
 /// What the applier remembers.
 pub(crate) fn of(tables: &dyn ReadTables) -> Result<Restored, TableError> {
     let record = records::restore(tables)?;

@@ -7,6 +7,7 @@ use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
 use super::shares::ShareKeeper;
+use crate::clock::now_ms as clock_ms;
 use crate::config::Config;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
@@ -23,7 +24,7 @@ use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
@@ -78,10 +79,6 @@ struct Driver {
     locals: mpsc::Receiver<Local>,
     reported: Instant,
     decided: Instant,
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Starts the driver, the fact batchers and the receipt router.

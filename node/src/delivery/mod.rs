@@ -16,7 +16,7 @@ mod sending;
 mod shares;
 
 pub use driver::{Delivery, start};
-pub use facts::{Fact, Facts, fact_result};
+pub use facts::{Fact, Facts};
 pub use lanes::{LaneStatus, LaneTable};
 pub use receipts::{ReceiptRouter, ReceiptSink};
 pub use shares::ShareKeeper;

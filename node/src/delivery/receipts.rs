@@ -13,14 +13,14 @@
 //!
 //! Bounds: [`REPORTS_MAX`] reports wait to be looked at, as many come back from the fast path, twice as many are parked;
 //! beyond that they are refused.
-use super::facts::{Fact, Facts, fact_result};
+use super::facts::{Fact, Facts};
 use super::refused::Refused;
 use crate::engine::NodeHandle;
 use crate::engine::peers::PeerChannels;
 use bytes::Bytes;
 use carillon_carriers::connector::{LateAnswer, ReceiptReport};
 use carillon_carriers::{InboundSink, ReceiptAck};
-use carillon_core::{ReadTables as _, keys};
+use carillon_core::{CommandResult, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{
@@ -312,7 +312,7 @@ impl ReceiptRouter {
                 let commands = chunk.iter().map(|(_, command)| command.clone()).collect();
                 let answers = self.handle.propose(partition, commands).await.unwrap_or_default();
                 let answers =
-                    answers.iter().map(fact_result).chain(std::iter::repeat(FactResult::Unspecified));
+                    answers.iter().map(CommandResult::fact).chain(std::iter::repeat(FactResult::Unspecified));
                 for ((at, _), answer) in chunk.iter().zip(answers) {
                     results[*at] = answer;
                 }

@@ -3,6 +3,7 @@
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
 use super::propose_status;
+use crate::clock::now_ms as clock_ms;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
@@ -23,7 +24,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
 
 /// Commands proposed together: a few proposals of one request run beside each other.
@@ -49,10 +49,6 @@ struct PracticeContext {
     record: PracticeRecord,
     keys: Arc<PracticeKeys>,
     slot: Slot,
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 impl Ingest {

@@ -58,6 +58,8 @@ pub enum Answer {
     Canceled(Option<CancelOutcome>),
     Got(Option<MessageState>),
     Stopped,
+    /// Nothing new while disks are nearly full.
+    NearlyFull,
     /// The cluster does not know opt-outs yet.
     TooOld,
 }
@@ -120,6 +122,21 @@ impl Clients {
 
     pub fn partition_of(&self, practice: u32) -> u32 {
         Slot::of_practice(TENANT, &practice_name(practice)).partition(self.partitions)
+    }
+
+    /// A lost cluster was restored: only these messages are there, with their ranks.
+    pub fn lost_since(&mut self, ranks: &BTreeMap<MessageId, u8>) {
+        self.leaders.clear();
+        self.ids.retain(|(id, _)| ranks.contains_key(id));
+        self.floor.retain(|id, floor| {
+            *floor = (*floor).min(ranks.get(id).copied().unwrap_or(0));
+            ranks.contains_key(id)
+        });
+        self.ops.retain(|_, op| match &op.request {
+            Request::Get { id } | Request::Cancel { id, .. } => ranks.contains_key(id),
+            Request::Submit { .. } | Request::Stop { .. } => true,
+        });
+        self.ops.values_mut().for_each(|op| op.floor = 0);
     }
 
     fn told(&mut self, id: MessageId, rank: u8) {
@@ -287,6 +304,10 @@ impl World {
                     self.serve_confirmed(node, from, epoch);
                     continue;
                 }
+                Asker::Backup { no } => {
+                    self.copy_partition(node, group, no);
+                    continue;
+                }
                 Asker::Client(read) => read,
             };
             let Some(store) = self.nodes[node].stores.get(&group) else { return };
@@ -378,6 +399,12 @@ impl World {
                 let pause = if follow { 1 } else { 20 + self.rng.calls.below(180) };
                 self.at(pause, Event::Call { op });
             }
+            Answer::NearlyFull => {
+                // As RetryInfo says.
+                open_next(&mut self.clients, op);
+                let pause = 500 + self.rng.calls.below(1_000);
+                self.at(pause, Event::Call { op });
+            }
             Answer::Refused(Refused::Busy) => {
                 open_next(&mut self.clients, op);
                 let pause = 20 + self.rng.calls.below(180);
@@ -413,12 +440,16 @@ impl World {
             (Request::Cancel { id, .. }, Answer::Canceled(outcome)) => match outcome {
                 Some(outcome) if outcome.canceled => drop(self.oracle.canceled.insert(id, self.now_ms)),
                 Some(_) => {}
+                None if self.oracle.is_gone(&id) => self.trace.count("cancel_of_a_retired_message"),
                 None => self
                     .oracle
                     .fail(format!("I1 message {id} was acknowledged, and a cancel does not find it")),
             },
             (Request::Get { id }, Answer::Got(state)) => {
                 let rank = state.map_or(0, message::rank);
+                if state.is_none() && self.oracle.is_gone(&id) {
+                    return;
+                }
                 if rank < floor.max(1) {
                     self.oracle.fail(format!(
                         "I1 a read of message {id} gives {state:?} (rank {rank}) after rank {floor} was told"

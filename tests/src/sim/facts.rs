@@ -6,7 +6,7 @@ use super::engine::Refused;
 use super::node::Waiter;
 use super::wing::{FactBatch, PeerCall};
 use super::world::{Event, World};
-use carillon_core::{CommandResult, Permit, ReadTables as _, Refusal, keys};
+use carillon_core::{CommandResult, Permit, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, FactResult, RecordOutcome, RecordReceipt, command::Kind};
 use carillon_proto::public::Outcome;
@@ -165,7 +165,9 @@ impl World {
     /// What became of this node's own proposal of facts.
     pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
-            Ok(results) => self.facts_committed(node, partition, results.iter().map(fact_result).collect()),
+            Ok(results) => {
+                self.facts_committed(node, partition, results.iter().map(CommandResult::fact).collect())
+            }
             Err(Refused::NotLeader(hint)) => {
                 let hint = if hint == 0 { self.guess(node, partition) } else { hint };
                 if hint == 0 || hint == self.nodes[node].id {
@@ -226,6 +228,10 @@ impl World {
         match result {
             FactResult::Unspecified | FactResult::UnknownReference => return false,
             FactResult::Recorded => {}
+            // Retention dropped it, or a lost cluster took it along.
+            FactResult::NotFound if self.is_of_a_gone_message(node, report_no) => {
+                self.trace.count("receipt_of_a_gone_message");
+            }
             // In a simulation every receipt belongs to a message that a carrier took over.
             other => self.oracle.fail(format!("I8 a receipt was thrown away: {other:?}")),
         }
@@ -233,6 +239,12 @@ impl World {
             self.carriers[report.carrier].acked(report.receipt_no);
         }
         true
+    }
+
+    fn is_of_a_gone_message(&self, node: usize, report_no: u64) -> bool {
+        let report = self.nodes[node].wing.reports.open.get(&report_no);
+        let id = report.and_then(|report| MessageId::from_bytes(&report.receipt.message_id).ok());
+        id.is_some_and(|id| self.oracle.is_gone(&id))
     }
 
     pub fn forwarded_done(
@@ -243,7 +255,7 @@ impl World {
         result: Result<Vec<CommandResult>, Refused>,
     ) {
         let FactBatch { partition, batch_no, epoch, .. } = batch;
-        let results = result.ok().map(|results| results.iter().map(fact_result).collect());
+        let results = result.ok().map(|results| results.iter().map(CommandResult::fact).collect());
         self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, results });
     }
 
@@ -363,16 +375,5 @@ impl World {
         if self.conclude(node, report_no, result) {
             self.trace.count("receipt_found_by_reference");
         }
-    }
-}
-
-/// What apply said to a fact, as it travels between nodes.
-pub fn fact_result(result: &CommandResult) -> FactResult {
-    match result {
-        CommandResult::Done => FactResult::Recorded,
-        CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
-        CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
-        CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
-        _ => FactResult::Malformed,
     }
 }

@@ -11,7 +11,7 @@ use carillon_proto::replica::node_of;
 
 impl World {
     pub fn fault(&mut self, number: usize) {
-        if self.calm {
+        if self.calm || self.is_dark {
             return;
         }
         let fault = self.resolve(self.plan.faults[number].1.clone());
@@ -53,6 +53,16 @@ impl World {
             }
             Fault::DiskFull { node, ms } => {
                 self.nodes[node].disk.set_full(true);
+                Some(ms)
+            }
+            Fault::NearlyFull { node, ms } => {
+                self.fill(node, true);
+                Some(ms)
+            }
+            Fault::MostNearlyFull { but, ms } => {
+                for node in (0..self.nodes.len()).filter(|node| *node != but) {
+                    self.fill(node, true);
+                }
                 Some(ms)
             }
             Fault::Drain { node, ms } => {
@@ -97,6 +107,9 @@ impl World {
                 self.operator.push(Order::Status { node_id, status: NodeStatus::Decommissioning });
             }
             Fault::Upgrade { node } => self.upgrade(node),
+            Fault::RotLog { node, group, pick } => self.rot_log(node, group, pick),
+            Fault::Backup => self.begin_backup(),
+            Fault::LoseAll { down_ms } => self.lose_everything(down_ms),
             _ => {}
         }
     }
@@ -107,6 +120,7 @@ impl World {
         let real = |node: &mut usize| *node = there[*node % there.len()];
         match &mut fault {
             Fault::Upgrade { .. } | Fault::PowerAll { .. } | Fault::Join => {}
+            Fault::Backup | Fault::LoseAll { .. } => {}
             Fault::Cut { links, .. } | Fault::Clog { links, .. } => {
                 for (from, to) in links.iter_mut() {
                     real(from);
@@ -123,6 +137,9 @@ impl World {
             | Fault::SyncError { node, .. }
             | Fault::DiskFull { node, .. }
             | Fault::Rot { node, .. }
+            | Fault::RotLog { node, .. }
+            | Fault::NearlyFull { node, .. }
+            | Fault::MostNearlyFull { but: node, .. }
             | Fault::ClockJump { node, .. }
             | Fault::Lose { node }
             | Fault::Wipe { node, .. }
@@ -152,6 +169,12 @@ impl World {
             Fault::Hang { carrier, .. } => self.carriers[carrier].hanging -= 1,
             Fault::SlowDisk { node, .. } => self.nodes[node].slow = 1,
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),
+            Fault::NearlyFull { node, .. } => self.fill(node, false),
+            Fault::MostNearlyFull { but, .. } => {
+                for node in (0..self.nodes.len()).filter(|node| *node != but) {
+                    self.fill(node, false);
+                }
+            }
             Fault::Drain { node, .. } => {
                 let node_id = self.nodes[node].id;
                 self.operator.push(Order::Status { node_id, status: NodeStatus::Active });
@@ -267,13 +290,28 @@ impl World {
         }
     }
 
-    /// A row of a voter rots; of a replica that is on its way in or out nobody would notice.
-    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+    /// Of a replica that is on its way in or out nobody would notice damage.
+    fn may_rot(&self, node: usize, group: u32) -> bool {
         let votes = self.nodes[node].cells.get(&group).is_some_and(|cell| {
             let conf = cell.group.conf_state();
             conf.voters_outgoing.is_empty() && conf.voters.contains(&cell.group.node_id())
         });
-        if !votes || !self.may_damage(node) {
+        votes && self.may_damage(node)
+    }
+
+    /// A durable entry of a voter rots.
+    fn rot_log(&mut self, node: usize, group: u32, pick: u64) {
+        if self.planted(Plant::LogRotIgnored) {
+            self.nodes[node].disk.do_not_check();
+        }
+        if self.may_rot(node, group) && self.nodes[node].disk.rot(group, pick) {
+            self.trace.count("log_rotten");
+        }
+    }
+
+    /// A row of a voter rots.
+    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+        if !self.may_rot(node, group) {
             return;
         }
         if let Some(store) = self.nodes[node].stores.get_mut(&group) {
@@ -316,6 +354,8 @@ impl World {
             at.sync_fails = None;
             at.disk.set_full(false);
             at.frozen_until = 0;
+            self.fill(node, false);
+            let at = &mut self.nodes[node];
             if at.wiped {
                 // Its operator finds out that it is not the node that it was.
                 self.crash(node, false);

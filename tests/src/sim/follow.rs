@@ -2,7 +2,7 @@
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::{MetaEffects, MetaRefusal, level};
-use carillon_core::{CommandResult, Effects, Refusal, query};
+use carillon_core::{CommandResult, Effects, Refusal, Retired, applied_record, message, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, CommandBatch, EventRecord, MetaBatch, command::Kind};
 use carillon_proto::public::MessageState;
@@ -38,22 +38,48 @@ impl World {
         if partition == 0 {
             return;
         }
+        let now_ms = applied_record(self.nodes[node].stores[&partition].tables()).map_or(0, |r| r.now_ms);
+        self.judge_stamp(node, partition, now_ms);
         self.follow_commands(node, partition, data, &effects.results);
+        let mut dropped = Retired::default();
+        for result in &effects.results {
+            if let CommandResult::Retired(retired) = result {
+                dropped.messages += retired.messages;
+                dropped.keys += retired.keys;
+            }
+        }
+        if dropped != Retired::default() {
+            self.follow_retire(node, partition, now_ms, &dropped);
+        }
         for event in &effects.events {
             // What was written, even if a row of it rotted since.
             let store = self.nodes[node].stores[&partition].tables();
             let message_id = MessageId::from_bytes(&event.message_id).ok();
             let found = message_id.and_then(|id| query::message(store, &id).ok().flatten());
-            let Some((_, status)) = found else {
+            let Some(found) = found else {
                 self.oracle.fail(format!("I9 an event of partition {partition} names no message"));
                 return;
             };
-            let from = self.oracle.event(event, &status);
+            let from = self.oracle.event(event, &found, now_ms);
             self.count_event(from, event);
             let text = format!("{}{}", short_state(event.state), note_detail(event));
             let id = message_id.expect("it was found");
             let words = [13, hash(id.as_bytes()), event.state as u64, u64::from(event.attempt)];
             self.note(&words, || format!("event  p{partition} {id} {text}"));
+        }
+    }
+
+    /// I11: no entry is stamped with a time that is further from the truth than one wrong clock may lead its leader astray.
+    fn judge_stamp(&mut self, node: usize, partition: u32, stamp_ms: u64) {
+        let Some(error_ms_max) = self.plan.stamp_error_ms_max else { return };
+        let truth_ms = super::world::START_MS + self.now_ms;
+        // Entries are applied some time after they were stamped; a restart applies old ones.
+        if stamp_ms > truth_ms + error_ms_max {
+            self.oracle.fail(format!(
+                "I11 node {} partition {partition}: an entry is stamped {} ms ahead of the true time",
+                node + 1,
+                stamp_ms - truth_ms
+            ));
         }
     }
 
@@ -66,6 +92,7 @@ impl World {
                     let recipient = self.true_recipient(&stop.recipient_index);
                     self.note(&[14, hash(&recipient)], || format!("stop   p{partition} {recipient:x?}"));
                     self.oracle.stopped.insert((stop.practice_no, recipient));
+                    self.count_while_full(node, "stop_while_nearly_full");
                 }
                 (Some(Kind::BeginAttempt(begin)), CommandResult::Begun(_) | CommandResult::Done) => {
                     let store = self.nodes[node].stores[&partition].tables();
@@ -73,6 +100,14 @@ impl World {
                     let found = id.and_then(|id| query::message(store, &id).ok().flatten());
                     let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
+                }
+                (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
+                    if resolved.messages > 0 =>
+                {
+                    self.trace.count("quarantine_resolved");
+                }
+                (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {
+                    self.count_while_full(node, "outcome_while_nearly_full");
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
@@ -91,6 +126,9 @@ impl World {
                 self.trace.count("unknown_resolved_by_receipt");
             }
             (MessageState::Unknown, _) if taken => self.trace.count("unknown_resolved_by_late_answer"),
+            (_, MessageState::Unknown) if event.detail == message::RESTORE_GUARD => {
+                self.trace.count("quarantined");
+            }
             (_, MessageState::Unknown) => {
                 self.trace.count("attempt_unknown");
                 if event.detail == carillon_core::CODE_LEADER_CHANGED {

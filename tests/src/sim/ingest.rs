@@ -27,6 +27,13 @@ impl World {
             return self.reply(node, op, call_no, Answer::Refused(Refused::NotLeader(hint)));
         }
         match request {
+            // Nothing new before everything that a backup knows is back.
+            Request::Submit { .. } if self.nodes[node].meta.is_restoring() => {
+                self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
+            }
+            Request::Submit { .. } if self.refuses_for_space(node) => {
+                self.reply(node, op, call_no, Answer::NearlyFull);
+            }
             Request::Submit { practice, key, content } => {
                 let name = practice_name(practice);
                 let found = self.nodes[node].meta.practice(TENANT, &name).cloned();

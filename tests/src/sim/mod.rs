@@ -2,9 +2,9 @@
 //!
 //! # What runs
 //! Three or five founding nodes with a meta group and several partitions, and nodes that join later, run the production code of the
-//! pure crates: the raft `Group` of `carillon_consensus`; `apply` of `carillon_core` for partitions and meta group, its planner and
+//! pure crates: the raft `Group` of `carillon_consensus`, its proposals, its way to the applier and the cut of its log; `apply` of `carillon_core` for partitions and meta group, its gatherer, its planner and
 //! its shares of lanes; `Scheduler` and `LaneGate` of `carillon_delivery`. What surrounds them in a node is threads and sockets; its
-//! decisions are mirrored here, one file for each: `proposals.rs` (cell), `engine.rs` (shard turn), `log_writer.rs`, `apply.rs`
+//! decisions are mirrored here, one file for each: `engine.rs` (shard turn), `log_writer.rs`, `apply.rs`
 //! (applier), `recovery.rs` (start, identity), `maintenance.rs`, `members.rs` (replicas come and go), `steward.rs` (what carries the
 //! planner's steps out), `operator.rs` (tokens, drain, replace, repair), `wing.rs` (driver), `lanes.rs`, `sending.rs` (one attempt),
 //! `facts.rs` (facts, receipts), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers).
@@ -42,10 +42,13 @@
 //! Retention, admission by disk space, taking opt-outs back. SMPP's own session logic has its conformance suite in `carriers`.
 
 mod apply;
+mod backup;
 mod carrier;
 mod client;
 mod disk;
+mod draw;
 mod engine;
+mod event;
 mod facts;
 mod faults;
 mod finale;
@@ -60,14 +63,16 @@ mod operator;
 mod oracle;
 mod plan;
 mod plant;
-mod proposals;
 mod recovery;
+mod restore;
+mod retention;
 mod rng;
 mod scenario;
 mod sending;
 mod settled;
 mod shrink;
 mod snapshot;
+mod space;
 mod steward;
 mod store;
 mod swarm;

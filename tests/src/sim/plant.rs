@@ -45,10 +45,28 @@ pub enum Plant {
     WaitersOfOldTerms,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
+    /// A node believes its own wall clock, whatever its peers say.
+    ClockUnbounded,
+    /// Final messages are dropped at once.
+    RetiredEarly,
+    /// Keys go with their message, however young they are.
+    KeyRetiredEarly,
+    /// Keys go when their time has come, although their message is there.
+    KeyBeforeMessage,
+    /// A node goes on taking messages while its disk is nearly full.
+    SpaceIgnored,
+    /// A node that was nearly full once refuses for ever.
+    FullForEver,
+    /// A backup copies what any replica has, without asking the leader.
+    BackupUnconfirmed,
+    /// A restore forgets that the old cluster may have sent since the backup.
+    GuardForgotten,
+    /// A damaged entry of the log is read as if nothing was wrong.
+    LogRotIgnored,
 }
 
 impl Plant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 29] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -69,6 +87,15 @@ impl Plant {
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
         Self::Priorities,
+        Self::ClockUnbounded,
+        Self::RetiredEarly,
+        Self::KeyRetiredEarly,
+        Self::KeyBeforeMessage,
+        Self::SpaceIgnored,
+        Self::FullForEver,
+        Self::BackupUnconfirmed,
+        Self::GuardForgotten,
+        Self::LogRotIgnored,
     ];
 
     /// As given on a command line.

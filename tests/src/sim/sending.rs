@@ -124,20 +124,17 @@ impl World {
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
-        let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
+        let cluster = self.oracle.truth.cluster();
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
     }
 
     /// The largest error of any wall clock so far.
-    fn clock_error_ms(&self) -> u64 {
-        let jumps = self.plan.faults.iter().filter_map(|(_, fault)| match fault {
-            super::plan::Fault::ClockJump { delta_ms, .. } => Some(delta_ms.unsigned_abs()),
-            _ => None,
-        });
+    pub fn clock_error_ms(&self) -> u64 {
         let now: u64 = self.nodes.iter().map(|node| node.clock.error_ms(self.now_ms)).max().unwrap_or(0);
-        now + jumps.sum::<u64>()
+        now + self.jumps_ms()
     }
 
     /// The carrier answered a part.

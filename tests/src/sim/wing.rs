@@ -5,14 +5,15 @@ use super::facts::{Facts, Reports};
 use super::lanes::ShareKeeper;
 use super::node::Waiter;
 use super::plant::Plant;
-use super::steward::Answer;
 use super::world::{Event, World};
 use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
 use carillon_delivery::{BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
+use carillon_proto::internal::{
+    BeginAttempt, Command, Expire, FactResult, RecordReceipt, SeeResponse, command::Kind,
+};
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -35,7 +36,7 @@ pub enum PeerCall {
     Look { report_no: u64, receipt: RecordReceipt },
     Looked { report_no: u64, result: FactResult },
     See { round: u64, epoch: u64 },
-    Seen { round: u64, epoch: u64, answer: Box<Answer> },
+    Seen { round: u64, epoch: u64, answer: Box<SeeResponse> },
     Carry(Box<Step>),
     Confirm { epoch: u64 },
     Confirmed { epoch: u64, index: u64 },
@@ -197,6 +198,11 @@ impl World {
             return;
         }
         let (now_ms, mono) = (self.wall_ms(node), self.mono(node));
+        // Nothing is sent before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            self.nodes[node].wing.decide_at = None;
+            return self.wake_driver(node, WAKE_MAX_MS);
+        }
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let wing = &mut self.nodes[node].wing;
         wing.decide_at = None;

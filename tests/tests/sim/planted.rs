@@ -144,3 +144,48 @@ fn priorities_in_elections() {
 fn forgetting_keys_in_a_snapshot() {
     found_by(Plant::KeyForgottenBySnapshot, 60, &["I2", "I3"]);
 }
+
+#[test]
+fn dropping_messages_at_once() {
+    found_in(Scenario::ShortRetention, Plant::RetiredEarly, 3, &["I1"]);
+}
+
+#[test]
+fn dropping_young_keys_with_their_message() {
+    found_in(Scenario::ShortRetention, Plant::KeyRetiredEarly, 4, &["I1", "I2"]);
+}
+
+#[test]
+fn dropping_keys_before_their_message() {
+    found_in(Scenario::ShortRetention, Plant::KeyBeforeMessage, 10, &["I2"]);
+}
+
+#[test]
+fn taking_messages_on_a_nearly_full_disk() {
+    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I10"]);
+}
+
+#[test]
+fn refusing_for_ever_after_a_full_disk() {
+    found_in(Scenario::FullDisks, Plant::FullForEver, 10, &["I8"]);
+}
+
+#[test]
+fn copying_a_backup_from_any_replica() {
+    found_in(Scenario::Restores, Plant::BackupUnconfirmed, 20, &["I1"]);
+}
+
+#[test]
+fn forgetting_the_resend_guard() {
+    found_in(Scenario::Restores, Plant::GuardForgotten, 10, &["I5", "I4"]);
+}
+
+#[test]
+fn believing_a_wrong_clock() {
+    found_in(Scenario::WrongClocks, Plant::ClockUnbounded, 5, &["I11"]);
+}
+
+#[test]
+fn reading_a_damaged_entry() {
+    found_in(Scenario::RottenLogs, Plant::LogRotIgnored, 40, &["I3", "I9", "panic", "I1"]);
+}

@@ -2,6 +2,7 @@
 //! fail.
 mod edges;
 mod setup;
+mod pitfalls;
 mod sources;
 mod words;
 

@@ -23,6 +23,7 @@
 
 mod apply;
 mod check;
+mod gather;
 mod keys;
 pub mod level;
 mod members;
@@ -35,6 +36,7 @@ mod shares;
 mod view;
 
 pub use apply::{MetaEffects, MetaRefusal, apply};
+pub use gather::Gatherer;
 pub use members::{may_become, word as status_word};
 pub use rows::is_present;
 pub use shares::share_of;
