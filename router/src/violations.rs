@@ -48,6 +48,8 @@ reasons! {
     NEGATIVE = "must not be negative";
     MALFORMED = "is not a message id";
     EMPTY_INTERVAL = "is not after accepted_after";
+    SHIFT_AND_TIMES = "moves times that are given as well";
+    CANCEL_AND_CHANGE = "takes back what is changed as well";
 }
 
 /// All that is wrong with one request or item.

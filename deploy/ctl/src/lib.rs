@@ -4,5 +4,6 @@
 
 pub mod admin;
 pub mod backup;
+pub mod delivery;
 pub mod lab;
 pub mod pki;

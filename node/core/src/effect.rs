@@ -17,12 +17,14 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, DropDeadLetter, Reroute, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
     /// ResolveQuarantine: what was released or dropped.
     Resolved(Resolved),
+    /// UpdateByReference: what became of each message.
+    Updated(Updated),
     /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
 }
@@ -44,6 +46,37 @@ pub struct Resolved {
     pub messages: u32,
     /// The limit was reached: there may be more.
     pub more: bool,
+}
+
+/// What one UpdateByReference did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Updated {
+    /// The version had taken effect before; nothing was changed now.
+    pub duplicate: bool,
+    /// One for each message of the reference, in the order of their ids.
+    pub outcomes: Vec<UpdateOutcome>,
+}
+
+/// The answer to an update for one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateOutcome {
+    pub message_id: MessageId,
+    pub class: i32,
+    pub state: MessageState,
+    pub disposition: Disposition,
+    /// When a carrier took it over, or when the attempt began that may have; 0 = neither.
+    pub handed_over_ms: u64,
+}
+
+/// What an update did to a message; `carillon.v1.UpdateDisposition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    Updated = 1,
+    Canceled,
+    Unchanged,
+    HandedOver,
+    InDoubt,
+    Ended,
 }
 
 /// A committed attempt: the permission to hand one message to a carrier once.
@@ -96,6 +129,14 @@ pub enum Refusal {
     NotFresh,
     /// Restore: the piece does not follow the one before. Look where it stands, and go on there.
     OutOfOrder,
+    /// UpdateByReference: a later version took effect before.
+    OldVersion {
+        known: u64,
+    },
+    /// UpdateByReference: the version took effect with other content.
+    VersionReused,
+    /// UpdateByReference: the reference has a message that the command does not know. Read again.
+    MovedOn,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.

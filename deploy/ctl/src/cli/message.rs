@@ -7,8 +7,8 @@ use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::submit_result::Result as Submitted;
 use carillon_proto::public::{
-    CancelMessagesRequest, GetMessageRequest, Message, MessageClass, MessageSpec, MessageState, MessageView,
-    Outcome, SubmitMessagesRequest,
+    CancelMessagesRequest, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest, Message,
+    MessageClass, MessageSpec, MessageState, MessageView, Outcome, SubmitMessagesRequest,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
@@ -74,6 +74,12 @@ pub enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Why it has not left yet, what binds it, and when it will probably leave.
+    Explain {
+        #[command(flatten)]
+        api: Api,
+        id: String,
+    },
     /// Take it back, if that is still possible.
     Cancel {
         #[command(flatten)]
@@ -84,6 +90,10 @@ pub enum Command {
 
 impl Api {
     fn connect(&self) -> anyhow::Result<MessagesClient<Channel>> {
+        Ok(MessagesClient::new(self.channel()?))
+    }
+
+    pub(super) fn channel(&self) -> anyhow::Result<Channel> {
         let (address, files) = match (&self.lab, &self.api, &self.cert, &self.key, &self.ca) {
             (Some(dir), ..) => {
                 let lab = Lab::open(dir)?;
@@ -94,11 +104,11 @@ impl Api {
             }
             _ => anyhow::bail!("give --lab, or --api with --cert, --key and --ca"),
         };
-        Ok(MessagesClient::new(tls::channel(&address, tls::client_config(&files)?, None)?))
+        Ok(tls::channel(&address, tls::client_config(&files)?, None)?)
     }
 }
 
-fn request<T>(body: T) -> tonic::Request<T> {
+pub(super) fn request<T>(body: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(body);
     request.set_timeout(DEADLINE);
     request
@@ -141,6 +151,13 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             show(format, &describe(&message))?;
             Ok(Verdict::Done)
         }
+        Command::Explain { api, id } => {
+            let call = ExplainMessageRequest { message_id: id };
+            let answer =
+                api.connect()?.explain_message(request(call)).await.map_err(|e| explain(&e))?.into_inner();
+            show(format, &explained(&answer))?;
+            Ok(Verdict::Done)
+        }
         Command::Cancel { api, id } => {
             let call = CancelMessagesRequest { message_ids: vec![id], ..Default::default() };
             let answer =
@@ -162,13 +179,41 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
 }
 
 /// The stable reason first, then what to do.
-fn explain(status: &tonic::Status) -> anyhow::Error {
+pub(super) fn explain(status: &tonic::Status) -> anyhow::Error {
     let reason = errors::reason_of(status).map_or("no reason given", errors::word);
     anyhow::anyhow!("{reason}: {}", status.message())
 }
 
-fn word(name: &str, prefix: &str) -> String {
+pub(super) fn word(name: &str, prefix: &str) -> String {
     name.trim_start_matches(prefix).to_owned()
+}
+
+/// The message with everything that it waits for.
+fn explained(answer: &ExplainMessageResponse) -> Value {
+    let time = |t: &Option<_>| t.as_ref().map(ToString::to_string);
+    let holds: Vec<Value> = answer
+        .holds
+        .iter()
+        .map(|hold| {
+            json!({ "reason": word(hold.reason().as_str_name(), "WAITING_REASON_"), "limit": hold.limit,
+                "until": time(&hold.until) })
+        })
+        .collect();
+    let mut value = json!({
+        "summary": answer.summary,
+        "binds": answer.binding_limit,
+        "holds": holds,
+        "position": answer.position,
+        "leaves_about": time(&answer.estimated_send_time),
+        "will_expire": answer.will_expire,
+        "lower_bound": answer.lower_bound,
+    });
+    if let (Some(all), Some(message)) = (value.as_object_mut(), &answer.message)
+        && let Value::Object(fields) = describe(message)
+    {
+        all.extend(fields);
+    }
+    value
 }
 
 fn describe(message: &Message) -> Value {
@@ -178,7 +223,7 @@ fn describe(message: &Message) -> Value {
         .iter()
         .map(|a| {
             let outcome = Outcome::try_from(a.outcome).unwrap_or(Outcome::Unspecified);
-            json!({ "number": a.number, "carrier": a.carrier, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
+            json!({ "number": a.number, "carrier": a.carrier, "sender": a.sender, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
                 "code": a.carrier_code, "segments": a.segments, "begin": time(&a.begin_time), "end": time(&a.end_time) })
         })
         .collect();
@@ -200,7 +245,7 @@ fn describe(message: &Message) -> Value {
 }
 
 /// Fields that say something, one in a line.
-fn show(format: Format, value: &Value) -> anyhow::Result<()> {
+pub(super) fn show(format: Format, value: &Value) -> anyhow::Result<()> {
     print(format, value, || {
         for (name, field) in value.as_object().into_iter().flatten() {
             match field {
