@@ -25,6 +25,7 @@ mod gate;
 mod key;
 mod lane;
 mod paging;
+pub mod recur;
 mod rows;
 mod scheduler;
 mod stats;

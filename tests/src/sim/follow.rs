@@ -71,8 +71,13 @@ impl World {
                     let store = self.nodes[node].stores[&partition].tables();
                     let id = MessageId::from_bytes(&begin.message_id).ok();
                     let found = id.and_then(|id| query::message(store, &id).ok().flatten());
-                    let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
+                    let Some((payload, status)) = found else { continue };
+                    let Some(accept) = payload.accept else { continue };
+                    self.follow_begin(begin, &accept.sealed_body, &status);
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
+                }
+                (Some(Kind::UpdateByReference(update)), result) => {
+                    self.follow_update(node, partition, update, result);
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
@@ -112,6 +117,9 @@ impl World {
 /// The feature level that a command of a partition needs.
 fn needed(command: &Command) -> u32 {
     match &command.kind {
+        Some(Kind::UpdateByReference(_) | Kind::DropDeadLetter(_) | Kind::Reroute(_)) => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.dead_letter_listed || accept.route_no > 0 => level::LEVEL_DELIVERY,
+        Some(Kind::BeginAttempt(begin)) if !begin.sender.is_empty() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,

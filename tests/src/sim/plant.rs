@@ -43,12 +43,14 @@ pub enum Plant {
     KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
+    /// A change of an appointment is acknowledged before it is committed.
+    UpdateAssumed,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
 }
 
 impl Plant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -68,6 +70,7 @@ impl Plant {
         Self::CutAheadOfFlush,
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
+        Self::UpdateAssumed,
         Self::Priorities,
     ];
 

@@ -208,6 +208,7 @@ impl World {
             }
         }
         let decision = wing.scheduler.decide(now_ms, mono);
+        self.failover(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
             begin.entry(decided.partition).or_default().push(decided);
@@ -255,6 +256,7 @@ impl World {
                     term,
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
+                    sender: String::new(),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
             })
