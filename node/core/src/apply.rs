@@ -12,7 +12,7 @@ use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, OptOuts, Restored, Turn};
 use crate::{
     accept, attempt, cancel, dead_letter, keys, leader, opt_out, outcome, quarantine, receipt, reroute,
-    restore, retire, schedule, update,
+    restore, retire, schedule, series, update,
 };
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
@@ -144,6 +144,9 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::OptOut(c)) => opt_out::record(turn, &c),
         Some(Kind::UpdateByReference(c)) => update::by_reference(turn, c),
         Some(Kind::DropDeadLetter(c)) => dead_letter::drop_one(turn, &c),
+        Some(Kind::PutSeries(c)) => series::put(turn, c),
+        Some(Kind::AdvanceSeries(c)) => series::advance(turn, &c),
+        Some(Kind::EndSeries(c)) => series::finish(turn, &c),
         Some(Kind::Reroute(c)) => reroute::reroute(turn, &c),
         Some(Kind::Restore(c)) => restore::restore(turn, c),
         Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),

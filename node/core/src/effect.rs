@@ -7,17 +7,17 @@ use carillon_proto::public::MessageState;
 /// Answer to one command, aligned with the commands of the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandResult {
-    /// Accept: it is new.
+    /// Accept, PutSeries: it is new.
     Accepted,
-    /// Accept: the key named this message already, with the same content.
+    /// Accept, PutSeries: the key named this message already, with the same content.
     Duplicate { message_id: MessageId },
-    /// Accept: the key named another content.
+    /// Accept, PutSeries: the key named another content.
     KeyReused { message_id: MessageId },
     /// Cancel, CancelByReference: one answer for each message concerned.
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, DropDeadLetter, Reroute, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
@@ -135,7 +135,7 @@ pub enum Refusal {
     },
     /// UpdateByReference: the version took effect with other content.
     VersionReused,
-    /// UpdateByReference: the reference has a message that the command does not know. Read again.
+    /// UpdateByReference: the reference has a message that the command does not know. AdvanceSeries: it stands elsewhere. Read again.
     MovedOn,
 }
 

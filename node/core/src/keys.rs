@@ -19,6 +19,7 @@
 //! | B | nothing | the backup that the partition was restored from |
 //! | Q | practice_no(4) message_id(16) | a message in quarantine; no value |
 //! | V | practice_no(4) reference index(16) | the version of an external reference |
+//! | W | 0(1) series_id(16), or 1(1) next_ms(8) series_id(16) | a series that has not ended; when its next message is due, no value |
 //! | Y | practice_no(4) message_id(16) | a dead letter that nobody has decided about; no value |
 //! | A | nothing | how far the log was applied |
 //!
@@ -26,6 +27,13 @@
 //! differ does not decode. M, E and K are in the order of time: new rows go to the end and old ones leave at the front, so
 //! compaction moves most of the bytes without rewriting them and dead ranges go as a whole. M holds the payload, which is
 //! most of what is stored.
+mod changes;
+
+pub use changes::{
+    dead_letter, dead_letter_range, decode_dead_letter, decode_series, decode_series_due, decode_version,
+    series, series_due, series_due_until, version,
+};
+
 use carillon_proto::{MessageId, Slot};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use std::hash::Hasher as _;
@@ -320,35 +328,6 @@ pub fn quarantine_range(practice_no: u32) -> KeyRange {
     }
 }
 
-/// Table V.
-pub fn version(practice_no: u32, reference: &Index) -> Vec<u8> {
-    join(b'V', &[&practice_no.to_be_bytes(), reference])
-}
-
-pub fn decode_version(key: &[u8]) -> Option<(u32, Index)> {
-    let mut rest = body(key, b'V', 20)?;
-    Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
-}
-
-/// Table Y.
-pub fn dead_letter(practice_no: u32, id: &MessageId) -> Vec<u8> {
-    join(b'Y', &[&practice_no.to_be_bytes(), id.as_bytes()])
-}
-
-pub fn decode_dead_letter(key: &[u8]) -> Option<(u32, MessageId)> {
-    let mut rest = body(key, b'Y', 20)?;
-    let practice_no = u32::from_be_bytes(take(&mut rest)?);
-    Some((practice_no, MessageId::from_bytes(rest).ok()?))
-}
-
-/// The dead letters of one practice or (0) of all.
-pub fn dead_letter_range(practice_no: u32) -> KeyRange {
-    match practice_no {
-        0 => KeyRange::of_prefix(b"Y"),
-        _ => KeyRange::of_prefix(&join(b'Y', &[&practice_no.to_be_bytes()])),
-    }
-}
-
 /// Everything that a partition holds but tables A to D, which say how it came about and what follows from the rest.
 pub fn content_range() -> KeyRange {
     KeyRange { start: vec![b'E'], end: vec![b'Z'] }
@@ -382,8 +361,6 @@ mod tests {
         assert_eq!(decode_events(&events(77)), Some(77));
         assert_eq!(decode_kept_key(&kept_key(7, 9, &h)), Some((7, 9, h)));
         assert_eq!(decode_quarantine(&quarantine(9, &a)), Some((9, a)));
-        assert_eq!(decode_version(&version(9, &h)), Some((9, h)));
-        assert_eq!(decode_dead_letter(&dead_letter(9, &a)), Some((9, a)));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod restore;
 mod retire;
 mod retry;
 mod schedule;
+pub mod series;
 pub mod tables;
 mod turn;
 pub mod update;

@@ -70,8 +70,12 @@ impl Rule {
             let (name, value) = part.split_once('=').ok_or(RuleError::Malformed)?;
             match name {
                 "FREQ" => once(&mut frequency, "FREQ", read_frequency(value)?)?,
-                "INTERVAL" => once(&mut interval, "INTERVAL", number(value, INTERVAL_MAX).ok_or(RuleError::Interval)?)?,
-                "COUNT" => once(&mut count, "COUNT", number(value, OCCURRENCES_MAX).ok_or(RuleError::Count)?)?,
+                "INTERVAL" => {
+                    once(&mut interval, "INTERVAL", number(value, INTERVAL_MAX).ok_or(RuleError::Interval)?)?
+                }
+                "COUNT" => {
+                    once(&mut count, "COUNT", number(value, OCCURRENCES_MAX).ok_or(RuleError::Count)?)?
+                }
                 "UNTIL" => once(&mut until, "UNTIL", read_date(value).ok_or(RuleError::Until)?)?,
                 "BYDAY" => once(&mut by_day, "BYDAY", read_days(value)?)?,
                 "BYMONTHDAY" => once(&mut by_month_day, "BYMONTHDAY", read_month_days(value)?)?,
@@ -114,7 +118,8 @@ impl Rule {
         let mut dates = match self.frequency {
             Frequency::Daily => vec![start.checked_add(steps.days()).ok()?],
             Frequency::Weekly => {
-                let monday = start.checked_sub(days(i64::from(start.weekday().to_monday_zero_offset()))).ok()?;
+                let monday =
+                    start.checked_sub(days(i64::from(start.weekday().to_monday_zero_offset()))).ok()?;
                 let monday = monday.checked_add(steps.weeks()).ok()?;
                 let of_start = [(0, start.weekday())];
                 let wanted: &[(i8, Weekday)] = if self.by_day.is_empty() { &of_start } else { &self.by_day };

@@ -22,10 +22,20 @@ fn each_kind_of_rule_means_its_days() {
     let wednesday = date(2026, 12, 2).at(9, 0, 0, 0);
     let begun_midweek = dates("FREQ=WEEKLY;INTERVAL=2;BYDAY=MO,FR", wednesday, 3);
     assert_eq!(begun_midweek, ["2026-12-04", "2026-12-14", "2026-12-18"], "not the Monday before the start");
-    assert_eq!(dates("FREQ=MONTHLY;BYDAY=1MO,-1FR", monday, 4), ["2026-12-07", "2026-12-25", "2027-01-04", "2027-01-29"]);
-    assert_eq!(dates("FREQ=MONTHLY;BYMONTHDAY=15,-1", monday, 4), ["2026-11-30", "2026-12-15", "2026-12-31", "2027-01-15"]);
+    assert_eq!(
+        dates("FREQ=MONTHLY;BYDAY=1MO,-1FR", monday, 4),
+        ["2026-12-07", "2026-12-25", "2027-01-04", "2027-01-29"]
+    );
+    assert_eq!(
+        dates("FREQ=MONTHLY;BYMONTHDAY=15,-1", monday, 4),
+        ["2026-11-30", "2026-12-15", "2026-12-31", "2027-01-15"]
+    );
     let thirty_first = date(2027, 1, 31).at(9, 0, 0, 0);
-    assert_eq!(dates("FREQ=MONTHLY", thirty_first, 3), ["2027-01-31", "2027-03-31", "2027-05-31"], "months without it are left out");
+    assert_eq!(
+        dates("FREQ=MONTHLY", thirty_first, 3),
+        ["2027-01-31", "2027-03-31", "2027-05-31"],
+        "months without it are left out"
+    );
 }
 
 #[test]

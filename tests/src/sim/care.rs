@@ -116,7 +116,8 @@ impl World {
             return;
         }
         let name = practice_name(practice);
-        let practice_no = self.nodes.iter().find_map(|node| node.meta.practice(TENANT, &name)).map_or(0, |p| p.practice_no);
+        let practice_no =
+            self.nodes.iter().find_map(|node| node.meta.practice(TENANT, &name)).map_or(0, |p| p.practice_no);
         let key = (practice_no, Bytes::copy_from_slice(&reference_index(reference)));
         let known = self.oracle.changes.versions.get(&key).copied().unwrap_or(0);
         if known < version {
@@ -202,9 +203,11 @@ impl World {
                 continue;
             }
             let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
-            let pages = PRIORITIES.iter().map(|p| query::due_page(store, *p, None, now_ms + 1_000, MOVES_MAX));
+            let pages =
+                PRIORITIES.iter().map(|p| query::due_page(store, *p, None, now_ms + 1_000, MOVES_MAX));
             let rows = pages.filter_map(Result::ok).flatten();
-            let ids: Vec<MessageId> = rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
+            let ids: Vec<MessageId> =
+                rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
             let commands: Vec<Command> = ids
                 .into_iter()
                 .map(|id| {

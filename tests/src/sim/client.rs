@@ -197,9 +197,7 @@ impl World {
         let (partition, floor) = match &request {
             Request::Submit { practice, .. }
             | Request::Stop { practice, .. }
-            | Request::Update { practice, .. } => {
-                (clients.partition_of(*practice), 0)
-            }
+            | Request::Update { practice, .. } => (clients.partition_of(*practice), 0),
             Request::Cancel { id, .. } => (id.slot().partition(clients.partitions), 0),
             Request::Get { id } => {
                 (id.slot().partition(clients.partitions), clients.floor.get(id).copied().unwrap_or(0))

@@ -117,8 +117,17 @@ impl World {
 /// The feature level that a command of a partition needs.
 fn needed(command: &Command) -> u32 {
     match &command.kind {
-        Some(Kind::UpdateByReference(_) | Kind::DropDeadLetter(_) | Kind::Reroute(_)) => level::LEVEL_DELIVERY,
-        Some(Kind::Accept(accept)) if accept.dead_letter_listed || accept.route_no > 0 => level::LEVEL_DELIVERY,
+        Some(
+            Kind::UpdateByReference(_)
+            | Kind::DropDeadLetter(_)
+            | Kind::Reroute(_)
+            | Kind::PutSeries(_)
+            | Kind::AdvanceSeries(_)
+            | Kind::EndSeries(_),
+        ) => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.dead_letter_listed || accept.route_no > 0 => {
+            level::LEVEL_DELIVERY
+        }
         Some(Kind::BeginAttempt(begin)) if !begin.sender.is_empty() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,

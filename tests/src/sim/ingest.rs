@@ -19,9 +19,7 @@ impl World {
         let partition = match &request {
             Request::Submit { practice, .. }
             | Request::Stop { practice, .. }
-            | Request::Update { practice, .. } => {
-                self.clients.partition_of(*practice)
-            }
+            | Request::Update { practice, .. } => self.clients.partition_of(*practice),
             Request::Cancel { id, .. } | Request::Get { id } => id.slot().partition(self.plan.partitions),
         };
         if !self.nodes[node].leads(partition) {
