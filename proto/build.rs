@@ -20,7 +20,7 @@ const FILES: [&str; 15] = [
 ];
 
 /// Messages that carry plaintext of patients: their `Debug` is written by hand and prints nothing of it.
-const PLAINTEXT: [&str; 15] = [
+const PLAINTEXT: [&str; 20] = [
     ".carillon.v1.MessageSpec.recipient",
     ".carillon.v1.MessageSpec",
     ".carillon.v1.NationalNumber",
@@ -36,6 +36,11 @@ const PLAINTEXT: [&str; 15] = [
     ".carillon.v1.MessageChange",
     ".carillon.internal.v1.NodeChange",
     ".carillon.internal.v1.NodeUpdateRequest",
+    ".carillon.v1.CreateSeriesRequest",
+    ".carillon.internal.v1.SeriesPlan",
+    ".carillon.internal.v1.NodeCreateSeries",
+    ".carillon.internal.v1.NodeSeriesRequest",
+    ".carillon.internal.v1.NodeSeriesRequest.action",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -14,6 +14,7 @@ use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::quarantine;
 use crate::edge::query::Queries;
+use crate::edge::series::SeriesDesk;
 use crate::edge::steward_api::StewardApi;
 use crate::edge::update::Updates;
 use crate::engine::identity::Identity;
@@ -23,6 +24,7 @@ use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
+use crate::series::Maker;
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::admin::delivery_admin_server::DeliveryAdminServer;
 use carillon_proto::internal::node_server::NodeServer;
@@ -117,6 +119,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         lanes: delivery.looker.clone(),
         lab: config.lab,
     };
+    let maker = Maker { handle: handle.clone(), keyring: Arc::clone(&keyring), ingest: ingest.clone() };
+    tokio::spawn(maker.run());
     let delivery_admin = DeliveryAdminApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
@@ -131,6 +135,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         ingest,
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         updates: Updates { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        series: SeriesDesk { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
         queries,
     };

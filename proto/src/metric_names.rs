@@ -98,6 +98,7 @@ pub const CATALOGUE: &[Metric] = &[
         "carillon_rerouted_total",
         "Messages given to another carrier because theirs failed, by carriers.",
     ),
+    counter("carillon_series_messages_total", "Messages made of recurring series."),
     counter("carillon_quarantine_resolved_total", "Messages released or dropped by operators, by action."),
     histogram("carillon_snapshot_export_seconds", "Time to make the files of a snapshot."),
     histogram("carillon_snapshot_import_seconds", "Time to make a state of the files of a snapshot."),

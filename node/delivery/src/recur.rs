@@ -15,6 +15,8 @@ use std::collections::BTreeSet;
 /// Occurrences of a series that are looked at, at most: 10 years of days, and some.
 pub const OCCURRENCES_MAX: u32 = 4_000;
 const INTERVAL_MAX: u32 = 1_000;
+/// Exceptions of a series.
+pub const EXCEPTIONS_MAX: usize = 366;
 /// Periods without any occurrence in a row, at most (February 30th).
 const EMPTY_MAX: u32 = 2_000;
 
@@ -41,6 +43,12 @@ pub enum RuleError {
     ByMonthDay,
     #[error("a part of the rule is not supported")]
     Unsupported,
+    #[error("the start must be a time on the wall clock such as 2027-01-04T09:00")]
+    Start,
+    #[error("the time zone is not known")]
+    Zone,
+    #[error("exceptions must be at most {EXCEPTIONS_MAX} dates such as 20270105")]
+    Exceptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +243,16 @@ pub struct Series {
 impl Series {
     pub fn new(rule: Rule, start: DateTime, zone: TimeZone, exceptions: BTreeSet<Date>) -> Self {
         Self { rule, start, zone, exceptions }
+    }
+
+    /// The same from the texts of a caller.
+    pub fn parse(rule: &str, start: &str, zone: &str, exceptions: &[String]) -> Result<Self, RuleError> {
+        let rule = Rule::parse(rule)?;
+        let start: DateTime = start.parse().map_err(|_| RuleError::Start)?;
+        let zone = TimeZone::get(zone).map_err(|_| RuleError::Zone)?;
+        let dates: Option<BTreeSet<Date>> = exceptions.iter().map(|text| read_date(text)).collect();
+        let dates = dates.filter(|_| exceptions.len() <= EXCEPTIONS_MAX).ok_or(RuleError::Exceptions)?;
+        Ok(Self::new(rule, start, zone, dates))
     }
 
     /// The occurrences after number `after` (0 = all), in order; at most [`OCCURRENCES_MAX`] in all.

@@ -89,6 +89,20 @@ fn rules_that_are_not_understood_are_refused() {
     }
 }
 
+#[test]
+fn texts_of_callers_are_read_or_named() {
+    let parse = |start: &str, zone: &str, exceptions: &[&str]| {
+        let exceptions: Vec<String> = exceptions.iter().map(|text| (*text).to_owned()).collect();
+        Series::parse("FREQ=DAILY", start, zone, &exceptions)
+            .map(|series| series.after(0).next().unwrap().date)
+    };
+    let good = parse("2027-01-04T09:00", "America/Chicago", &["20270104"]);
+    assert_eq!(good, Ok(date(2027, 1, 5)));
+    assert_eq!(parse("tomorrow", "UTC", &[]), Err(RuleError::Start));
+    assert_eq!(parse("2027-01-04T09:00", "Mars/Base", &[]), Err(RuleError::Zone));
+    assert_eq!(parse("2027-01-04T09:00", "UTC", &["2027-01-05"]), Err(RuleError::Exceptions));
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in "[A-Z0-9=;,:\\-\u{e9}]{0,40}") {

@@ -48,7 +48,7 @@ pub struct Ingest {
 const PANIC_LABEL: &str = "carillon-lab-panic";
 
 /// What is the same for every message of a practice in one request.
-pub(super) struct PracticeContext {
+pub(crate) struct PracticeContext {
     record: PracticeRecord,
     pub keys: Arc<PracticeKeys>,
     slot: Slot,
@@ -155,7 +155,7 @@ impl Ingest {
     }
 
     /// The practice, if it is the tenant's and lives in this partition; with its keys.
-    pub(super) async fn practice(
+    pub(crate) async fn practice(
         &self,
         tenant: &str,
         partition: u32,
@@ -174,7 +174,7 @@ impl Ingest {
     }
 
     /// Seals a message. Its strings are dropped here.
-    pub(super) fn seal_one(
+    pub(crate) fn seal_one(
         &self,
         practice: &PracticeContext,
         message: IngestMessage,
@@ -299,7 +299,7 @@ impl Ingest {
 }
 
 /// An Accept as it is proposed.
-pub(super) fn encode(accept: Accept) -> Bytes {
+pub(crate) fn encode(accept: Accept) -> Bytes {
     Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()
 }
 

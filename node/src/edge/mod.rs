@@ -17,6 +17,7 @@ pub mod peer;
 pub mod quarantine;
 pub mod query;
 mod restore;
+pub mod series;
 pub mod steward_api;
 pub mod update;
 pub mod view;

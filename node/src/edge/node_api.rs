@@ -4,15 +4,16 @@ use super::events::{self, WatchStream};
 use super::explain::Explains;
 use super::ingest::Ingest;
 use super::query::Queries;
+use super::series::SeriesDesk;
 use super::update::Updates;
 use crate::engine::NodeHandle;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::node_server::Node;
 use carillon_proto::internal::{
     MapUpdate, NodeCancelRequest, NodeCancelResponse, NodeExplainRequest, NodeExplainResponse,
-    NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse, NodeSubmitRequest,
-    NodeSubmitResponse, NodeUpdateRequest, NodeUpdateResponse, NodeWatchRequest, PartitionLeader,
-    WatchMapRequest,
+    NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse, NodeSeriesRequest,
+    NodeSeriesResponse, NodeSubmitRequest, NodeSubmitResponse, NodeUpdateRequest, NodeUpdateResponse,
+    NodeWatchRequest, PartitionLeader, WatchMapRequest,
 };
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -30,6 +31,7 @@ pub struct NodeApi {
     pub cancels: Cancels,
     pub updates: Updates,
     pub explains: Explains,
+    pub series: SeriesDesk,
 }
 
 impl NodeApi {
@@ -89,6 +91,14 @@ impl Node for NodeApi {
     ) -> Result<Response<NodeUpdateResponse>, Status> {
         self.check_whole(&request)?;
         self.updates.update(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn manage_series(
+        &self,
+        request: Request<NodeSeriesRequest>,
+    ) -> Result<Response<NodeSeriesResponse>, Status> {
+        self.check_whole(&request)?;
+        self.series.manage(request.into_inner()).await.map(Response::new)
     }
 
     type WatchStream = WatchStream;

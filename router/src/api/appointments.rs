@@ -1,5 +1,5 @@
 //! `UpdateAppointment`: checks the whole request at once and hands it to the practice's partition. Its version makes repeats safe.
-use super::{Api, Shared, observed};
+use super::{Api, Shared, observed, series};
 use crate::route::{self, Reply};
 use crate::text::{self, TextFault};
 use crate::validate::{self, AHEAD_MAX_MS, KEY_BYTES_MAX};
@@ -8,7 +8,8 @@ use carillon_proto::errors;
 use carillon_proto::internal::{NodeChange, NodeUpdateRequest, node_update_response::Result as Updated};
 use carillon_proto::public::appointments_server::Appointments;
 use carillon_proto::public::{
-    ErrorReason, MessageChange, MessageClass, UpdateAppointmentRequest, UpdateAppointmentResponse,
+    CreateSeriesRequest, EndSeriesRequest, ErrorReason, GetSeriesRequest, MessageChange, MessageClass,
+    Series, UpdateAppointmentRequest, UpdateAppointmentResponse,
 };
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
@@ -22,6 +23,18 @@ impl Appointments for Api {
         request: Request<UpdateAppointmentRequest>,
     ) -> Result<Response<UpdateAppointmentResponse>, Status> {
         observed("UpdateAppointment", update(&self.0, request)).await
+    }
+
+    async fn create_series(&self, request: Request<CreateSeriesRequest>) -> Result<Response<Series>, Status> {
+        observed("CreateSeries", series::create(&self.0, request)).await
+    }
+
+    async fn get_series(&self, request: Request<GetSeriesRequest>) -> Result<Response<Series>, Status> {
+        observed("GetSeries", series::get(&self.0, request)).await
+    }
+
+    async fn end_series(&self, request: Request<EndSeriesRequest>) -> Result<Response<Series>, Status> {
+        observed("EndSeries", series::end(&self.0, request)).await
     }
 }
 

@@ -6,6 +6,7 @@ mod cancel;
 mod explain;
 mod get;
 mod list;
+mod series;
 mod stream;
 mod submit;
 mod watch;

@@ -61,3 +61,38 @@ async fn a_message_is_explained_to_its_tenant_only() {
     let status = bed.client().explain_message(ask("+12125550123")).await.unwrap_err();
     assert_eq!(violations(&status), crate::violation("message_id", "MALFORMED"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_series_is_checked_and_goes_to_its_practice() {
+    let bed = Bed::start().await;
+    let mut client = AppointmentsClient::new(bed.own_channel());
+    let good = || CreateSeriesRequest {
+        message: Some(spec(PRACTICES[0], "s")),
+        rule: "FREQ=DAILY".to_owned(),
+        start: "2027-01-04T09:00".to_owned(),
+        ..Default::default()
+    };
+    let series = client.create_series(timed(good())).await.unwrap().into_inner();
+    assert_eq!(series.practice, "FREQ=DAILY", "the fake says it back");
+    let at = Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 });
+    let timed_message = MessageSpec { deadline: at, ..spec(PRACTICES[0], "s") };
+    let valid_for = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+    let bad = CreateSeriesRequest {
+        message: Some(timed_message),
+        rule: String::new(),
+        start: String::new(),
+        valid_for,
+        exceptions: Vec::new(),
+    };
+    let status = client.create_series(timed(bad)).await.unwrap_err();
+    let fields: Vec<String> =
+        violations(&status).into_iter().map(|(field, word)| format!("{field} {word}")).collect();
+    let expected =
+        ["rule EMPTY", "start EMPTY", "valid_for INVALID_DURATION", "message.deadline TIMES_OF_A_SERIES"];
+    assert_eq!(fields, expected);
+    let missing = MessageId::new(1, Slot::new(77).unwrap(), 1).to_string();
+    let status = client.get_series(timed(GetSeriesRequest { series_id: missing.clone() })).await.unwrap_err();
+    assert_eq!(told(&status), (Code::NotFound, ErrorReason::MessageNotFound));
+    let status = client.end_series(timed(EndSeriesRequest { series_id: "x".to_owned() })).await.unwrap_err();
+    assert_eq!(violations(&status), crate::violation("message_id", "MALFORMED"));
+}

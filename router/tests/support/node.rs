@@ -6,8 +6,8 @@ use carillon_proto::identity::Role;
 use carillon_proto::internal::node_server::{Node, NodeServer};
 use carillon_proto::internal::*;
 use carillon_proto::public::{
-    CancelResult, ErrorReason, ExplainMessageResponse, Message, MessageState, UpdateAppointmentResponse,
-    UpdateResult,
+    CancelResult, ErrorReason, ExplainMessageResponse, Message, MessageState, Series,
+    UpdateAppointmentResponse, UpdateResult,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use std::sync::Arc;
@@ -232,6 +232,26 @@ impl Node for Fake {
             }
         });
         Ok(Response::new(NodeExplainResponse { result: Some(result) }))
+    }
+
+    async fn manage_series(&self, request: Request<NodeSeriesRequest>) -> Answer<NodeSeriesResponse> {
+        only_routers(&request)?;
+        let request = request.into_inner();
+        if let Some(hint) = self.not_leader(request.partition) {
+            let result = Some(node_series_response::Result::NotLeader(hint));
+            return Ok(Response::new(NodeSeriesResponse { result }));
+        }
+        let result = match request.action {
+            Some(node_series_request::Action::Create(create)) => {
+                let practice = create.plan.unwrap().rule;
+                node_series_response::Result::Series(Series { practice, ..Default::default() })
+            }
+            _ => {
+                let error = errors::status(ErrorReason::MessageNotFound, "");
+                node_series_response::Result::Error(errors::to_rpc(&error))
+            }
+        };
+        Ok(Response::new(NodeSeriesResponse { result: Some(result) }))
     }
 
     /// Says back what it was asked.

@@ -11,6 +11,7 @@ mod message;
 mod output;
 mod quarantine;
 mod route;
+mod series;
 mod storage;
 
 use carillon_ctl::admin::AdminError;
@@ -43,6 +44,9 @@ enum Command {
     /// Appointments: change all messages of one at once.
     #[command(subcommand)]
     Appointment(appointment::AppointmentCommand),
+    /// Recurring messages.
+    #[command(subcommand)]
+    Series(series::SeriesCommand),
     /// Messages whose retries are spent: list them, send them again, drop them.
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetterCommand),
@@ -103,6 +107,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Status(target) => cluster::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
         Command::Appointment(command) => appointment::run(command, format).await,
+        Command::Series(command) => series::run(command, format).await,
         Command::DeadLetter(command) => dead_letter::run(command, format).await,
         Command::Breaker(command) => breaker::run(command, format).await,
         Command::Route(command) => route::run(command, format).await,
