@@ -49,7 +49,7 @@ pub(super) async fn forecast(
         let seen = run.map_err(|_| internal("the forecast ended"))?;
         let late = late(&seen, &practices, &view, skip, (request.late_limit as usize).min(LATE_MAX));
         let end = skip + late.len();
-        let more = late.len() > 0 && (end as u64) < seen.late;
+        let more = !late.is_empty() && (end as u64) < seen.late;
         answer.lanes.push(LaneForecast {
             carrier: lane.name,
             segments_per_second: capacity.segments_per_second,

@@ -48,6 +48,8 @@ pub struct Changes {
     versions: BTreeMap<(u32, Bytes), u64>,
     /// The text that a message must have when an attempt begins.
     texts: BTreeMap<MessageId, u64>,
+    /// (practice, key) of messages with a key, and how often each came into being.
+    pub accepted: BTreeMap<(u64, u64), u32>,
 }
 
 impl World {
@@ -230,6 +232,10 @@ impl World {
     /// The next change of an appointment, or the last one again.
     pub fn draw_update(&mut self) -> Option<Request> {
         let clients = &mut self.clients;
+        if self.rng.care.chance(6) {
+            let practice = self.rng.care.below(u64::from(self.plan.practices)) as u32;
+            return Some(Request::Series { practice, key: self.rng.care.next() >> 8 });
+        }
         if !self.rng.care.chance(60) || clients.appointments.is_empty() {
             return None;
         }

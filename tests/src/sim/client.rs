@@ -50,6 +50,11 @@ pub enum Request {
         reference: u64,
         version: u64,
     },
+    /// A series of recurring messages begins.
+    Series {
+        practice: u32,
+        key: u64,
+    },
 }
 
 /// What a node says.
@@ -65,6 +70,7 @@ pub enum Answer {
     Got(Option<MessageState>),
     Stopped,
     Updated(Updated),
+    SeriesMade,
     /// A later version of the appointment took effect.
     OldVersion,
     /// The cluster does not know opt-outs or appointments yet.
@@ -197,7 +203,8 @@ impl World {
         let (partition, floor) = match &request {
             Request::Submit { practice, .. }
             | Request::Stop { practice, .. }
-            | Request::Update { practice, .. } => (clients.partition_of(*practice), 0),
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => (clients.partition_of(*practice), 0),
             Request::Cancel { id, .. } => (id.slot().partition(clients.partitions), 0),
             Request::Get { id } => {
                 (id.slot().partition(clients.partitions), clients.floor.get(id).copied().unwrap_or(0))
@@ -345,6 +352,7 @@ impl World {
                 Some(CommandResult::Canceled(outcomes)) => Answer::Canceled(outcomes.into_iter().next()),
                 Some(CommandResult::Done) => Answer::Stopped,
                 Some(CommandResult::Updated(updated)) => Answer::Updated(updated),
+                Some(CommandResult::Accepted | CommandResult::Duplicate { .. }) => Answer::SeriesMade,
                 // The node reads again; here the client does.
                 Some(CommandResult::Refused(Refusal::MovedOn)) => Answer::Refused(Refused::Busy),
                 Some(CommandResult::Refused(Refusal::OldVersion { .. })) => Answer::OldVersion,
@@ -449,6 +457,8 @@ impl World {
                 self.update_told((practice, reference, version), &updated);
             }
             (Request::Update { .. }, Answer::OldVersion) => self.trace.count("update_of_an_old_version"),
+            (Request::Series { .. }, Answer::SeriesMade) => self.trace.count("series_made"),
+            (Request::Series { .. }, Answer::TooOld) => self.trace.count("series_refused_by_level"),
             (Request::Update { .. }, Answer::TooOld) => self.trace.count("update_refused_by_level"),
             (Request::Stop { .. }, Answer::Stopped) => self.trace.count("stop_acknowledged"),
             (Request::Stop { .. }, Answer::TooOld) => self.trace.count("stop_refused_by_level"),

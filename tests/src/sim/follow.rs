@@ -76,6 +76,12 @@ impl World {
                     self.follow_begin(begin, &accept.sealed_body, &status);
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
                 }
+                (Some(Kind::Accept(accept)), CommandResult::Accepted) => {
+                    let wrong = self.oracle.changes.accepted(accept);
+                    wrong.into_iter().for_each(|text| self.oracle.fail(text));
+                }
+                (Some(Kind::AdvanceSeries(advance)), CommandResult::Done) => self.follow_advance(advance),
+                (Some(Kind::AdvanceSeries(_)), _) => self.trace.count("series_step_refused"),
                 (Some(Kind::UpdateByReference(update)), result) => {
                     self.follow_update(node, partition, update, result);
                 }

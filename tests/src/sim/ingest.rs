@@ -19,7 +19,8 @@ impl World {
         let partition = match &request {
             Request::Submit { practice, .. }
             | Request::Stop { practice, .. }
-            | Request::Update { practice, .. } => self.clients.partition_of(*practice),
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => self.clients.partition_of(*practice),
             Request::Cancel { id, .. } | Request::Get { id } => id.slot().partition(self.plan.partitions),
         };
         if !self.nodes[node].leads(partition) {
@@ -50,6 +51,9 @@ impl World {
             }
             Request::Update { practice, reference, version } => {
                 self.update_arrives(node, partition, (op, call_no), (practice, reference, version));
+            }
+            Request::Series { practice, key } => {
+                self.series_arrives(node, partition, (op, call_no), (practice, key));
             }
             Request::Get { id } => self.ask_read(node, partition, Read { op, call_no, id }),
         }
@@ -91,7 +95,7 @@ impl World {
     }
 
     /// What ingest makes of a message. Everything but times and the id follows from the content, as a repeat must.
-    fn accept(
+    pub fn accept(
         &mut self,
         node: usize,
         id: MessageId,

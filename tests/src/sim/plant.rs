@@ -43,6 +43,8 @@ pub enum Plant {
     KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
+    /// Messages of a series have keys that do not follow from it.
+    SeriesKeyForgotten,
     /// A change of an appointment is acknowledged before it is committed.
     UpdateAssumed,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
@@ -50,7 +52,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -71,6 +73,7 @@ impl Plant {
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
         Self::UpdateAssumed,
+        Self::SeriesKeyForgotten,
         Self::Priorities,
     ];
 

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 47] = [
+pub const SOMETIMES: [&str; 49] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -51,6 +51,8 @@ pub const SOMETIMES: [&str; 47] = [
     "update_repeated",
     "update_of_an_old_version",
     "failover",
+    "series_advanced",
+    "series_step_refused",
     "attempt_on_another_carrier",
 ];
 

@@ -106,6 +106,8 @@ pub struct Wing {
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
     early: BTreeSet<(MessageId, u32)>,
+    /// When series are looked at next.
+    pub series_at: u64,
 }
 
 impl Default for Wing {
@@ -136,6 +138,7 @@ impl Default for Wing {
             fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
+            series_at: 0,
         }
     }
 }
@@ -209,6 +212,7 @@ impl World {
         }
         let decision = wing.scheduler.decide(now_ms, mono);
         self.failover(node);
+        self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
             begin.entry(decided.partition).or_default().push(decided);
