@@ -5,7 +5,7 @@ use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::*;
 use carillon_proto::tls;
 use carillon_tests::api::{from_now, spec, timed, told};
-use carillon_tests::rig::Rig;
+use carillon_tests::rig::{Rig, until};
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -167,4 +167,67 @@ pub async fn explained(rig: &Rig) {
     let attempt = &told.message.unwrap().attempts[0];
     assert_eq!((told.summary.as_str(), told.holds.len()), ("delivered", 0));
     assert!(!attempt.sender.is_empty() && attempt.carrier == carillon_ctl::lab::CARRIER, "{attempt:?}");
+}
+
+/// The wall clock of UTC, as a series wants it.
+fn wall_clock(ms: i64) -> String {
+    from_now(ms).unwrap().to_string().chars().take(19).collect()
+}
+
+pub async fn recurring(rig: &Rig) {
+    let practice = &rig.practices[3];
+    let request = CreateSeriesRequest {
+        message: Some(MessageSpec {
+            external_reference: "pills".to_owned(),
+            time_zone: "UTC".to_owned(),
+            ..spec(practice, "series-1", 3)
+        }),
+        rule: "FREQ=DAILY;COUNT=5".to_owned(),
+        start: wall_clock(3_000),
+        exceptions: Vec::new(),
+        valid_for: None,
+    };
+    let made = client(rig).create_series(timed(request.clone())).await.unwrap().into_inner();
+    assert_eq!((made.upcoming.len(), made.duplicate, made.ended), (5, false, false));
+    let again = client(rig).create_series(timed(request.clone())).await.unwrap().into_inner();
+    assert!(again.duplicate && again.series_id == made.series_id);
+    let other = CreateSeriesRequest { rule: "FREQ=DAILY;COUNT=6".to_owned(), ..request.clone() };
+    let reused = client(rig).create_series(timed(other)).await.unwrap_err();
+    assert_eq!(told(&reused), (Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED".to_owned()));
+    let bad = CreateSeriesRequest { rule: "FREQ=YEARLY".to_owned(), ..request };
+    let refused = client(rig).create_series(timed(bad)).await.unwrap_err();
+    assert_eq!(carillon_tests::api::violations(&refused), [("rule".to_owned(), "INVALID_RULE".to_owned())]);
+
+    // Today's and tomorrow's come into being; the others when their time is near.
+    let list = async || {
+        let request = ListMessagesRequest {
+            practice: practice.clone(),
+            external_reference: "pills".to_owned(),
+            ..Default::default()
+        };
+        rig.list(request).await
+    };
+    let get = async || {
+        let request = timed(GetSeriesRequest { series_id: made.series_id.clone() });
+        client(rig).get_series(request).await.map(tonic::Response::into_inner)
+    };
+    until("two messages come into being", SOON, async || {
+        match get().await.map_err(|e| e.to_string())?.made {
+            2 => Ok(()),
+            count => Err(format!("{count} are made")),
+        }
+    })
+    .await;
+    let first = list().await.into_iter().min_by_key(|m| m.not_before.as_ref().unwrap().seconds).unwrap();
+    rig.until_state(&first.message_id, MessageState::Delivered, SOON).await;
+    // The next leader goes on from where it stands.
+    let leader = rig.leader_of(practice).await;
+    let lab = &rig.lab;
+    tokio::task::block_in_place(|| lab.kill_node(leader)).unwrap();
+    let after = get().await.unwrap();
+    assert_eq!((after.made, after.upcoming.len(), list().await.len()), (2, 3, 2), "nothing twice");
+    rig.start_node(leader).await;
+    let end = timed(EndSeriesRequest { series_id: made.series_id.clone() });
+    assert!(client(rig).end_series(end).await.unwrap().into_inner().ended);
+    assert_eq!(told(&get().await.unwrap_err()), (Code::NotFound, "MESSAGE_NOT_FOUND".to_owned()));
 }

@@ -19,6 +19,9 @@ async fn an_appointment_changes_as_a_whole_and_every_message_can_be_explained() 
     steps.run("an appointment is moved, edited and taken back", appointments::changes(&rig)).await;
     steps.run("versions rise, repeats change nothing", appointments::versions(&rig)).await;
     steps.run("a change of what was handed over says so, and when", appointments::too_late(&rig)).await;
+    steps
+        .run("recurring reminders: made once, through the kill of a leader", appointments::recurring(&rig))
+        .await;
     steps.run("explain: a message that waits for its time", appointments::explained(&rig)).await;
     steps.finish();
 }
