@@ -320,7 +320,8 @@ impl Driver {
             }
             Local::Look { carrier_no, reply } => {
                 let paused_for_ms = self.scheduler.paused_for_ms(carrier_no, self.clock.now());
-                drop(reply.send(LaneLook { paused_for_ms }));
+                // Whoever asked may be gone.
+                let _unheard = reply.send(LaneLook { paused_for_ms });
             }
             _ => {}
         }

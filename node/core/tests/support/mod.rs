@@ -304,6 +304,7 @@ pub fn begin(n: u64, attempt_no: u32, term: u64) -> Kind {
         term,
         send_by_ms: START_MS + 2_000,
         node_id: 1,
+        sender: String::new(),
     })
 }
 
