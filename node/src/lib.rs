@@ -14,4 +14,5 @@ pub mod node;
 pub mod restore;
 pub mod retention;
 pub mod seal;
+pub mod series;
 pub mod space;

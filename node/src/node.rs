@@ -7,12 +7,16 @@ use crate::config::{Config, KeyConfig};
 use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
 use crate::edge::cancel::Cancels;
+use crate::edge::delivery_admin::DeliveryAdminApi;
+use crate::edge::explain::Explains;
 use crate::edge::ingest::Ingest;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::quarantine;
 use crate::edge::query::Queries;
+use crate::edge::series::SeriesDesk;
 use crate::edge::steward_api::StewardApi;
+use crate::edge::update::Updates;
 use crate::engine::identity::Identity;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
@@ -20,7 +24,9 @@ use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
+use crate::series::Maker;
 use carillon_proto::admin::admin_server::AdminServer;
+use carillon_proto::admin::delivery_admin_server::DeliveryAdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::steward_server::StewardServer;
@@ -112,17 +118,34 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         own,
         carrier,
     };
+    let queries = Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) };
+    let classes = Arc::new(config.classes.table()?);
+    let ingest = Ingest {
+        handle: handle.clone(),
+        keyring: Arc::clone(&keyring),
+        classes: Arc::clone(&classes),
+        lanes: delivery.looker.clone(),
+        lab: config.lab,
+    };
+    let maker = Maker { handle: handle.clone(), keyring: Arc::clone(&keyring), ingest: ingest.clone() };
+    tokio::spawn(maker.run());
+    let delivery_admin = DeliveryAdminApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        keyring: Arc::clone(&keyring),
+        ingest: ingest.clone(),
+        looker: delivery.looker.clone(),
+        meta: meta.clone(),
+    };
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest {
-            handle: handle.clone(),
-            keyring: Arc::clone(&keyring),
-            classes: Arc::new(config.classes.table()?),
-            lab: config.lab,
-        },
-        queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        ingest,
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        updates: Updates { handle: handle.clone(), keyring: Arc::clone(&keyring), classes },
+        series: SeriesDesk { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
+        queries,
     };
     let admin_api = AdminApi {
         cluster_id: config.cluster_id.clone(),
@@ -141,8 +164,9 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));
     let until = |mut closed: watch::Receiver<bool>| async move { drop(closed.wait_for(|c| *c).await) };
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
-    let admin_plane =
-        server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
+    let admin_plane = server()
+        .add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX))
+        .add_service(DeliveryAdminServer::new(delivery_admin));
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");

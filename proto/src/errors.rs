@@ -47,6 +47,12 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::KeyUnavailable => (Code::FailedPrecondition, None, "the practice's key is gone; ask an operator"),
         R::StorageFull => (Code::ResourceExhausted, Some(5_000), "retry later; operators were alerted"),
         R::RequestTooLarge => (Code::InvalidArgument, None, "send fewer messages in one request or batch"),
+        R::OldVersion => {
+            (Code::FailedPrecondition, None, "look at the appointment again; a later version was applied")
+        }
+        R::VersionReused => {
+            (Code::AlreadyExists, None, "give each change of an appointment a version of its own")
+        }
         R::Internal | R::Unspecified => (Code::Internal, None, "report it with the time and request"),
     };
     ReasonInfo { code, retry_delay: retry_ms.map(Duration::from_millis), remedy }

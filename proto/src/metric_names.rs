@@ -92,6 +92,18 @@ pub const CATALOGUE: &[Metric] = &[
         "carillon_quarantined_messages",
         "Messages held because a restore left their fate unknown, in the partitions that this node leads.",
     ),
+    counter("carillon_dead_letters_replayed_total", "Dead letters that operators had sent again."),
+    counter("carillon_dead_letters_dropped_total", "Dead letters that operators took out of the list."),
+    gauge(
+        "carillon_breaker_state",
+        "Breaker of a lane on this node: 0 closed, 1 half open, 2 open, by carrier.",
+    ),
+    counter("carillon_breaker_opened_total", "Times that the breaker of a lane opened, by carrier."),
+    counter(
+        "carillon_rerouted_total",
+        "Messages given to another carrier because theirs failed, by carriers.",
+    ),
+    counter("carillon_series_messages_total", "Messages made of recurring series."),
     counter("carillon_quarantine_resolved_total", "Messages released or dropped by operators, by action."),
     histogram("carillon_snapshot_export_seconds", "Time to make the files of a snapshot."),
     histogram("carillon_snapshot_import_seconds", "Time to make a state of the files of a snapshot."),

@@ -22,7 +22,7 @@ pub const ITEMS_MAX: usize = 1_000;
 pub const KEY_BYTES_MAX: usize = 128;
 const LABELS_MAX: usize = 16;
 const LABEL_BYTES_MAX: usize = 64;
-const AHEAD_MAX_MS: u64 = 400 * 24 * 3_600_000;
+pub const AHEAD_MAX_MS: u64 = 400 * 24 * 3_600_000;
 /// The last second of the year 9999, as protobuf's JSON form allows.
 const LAST_SECOND: i64 = 253_402_300_799;
 

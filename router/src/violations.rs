@@ -48,6 +48,10 @@ reasons! {
     NEGATIVE = "must not be negative";
     MALFORMED = "is not a message id";
     EMPTY_INTERVAL = "is not after accepted_after";
+    TIMES_OF_A_SERIES = "must not be set; the rule says when";
+    INVALID_DURATION = "is not 1 second to 400 days";
+    SHIFT_AND_TIMES = "moves times that are given as well";
+    CANCEL_AND_CHANGE = "takes back what is changed as well";
 }
 
 /// All that is wrong with one request or item.

@@ -2,6 +2,7 @@
 //!
 //! Owns: connecting, deadlines, and the rule which answers are worth a repeat. Every call has a deadline.
 use carillon_proto::admin::admin_client::AdminClient;
+use carillon_proto::admin::delivery_admin_client::DeliveryAdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
     MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, RepairReplicaRequest,
@@ -68,6 +69,7 @@ fn full_message(status: &Status) -> String {
 #[derive(Clone)]
 pub struct Admin {
     pub(crate) client: AdminClient<Channel>,
+    pub(crate) delivery: DeliveryAdminClient<Channel>,
 }
 
 impl Admin {
@@ -75,7 +77,8 @@ impl Admin {
     pub fn connect(address: &str, files: &TlsFiles, node: Option<u64>) -> Result<Self, AdminError> {
         tls::install_provider();
         let channel = tls::channel(address, tls::client_config(files)?, node.map(Role::Node))?;
-        Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20) })
+        let delivery = DeliveryAdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20), delivery })
     }
 
     pub(crate) fn request<T>(message: T) -> Request<T> {

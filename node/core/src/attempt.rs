@@ -38,11 +38,21 @@ pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResu
         begin_ms: turn.now_ms,
         send_by_ms: begin.send_by_ms,
         node_id: begin.node_id,
+        sender: clean_sender(&begin.sender),
         ..Default::default()
     });
     let step = Step::to(MessageState::InFlight).attempt(begin.attempt_no, Outcome::Unspecified);
     message.advance(turn, step);
     if turn.permits { permit(turn, &message, begin) } else { Ok(CommandResult::Done) }
+}
+
+/// Characters of a sender that are kept, at most.
+const SENDER_CHARS_MAX: usize = 32;
+
+/// A sender is a number or a name that the carrier shows; anything else is not kept.
+fn clean_sender(sender: &str) -> String {
+    let fits = sender.len() <= SENDER_CHARS_MAX && sender.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if fits { sender.to_owned() } else { String::new() }
 }
 
 fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {

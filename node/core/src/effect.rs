@@ -7,22 +7,24 @@ use carillon_proto::public::MessageState;
 /// Answer to one command, aligned with the commands of the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandResult {
-    /// Accept: it is new.
+    /// Accept, PutSeries: it is new.
     Accepted,
-    /// Accept: the key named this message already, with the same content.
+    /// Accept, PutSeries: the key named this message already, with the same content.
     Duplicate { message_id: MessageId },
-    /// Accept: the key named another content.
+    /// Accept, PutSeries: the key named another content.
     KeyReused { message_id: MessageId },
     /// Cancel, CancelByReference: one answer for each message concerned.
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
     /// ResolveQuarantine: what was released or dropped.
     Resolved(Resolved),
+    /// UpdateByReference: what became of each message.
+    Updated(Updated),
     /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
 }
@@ -59,6 +61,37 @@ pub struct Resolved {
     pub messages: u32,
     /// The limit was reached: there may be more.
     pub more: bool,
+}
+
+/// What one UpdateByReference did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Updated {
+    /// The version had taken effect before; nothing was changed now.
+    pub duplicate: bool,
+    /// One for each message of the reference, in the order of their ids.
+    pub outcomes: Vec<UpdateOutcome>,
+}
+
+/// The answer to an update for one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateOutcome {
+    pub message_id: MessageId,
+    pub class: i32,
+    pub state: MessageState,
+    pub disposition: Disposition,
+    /// When a carrier took it over, or when the attempt began that may have; 0 = neither.
+    pub handed_over_ms: u64,
+}
+
+/// What an update did to a message; `carillon.v1.UpdateDisposition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    Updated = 1,
+    Canceled,
+    Unchanged,
+    HandedOver,
+    InDoubt,
+    Ended,
 }
 
 /// A committed attempt: the permission to hand one message to a carrier once.
@@ -111,6 +144,14 @@ pub enum Refusal {
     NotFresh,
     /// Restore: the piece does not follow the one before. Look where it stands, and go on there.
     OutOfOrder,
+    /// UpdateByReference: a later version took effect before.
+    OldVersion {
+        known: u64,
+    },
+    /// UpdateByReference: the version took effect with other content.
+    VersionReused,
+    /// UpdateByReference: the reference has a message that the command does not know. AdvanceSeries: it stands elsewhere. Read again.
+    MovedOn,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.

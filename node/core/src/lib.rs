@@ -17,6 +17,7 @@ mod attempt;
 mod cancel;
 pub mod classes;
 pub mod clock;
+mod dead_letter;
 mod digest;
 pub mod effect;
 pub mod keys;
@@ -30,20 +31,23 @@ mod quarantine;
 pub mod query;
 mod receipt;
 mod records;
+mod reroute;
 mod restore;
 mod retire;
 mod retry;
 mod schedule;
 pub mod space;
+pub mod series;
 pub mod tables;
 mod turn;
+pub mod update;
 
 pub use applied::EntryMeta;
 pub use apply::{Applier, apply};
 pub use cancel::CANCEL_BY_REFERENCE_MAX;
 pub use effect::{
-    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Resolved, Retired,
-    ScheduleChange,
+    CancelOutcome, CommandResult, Disposition, DueEntry, Effects, Permit, Reference, Refusal, Resolved,
+    Retired, ScheduleChange, UpdateOutcome, Updated,
 };
 pub use leader::CODE_LEADER_CHANGED;
 pub use opt_out::OPT_OUT_MESSAGES_MAX;
@@ -54,3 +58,4 @@ pub use records::applied_record;
 pub use restore::{EVENTS_GAP, Fate, base_of_restored_events, fate};
 pub use retire::{Cutoffs, RETIRE_LIMIT_MAX};
 pub use tables::{MemTables, ReadTables, TableError, Tables};
+pub use update::{DETAIL_CHANGED, UPDATES_MAX};

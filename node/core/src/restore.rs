@@ -124,6 +124,9 @@ fn fits(row: &RestoreRow) -> bool {
         Some(b'K') => keys::decode_kept_key(key).is_some(),
         Some(b'Q') => keys::decode_quarantine(key).is_some(),
         Some(b'O') => keys::decode_opt_out(key).is_some(),
+        Some(b'V') => keys::decode_version(key).is_some(),
+        Some(b'W') => keys::decode_series(key).is_some() || keys::decode_series_due(key).is_some(),
+        Some(b'Y') => keys::decode_dead_letter(key).is_some(),
         _ => false,
     }
 }

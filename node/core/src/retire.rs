@@ -20,6 +20,7 @@ use crate::message::is_final;
 use crate::records::{self, corrupt, decode, encode};
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::update;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Accept, EventBlock, MessageStatus, RetentionRecord, Retire};
 use carillon_proto::public::MessageState;
@@ -168,6 +169,15 @@ fn message(
     turn.tables.delete(keys::payload(id));
     if let Some(index) = stored_index(&accept.reference_index)? {
         turn.tables.delete(keys::reference(accept.practice_no, &index, id));
+        update::forget(turn, accept.practice_no, &index)?;
+    }
+    if status
+        .dead_letter
+        .as_ref()
+        .is_some_and(|d| d.listed && d.dropped.is_empty() && d.replayed_as.is_empty())
+        && status.state == MessageState::Dead as i32
+    {
+        turn.tables.delete(keys::dead_letter(status.practice_no, id));
     }
     key(turn, &accept, payload.accepted_at_ms, keys_before_ms, retired)?;
     retired.messages += 1;

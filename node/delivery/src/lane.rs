@@ -17,6 +17,8 @@ pub(crate) struct Lane {
     pub config: Option<LaneConfig>,
     /// Moment of the monotonic clock until which nothing is begun.
     pub paused_until: Duration,
+    /// Attempts in flight while its breaker is not closed, at most.
+    pub breaker_max: Option<u32>,
     pub in_flight: u32,
     pub unsent_attempts: u32,
     unsent_segments: u64,
@@ -56,13 +58,20 @@ impl Lane {
 
     /// Nothing would be lost by dropping it.
     pub fn is_idle(&self, mono: Duration) -> bool {
-        self.config.is_none() && self.in_flight == 0 && !self.has_ready() && !self.is_paused(mono)
+        self.config.is_none()
+            && self.breaker_max.is_none()
+            && self.in_flight == 0
+            && !self.has_ready()
+            && !self.is_paused(mono)
     }
 
     /// True if an attempt of so many segments may begin now.
     pub fn has_room(&self, segments: u32, settings: &SchedulerConfig) -> bool {
         let Some(config) = self.config else { return false };
         if self.in_flight >= config.in_flight_max || self.unsent_attempts >= settings.prefetch_attempts_max {
+            return false;
+        }
+        if self.breaker_max.is_some_and(|max| self.in_flight >= max) {
             return false;
         }
         let by_time =

@@ -3,6 +3,8 @@
 //! Owns
 //!  - [`Scheduler`]: which waiting messages of the led partitions are begun next, on which lane, and which
 //!    are expired. Its view of table D is volatile, bounded and rebuilt from pages.
+//!  - [`breaker`]: when a carrier that fails is spared, and how it is tried again.
+//!  - [`forecast`] and [`explain`]: when messages will leave, and why one has not left yet.
 //!  - [`LaneGate`]: when one segment may leave on a lane, so that the lane's limit is a wall.
 //!
 //! Invariants
@@ -14,12 +16,16 @@
 //!
 //! Not here: proposing, sending, retry times (the pure core computes them), time zones, network, disk.
 
+pub mod breaker;
 mod cells;
 mod decide;
+pub mod explain;
+pub mod forecast;
 mod gate;
 mod key;
 mod lane;
 mod paging;
+pub mod recur;
 mod rows;
 mod scheduler;
 mod stats;

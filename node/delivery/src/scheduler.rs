@@ -174,6 +174,13 @@ impl Scheduler {
         self.lanes.entry(carrier_no).or_default().paused_until = until;
     }
 
+    /// The breaker of the lane allows so many attempts in flight; `None` = all that it carries.
+    pub fn limit_lane(&mut self, carrier_no: u32, attempts_max: Option<u32>) {
+        if attempts_max.is_some() || self.lanes.contains_key(&carrier_no) {
+            self.lanes.entry(carrier_no).or_default().breaker_max = attempts_max;
+        }
+    }
+
     /// The level of a priority; a row of another priority is a bug of the core and is counted.
     pub(crate) fn level(&mut self, priority: u8) -> Option<usize> {
         let level = level_of(priority);

@@ -1,6 +1,6 @@
 //! What the scheduler holds, for metrics, the admin API and explanations. Read-only.
 use crate::scheduler::Scheduler;
-use crate::types::Stage;
+use crate::types::{Stage, ms_until};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -72,6 +72,11 @@ impl Scheduler {
             misfits_total: self.counts.misfits,
             lanes,
         }
+    }
+
+    /// How long a lane is still paused.
+    pub fn paused_for_ms(&self, carrier_no: u32, mono: Duration) -> u64 {
+        self.lanes.get(&carrier_no).map_or(0, |lane| ms_until(lane.paused_until, mono))
     }
 
     /// The due time of each lane's oldest ready message. Windows are in order of due time, so this looks at

@@ -2,7 +2,10 @@
 //!
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
+use super::backlog::{LaneLook, Looker};
 use super::facts::Facts;
+use super::failover::Failover;
+use super::health::Health;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
@@ -17,15 +20,17 @@ use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
+use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, query};
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
+use carillon_proto::public::Outcome;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
@@ -49,11 +54,41 @@ const FACT_STALL: Duration = Duration::from_secs(3);
 
 /// What the driver's own helpers report.
 pub enum Local {
-    Begun { partition: u32, term: u64, results: Vec<(MessageId, BeginResult)> },
-    Sent { partition: u32, term: u64, message_id: MessageId },
-    Finished { partition: u32, term: u64, message_id: MessageId },
-    Pause { carrier_no: u32, pause: Duration },
-    Page { partition: u32, term: u64, request_id: u64, page: Option<(Vec<carillon_core::DueEntry>, bool)> },
+    Begun {
+        partition: u32,
+        term: u64,
+        results: Vec<(MessageId, BeginResult)>,
+    },
+    Sent {
+        partition: u32,
+        term: u64,
+        message_id: MessageId,
+    },
+    Finished {
+        partition: u32,
+        term: u64,
+        message_id: MessageId,
+    },
+    /// An attempt was answered.
+    Answered {
+        carrier_no: u32,
+        outcome: Outcome,
+    },
+    Pause {
+        carrier_no: u32,
+        pause: Duration,
+    },
+    /// Somebody asks how a lane stands.
+    Look {
+        carrier_no: u32,
+        reply: oneshot::Sender<LaneLook>,
+    },
+    Page {
+        partition: u32,
+        term: u64,
+        request_id: u64,
+        page: Option<(Vec<carillon_core::DueEntry>, bool)>,
+    },
 }
 
 /// The running wing.
@@ -62,6 +97,7 @@ pub struct Delivery {
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
+    pub looker: Looker,
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
@@ -73,6 +109,7 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
+    health: Health,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -105,14 +142,21 @@ pub fn start(
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
-    let shares = ShareKeeper::default();
+    let (shares, health) = (ShareKeeper::default(), Health::default());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
+        sender: Sender {
+            handle: handle.clone(),
+            keyring,
+            facts: facts.clone(),
+            local: local.clone(),
+            attempts: attempts.clone(),
+        },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
+        health: health.clone(),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -121,7 +165,10 @@ pub fn start(
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, meta, stopped));
-    Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
+    let failover = Failover { handle: handle.clone(), lanes: lanes.clone(), health: health.clone(), clock };
+    tokio::spawn(failover.run(stop.subscribe()));
+    let looker = Looker { handle, lanes: lanes.clone(), local, health, clock };
+    Ok(Delivery { lanes, receipts, facts, shares, looker, attempts, stop })
 }
 
 impl Delivery {
@@ -262,8 +309,16 @@ impl Driver {
                     None => self.scheduler.on_page_failed(partition, request_id),
                 }
             }
+            Local::Answered { carrier_no, outcome } => {
+                self.health.on_outcome(carrier_no, outcome, self.clock.now());
+            }
             Local::Pause { carrier_no, pause } => {
                 self.scheduler.pause_lane(carrier_no, self.clock.now() + pause);
+            }
+            Local::Look { carrier_no, reply } => {
+                let paused_for_ms = self.scheduler.paused_for_ms(carrier_no, self.clock.now());
+                // Whoever asked may be gone.
+                let _unheard = reply.send(LaneLook { paused_for_ms });
             }
             _ => {}
         }
@@ -279,6 +334,10 @@ impl Driver {
             if lane.connector.status().state != ConnectorState::Up {
                 self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
             }
+        }
+        for (carrier_no, attempts_max) in self.health.look(&self.handle.meta(), &self.lanes, self.clock.now())
+        {
+            self.scheduler.limit_lane(carrier_no, attempts_max);
         }
         let decision = self.scheduler.decide(now_ms, self.clock.now());
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
@@ -331,6 +390,11 @@ impl Driver {
                 self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
             now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
         };
+        let named = self.handle.meta().level >= LEVEL_DELIVERY;
+        let sender_of = |decided: &BeginDecision| match self.lanes.get(decided.carrier_no) {
+            Some(lane) if named => lane.sender().to_owned(),
+            _ => String::new(),
+        };
         let commands = list
             .iter()
             .map(|decided| {
@@ -341,6 +405,7 @@ impl Driver {
                     term,
                     send_by_ms: send_by_ms(decided),
                     node_id: self.handle.node_id(),
+                    sender: sender_of(decided),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()
             })

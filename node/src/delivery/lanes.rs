@@ -192,6 +192,11 @@ impl Lane {
             .set(f64::from(share));
     }
 
+    /// What recipients see as the sender.
+    pub fn sender(&self) -> &str {
+        self.record.smpp.as_ref().map_or("", |smpp| smpp.source_address.as_str())
+    }
+
     fn config(&self) -> LaneConfig {
         LaneConfig {
             carrier_no: self.record.carrier_no,

@@ -73,6 +73,8 @@ impl Sender {
         let carrier = lane.as_ref().map_or_else(|| "none".to_owned(), |lane| lane.record.name.clone());
         let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
+        let carrier_no = permit.carrier_no;
+        drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
         if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
             let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);

@@ -4,12 +4,14 @@
 //! class policy or a key is resolved here, before the log.
 use super::propose_status;
 use crate::clock::now_ms as clock_ms;
+use crate::delivery::backlog::Looker;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::ClassTable;
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
 use carillon_core::{CommandResult, Refusal};
 use carillon_proto::errors;
 use carillon_proto::internal::{
@@ -36,6 +38,8 @@ pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
     pub classes: Arc<ClassTable>,
+    /// Which carriers can be used, for messages with a choice.
+    pub lanes: Looker,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -45,11 +49,12 @@ pub struct Ingest {
 const PANIC_LABEL: &str = "carillon-lab-panic";
 
 /// What is the same for every message of a practice in one request.
-struct PracticeContext {
+pub(crate) struct PracticeContext {
     record: PracticeRecord,
-    keys: Arc<PracticeKeys>,
+    pub keys: Arc<PracticeKeys>,
     slot: Slot,
 }
+
 
 impl Ingest {
     pub async fn submit(&self, request: NodeSubmitRequest) -> NodeSubmitResponse {
@@ -91,7 +96,8 @@ impl Ingest {
                 Err(status) => Err(status.clone()),
             };
             match sealed {
-                Ok((id, command)) => {
+                Ok((id, accept)) => {
+                    let command = encode(accept);
                     if chunk.len() == CHUNK_COMMANDS || chunk_bytes + command.len() > CHUNK_BYTES {
                         chunks.push(std::mem::take(&mut chunk));
                         chunk_bytes = 0;
@@ -147,7 +153,7 @@ impl Ingest {
     }
 
     /// The practice, if it is the tenant's and lives in this partition; with its keys.
-    async fn practice(
+    pub(crate) async fn practice(
         &self,
         tenant: &str,
         partition: u32,
@@ -166,11 +172,11 @@ impl Ingest {
     }
 
     /// Seals a message. Its strings are dropped here.
-    fn seal_one(
+    pub(crate) fn seal_one(
         &self,
         practice: &PracticeContext,
         message: IngestMessage,
-    ) -> Result<(MessageId, Bytes), SealError> {
+    ) -> Result<(MessageId, Accept), SealError> {
         assert!(
             !(self.lab && message.labels.contains_key(PANIC_LABEL)),
             "asked to panic by {} {} {:?}",
@@ -200,6 +206,7 @@ impl Ingest {
             0 => by_class_ms,
             deadline => by_class_ms.min(deadline),
         };
+        let (carrier_no, route_no) = self.carrier(&view, &practice.record, &id, &message);
         let content_mac = keys.content_mac(&canonical(&message));
         let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
         let idempotency_index =
@@ -232,12 +239,37 @@ impl Ingest {
             idempotency_index,
             content_mac,
             reference_index,
-            carrier_no: practice.record.carrier_no,
+            carrier_no,
             retry: Some(policy.retry),
             // Comes with the surface for opt-outs, and then by the feature level.
             indexed_by_recipient: false,
+            dead_letter_listed: view.level >= LEVEL_DELIVERY,
+            replay_of: Bytes::new(),
+            route_no,
         };
-        Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
+        Ok((id, accept))
+    }
+
+    /// The carrier of a message, and the number of the route that chose it. Without a route it is the practice's; of a route
+    /// whose carriers all fail, the first one, until one works again.
+    fn carrier(
+        &self,
+        view: &MetaView,
+        practice: &PracticeRecord,
+        id: &MessageId,
+        message: &IngestMessage,
+    ) -> (u32, u32) {
+        let own = (practice.carrier_no, 0);
+        if view.level < LEVEL_DELIVERY || view.routes.is_empty() {
+            return own;
+        }
+        let Some(route) = routes::route(view, practice, message.class, &message.recipient) else {
+            return own;
+        };
+        let usable = |carrier_no| self.lanes.usable(carrier_no);
+        let chosen =
+            routes::choose(view, route, id, usable).or_else(|| routes::choose(view, route, id, |_| true));
+        chosen.map_or(own, |carrier_no| (carrier_no, route.route_no))
     }
 
     /// `Err(leader hint)` when nothing was appended because this node no longer leads.
@@ -262,6 +294,11 @@ impl Ingest {
             }
         }
     }
+}
+
+/// An Accept as it is proposed.
+pub(crate) fn encode(accept: Accept) -> Bytes {
+    Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()
 }
 
 fn item(id: MessageId, answer: &CommandResult) -> IngestResult {

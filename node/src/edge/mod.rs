@@ -5,7 +5,11 @@
 pub mod admin;
 mod backup;
 pub mod cancel;
+mod dead_letters;
+pub mod delivery_admin;
 pub mod events;
+pub mod explain;
+mod forecasts;
 pub mod ingest;
 mod members;
 pub mod node_api;
@@ -13,7 +17,9 @@ pub mod peer;
 pub mod quarantine;
 pub mod query;
 mod restore;
+pub mod series;
 pub mod steward_api;
+pub mod update;
 pub mod view;
 
 use crate::engine::{NodeHandle, ProposeError};

@@ -85,6 +85,7 @@ fn attempt(view: &MetaView, record: &AttemptRecord) -> Attempt {
         outcome: record.outcome,
         carrier_code: record.code.clone(),
         segments: record.segments,
+        sender: record.sender.clone(),
     }
 }
 

@@ -7,7 +7,7 @@ use super::engine::Refused;
 use super::node::{Asker, Read};
 use super::rng::hash;
 use super::world::{Event, World};
-use carillon_core::{CancelOutcome, CommandResult, message, query};
+use carillon_core::{CancelOutcome, CommandResult, Refusal, Updated, message, query};
 use carillon_proto::public::MessageState;
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeMap;
@@ -44,6 +44,17 @@ pub enum Request {
         practice: u32,
         recipient: u64,
     },
+    /// An appointment changes.
+    Update {
+        practice: u32,
+        reference: u64,
+        version: u64,
+    },
+    /// A series of recurring messages begins.
+    Series {
+        practice: u32,
+        key: u64,
+    },
 }
 
 /// What a node says.
@@ -60,7 +71,11 @@ pub enum Answer {
     Stopped,
     /// Nothing new while disks are nearly full.
     NearlyFull,
-    /// The cluster does not know opt-outs yet.
+    Updated(Updated),
+    SeriesMade,
+    /// A later version of the appointment took effect.
+    OldVersion,
+    /// The cluster does not know opt-outs or appointments yet.
     TooOld,
 }
 
@@ -87,6 +102,9 @@ pub struct Clients {
     /// Submits with a key that got an answer.
     keys: Vec<(u32, u64, u64)>,
     ids: Vec<(MessageId, u32)>,
+    /// (practice, reference) of messages that were accepted.
+    pub appointments: Vec<(u32, u64)>,
+    pub versions: BTreeMap<(u32, u64), u64>,
     /// The highest rank that anybody was told.
     floor: BTreeMap<MessageId, u8>,
     pub calls: u64,
@@ -102,6 +120,8 @@ impl Clients {
             leaders: BTreeMap::new(),
             keys: Vec::new(),
             ids: Vec::new(),
+            appointments: Vec::new(),
+            versions: BTreeMap::new(),
             floor: BTreeMap::new(),
             calls: 0,
         }
@@ -156,7 +176,7 @@ impl World {
         if !self.operator.is_done() {
             return;
         }
-        let request = self.draw_request();
+        let request = self.draw_update().unwrap_or_else(|| self.draw_request());
         self.start_op(request);
     }
 
@@ -198,9 +218,10 @@ impl World {
         clients.calls += 1;
         let op = clients.next_op;
         let (partition, floor) = match &request {
-            Request::Submit { practice, .. } | Request::Stop { practice, .. } => {
-                (clients.partition_of(*practice), 0)
-            }
+            Request::Submit { practice, .. }
+            | Request::Stop { practice, .. }
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => (clients.partition_of(*practice), 0),
             Request::Cancel { id, .. } => (id.slot().partition(clients.partitions), 0),
             Request::Get { id } => {
                 (id.slot().partition(clients.partitions), clients.floor.get(id).copied().unwrap_or(0))
@@ -351,6 +372,11 @@ impl World {
             (Ok(results), None) => match results.into_iter().next() {
                 Some(CommandResult::Canceled(outcomes)) => Answer::Canceled(outcomes.into_iter().next()),
                 Some(CommandResult::Done) => Answer::Stopped,
+                Some(CommandResult::Updated(updated)) => Answer::Updated(updated),
+                Some(CommandResult::Accepted | CommandResult::Duplicate { .. }) => Answer::SeriesMade,
+                // The node reads again; here the client does.
+                Some(CommandResult::Refused(Refusal::MovedOn)) => Answer::Refused(Refused::Busy),
+                Some(CommandResult::Refused(Refusal::OldVersion { .. })) => Answer::OldVersion,
                 _ => Answer::Canceled(None),
             },
         };
@@ -425,6 +451,7 @@ impl World {
                 match &result {
                     CommandResult::Accepted => {
                         self.clients.ids.push((id, practice_no));
+                        self.clients.appointments.push((practice, super::care::reference_of(content)));
                         self.clients.told(id, 1);
                         self.clients.keys.extend(key.map(|key| (practice, key, content)));
                     }
@@ -457,6 +484,13 @@ impl World {
                 }
                 self.clients.told(id, rank);
             }
+            (Request::Update { practice, reference, version }, Answer::Updated(updated)) => {
+                self.update_told((practice, reference, version), &updated);
+            }
+            (Request::Update { .. }, Answer::OldVersion) => self.trace.count("update_of_an_old_version"),
+            (Request::Series { .. }, Answer::SeriesMade) => self.trace.count("series_made"),
+            (Request::Series { .. }, Answer::TooOld) => self.trace.count("series_refused_by_level"),
+            (Request::Update { .. }, Answer::TooOld) => self.trace.count("update_refused_by_level"),
             (Request::Stop { .. }, Answer::Stopped) => self.trace.count("stop_acknowledged"),
             (Request::Stop { .. }, Answer::TooOld) => self.trace.count("stop_refused_by_level"),
             (request, answer) => self.oracle.fail(format!("{request:?} was answered with {answer:?}")),

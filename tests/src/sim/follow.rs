@@ -98,7 +98,9 @@ impl World {
                     let store = self.nodes[node].stores[&partition].tables();
                     let id = MessageId::from_bytes(&begin.message_id).ok();
                     let found = id.and_then(|id| query::message(store, &id).ok().flatten());
-                    let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
+                    let Some((payload, status)) = found else { continue };
+                    let Some(accept) = payload.accept else { continue };
+                    self.follow_begin(begin, &accept.sealed_body, &status);
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
                 }
                 (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
@@ -108,6 +110,14 @@ impl World {
                 }
                 (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {
                     self.count_while_full(node, "outcome_while_nearly_full");
+                (Some(Kind::Accept(accept)), CommandResult::Accepted) => {
+                    let wrong = self.oracle.changes.accepted(accept);
+                    wrong.into_iter().for_each(|text| self.oracle.fail(text));
+                }
+                (Some(Kind::AdvanceSeries(advance)), CommandResult::Done) => self.follow_advance(advance),
+                (Some(Kind::AdvanceSeries(_)), _) => self.trace.count("series_step_refused"),
+                (Some(Kind::UpdateByReference(update)), result) => {
+                    self.follow_update(node, partition, update, result);
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
@@ -150,6 +160,18 @@ impl World {
 /// The feature level that a command of a partition needs.
 fn needed(command: &Command) -> u32 {
     match &command.kind {
+        Some(
+            Kind::UpdateByReference(_)
+            | Kind::DropDeadLetter(_)
+            | Kind::Reroute(_)
+            | Kind::PutSeries(_)
+            | Kind::AdvanceSeries(_)
+            | Kind::EndSeries(_),
+        ) => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.dead_letter_listed || accept.route_no > 0 => {
+            level::LEVEL_DELIVERY
+        }
+        Some(Kind::BeginAttempt(begin)) if !begin.sender.is_empty() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,

@@ -17,9 +17,10 @@ impl World {
             return;
         }
         let partition = match &request {
-            Request::Submit { practice, .. } | Request::Stop { practice, .. } => {
-                self.clients.partition_of(*practice)
-            }
+            Request::Submit { practice, .. }
+            | Request::Stop { practice, .. }
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => self.clients.partition_of(*practice),
             Request::Cancel { id, .. } | Request::Get { id } => id.slot().partition(self.plan.partitions),
         };
         if !self.nodes[node].leads(partition) {
@@ -54,6 +55,12 @@ impl World {
             }
             Request::Stop { practice, recipient } => {
                 self.stop_recipient(node, partition, (op, call_no), practice, recipient);
+            }
+            Request::Update { practice, reference, version } => {
+                self.update_arrives(node, partition, (op, call_no), (practice, reference, version));
+            }
+            Request::Series { practice, key } => {
+                self.series_arrives(node, partition, (op, call_no), (practice, key));
             }
             Request::Get { id } => self.ask_read(node, partition, Read { op, call_no, id }),
         }
@@ -95,7 +102,7 @@ impl World {
     }
 
     /// What ingest makes of a message. Everything but times and the id follows from the content, as a repeat must.
-    fn accept(
+    pub fn accept(
         &mut self,
         node: usize,
         id: MessageId,
@@ -131,6 +138,8 @@ impl World {
             key_epoch: 1,
             encoding: 1,
             segments: if long { 2 + ((draw >> 40) % 2) as u32 } else { 1 },
+            reference_index: super::care::reference_index(super::care::reference_of(content)).to_vec().into(),
+            dead_letter_listed: self.nodes[node].meta.level >= level::LEVEL_DELIVERY,
             idempotency_index: key.map(|_| bytes16(named, hash(b"key")).into()).unwrap_or_default(),
             content_mac: bytes16(content, 2).into(),
             carrier_no,

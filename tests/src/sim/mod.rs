@@ -7,7 +7,7 @@
 //! decisions are mirrored here, one file for each: `engine.rs` (shard turn), `log_writer.rs`, `apply.rs`
 //! (applier), `recovery.rs` (start, identity), `maintenance.rs`, `members.rs` (replicas come and go), `steward.rs` (what carries the
 //! planner's steps out), `operator.rs` (tokens, drain, replace, repair), `wing.rs` (driver), `lanes.rs`, `sending.rs` (one attempt),
-//! `facts.rs` (facts, receipts), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers).
+//! `facts.rs` (facts, receipts), `care.rs` (appointments, failover), `series.rs` (recurring messages), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers).
 //! A change of that glue in `node/` or `router/` must be made here, too.
 //!
 //! # What surrounds them
@@ -32,6 +32,8 @@
 //!    after a committed STOP
 //!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set
 //!  - I8 after the trouble everything ends in bounded time: messages, moves of replicas, repairs, the rise of the feature level
+//!  - I10 a change of an appointment takes effect for all its messages or for none, versions rise, and no attempt begins with an older
+//!    text; what a carrier may have is never given to another one; an occurrence of a series comes into being once
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
 //!
 //! # Bounds of the trouble
@@ -43,6 +45,7 @@
 
 mod apply;
 mod backup;
+mod care;
 mod carrier;
 mod client;
 mod disk;
@@ -69,6 +72,7 @@ mod retention;
 mod rng;
 mod scenario;
 mod sending;
+mod series;
 mod settled;
 mod shrink;
 mod snapshot;

@@ -81,6 +81,7 @@ pub struct Oracle {
     /// (practice, recipient) of the opt-outs that are committed.
     pub stopped: BTreeSet<(u32, Bytes)>,
     pub truth: Truth,
+    pub changes: super::care::Changes,
 }
 
 impl Deref for Oracle {

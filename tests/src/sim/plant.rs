@@ -43,6 +43,10 @@ pub enum Plant {
     KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
+    /// Messages of a series have keys that do not follow from it.
+    SeriesKeyForgotten,
+    /// A change of an appointment is acknowledged before it is committed.
+    UpdateAssumed,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
     /// A node believes its own wall clock, whatever its peers say.
@@ -66,7 +70,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -86,6 +90,8 @@ impl Plant {
         Self::CutAheadOfFlush,
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
+        Self::UpdateAssumed,
+        Self::SeriesKeyForgotten,
         Self::Priorities,
         Self::ClockUnbounded,
         Self::RetiredEarly,

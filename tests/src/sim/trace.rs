@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 60] = [
+pub const SOMETIMES: [&str; 68] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -65,6 +65,14 @@ pub const SOMETIMES: [&str; 60] = [
     "log_rotten",
     "clock_off",
     "leader_moved_off_a_wrong_clock",
+    "update_took_effect",
+    "update_in_doubt",
+    "update_repeated",
+    "update_of_an_old_version",
+    "failover",
+    "series_advanced",
+    "series_step_refused",
+    "attempt_on_another_carrier",
 ];
 
 /// See the module documentation.

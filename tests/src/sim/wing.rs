@@ -107,6 +107,8 @@ pub struct Wing {
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
     early: BTreeSet<(MessageId, u32)>,
+    /// When series are looked at next.
+    pub series_at: u64,
 }
 
 impl Default for Wing {
@@ -137,6 +139,7 @@ impl Default for Wing {
             fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
+            series_at: 0,
         }
     }
 }
@@ -214,6 +217,8 @@ impl World {
             }
         }
         let decision = wing.scheduler.decide(now_ms, mono);
+        self.failover(node);
+        self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
             begin.entry(decided.partition).or_default().push(decided);
@@ -261,6 +266,7 @@ impl World {
                     term,
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
+                    sender: String::new(),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
             })

@@ -32,6 +32,7 @@ pub struct Streams {
     pub receipts: Rng,
     pub ticks: Rng,
     pub operator: Rng,
+    pub care: Rng,
 }
 
 /// What is between the nodes.
@@ -85,6 +86,7 @@ impl World {
             receipts: stream("receipts"),
             ticks: stream("ticks"),
             operator: stream("operator"),
+            care: stream("care"),
         };
         let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();

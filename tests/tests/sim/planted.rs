@@ -93,6 +93,16 @@ fn a_whole_lane_for_every_node() {
 }
 
 #[test]
+fn acknowledging_a_change_before_it_is_committed() {
+    found_by(Plant::UpdateAssumed, 20, &["I10"]);
+}
+
+#[test]
+fn forgetting_which_messages_of_a_series_exist() {
+    found_by(Plant::SeriesKeyForgotten, 20, &["I10", "I2"]);
+}
+
+#[test]
 fn a_lane_share_that_two_nodes_have() {
     found_in(Scenario::Shares, Plant::ShareTwice, 20, &["I6"]);
 }

@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, rows,
-    shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, routes,
+    rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -28,6 +28,8 @@ pub enum MetaRefusal {
     NoCarrier,
     #[error("no such practice")]
     NoPractice,
+    #[error("no such route")]
+    NoRoute,
     #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
     TooSlow { nodes: u32 },
     /// Another key of this practice and epoch was first; the proposer uses that one.
@@ -178,6 +180,9 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         Kind::BeginRestore(c) => restore::begin(tables, now_ms, c),
         Kind::RestoreMeta(c) => restore::rows(tables, c),
         Kind::PartitionRestored(c) => restore::partition(tables, &c),
+        Kind::SetBreaker(c) => routes::set_breaker(tables, &c),
+        Kind::PutRoute(c) => routes::put(tables, c),
+        Kind::DropRoute(c) => routes::drop_one(tables, &c),
     }
 }
 
@@ -318,7 +323,7 @@ pub(super) fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, Tab
 }
 
 /// Gives out the next number, from 1; `None` when there are too many.
-fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
+pub(super) fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
     let key = keys::counter(of);
     let next = number(tables, &key)?.unwrap_or(0) + 1;
     if next > max {

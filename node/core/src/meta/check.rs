@@ -3,8 +3,10 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+    Bootstrap, BreakerMode, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat,
+    RouteRecord, SmppSettings,
 };
+use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
 
 type Check = Result<(), MetaRefusal>;
@@ -12,6 +14,8 @@ type Check = Result<(), MetaRefusal>;
 /// Bytes of a host:port, at most (253 of a DNS name, colon, port).
 const ADDRESS_BYTES_MAX: usize = 259;
 const PEM_BYTES_MAX: usize = 64 * 1024;
+/// Targets of a route.
+const TARGETS_MAX: usize = 16;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
@@ -53,6 +57,9 @@ pub(super) fn kind(kind: &Kind) -> Check {
         | Kind::SettleShares(_)
         | Kind::RaiseLevel(_)
         | Kind::PartitionRestored(_) => Ok(()),
+        Kind::DropRoute(c) => require(word(&c.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'"),
+        Kind::PutRoute(c) => c.route.as_ref().map_or(Ok(()), route),
+        Kind::SetBreaker(c) => require(BreakerMode::try_from(c.mode).is_ok(), "mode", "is unknown"),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
         Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(carrier),
     }
@@ -133,6 +140,34 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     require(source_possible, "smpp.source_address", "must be up to 20 digits or up to 11 characters")?;
     let format = ReceiptIdFormat::try_from(smpp.receipt_id_format);
     require(format.is_ok(), "smpp.receipt_id_format", "is unknown")
+}
+
+fn route(record: &RouteRecord) -> Check {
+    require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
+    require(
+        record.practice.is_empty() || !record.tenant.is_empty(),
+        "tenant",
+        "is required with a practice",
+    )?;
+    let targets = (1..=TARGETS_MAX).contains(&record.targets.len());
+    require(targets, "targets", "must be 1 to 16")?;
+    let names: BTreeSet<&str> = record.targets.iter().map(|t| t.carrier.as_str()).collect();
+    require(names.len() == record.targets.len(), "targets.carrier", "must be distinct")?;
+    let weights = record.targets.iter().all(|t| t.weight <= 1_000_000);
+    require(weights, "targets.weight", "must be at most 1000000")?;
+    let class = |c: &i32| *c != 0 && MessageClass::try_from(*c).is_ok();
+    require(
+        record.classes.len() <= 16 && record.classes.iter().all(class),
+        "classes",
+        "must be message classes",
+    )?;
+    let prefix = |p: &String| {
+        p.strip_prefix('+')
+            .is_some_and(|d| (1..=15).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let prefixes = &record.number_prefixes;
+    let possible = prefixes.len() <= 256 && prefixes.iter().all(prefix);
+    require(possible, "number_prefixes", "must be at most 256 beginnings of E.164 numbers, for example +1")
 }
 
 fn data_key(command: &PutDataKey) -> Check {

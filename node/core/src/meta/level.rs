@@ -29,6 +29,7 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
+        Kind::SetBreaker(_) | Kind::PutRoute(_) | Kind::DropRoute(_) => LEVEL_DELIVERY,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)
         | Kind::PutCarrier(_)

@@ -17,7 +17,10 @@
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
-//! | `#` `P`, `C` or `N` | the last number given out(4) |
+//! | `F` route_no(4) | RouteRecord |
+//! | `f` name | route_no(4) |
+//! | `b` carrier_no(4) | BreakerRecord |
+//! | `#` `P`, `C`, `N` or `F` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
@@ -31,6 +34,7 @@ pub mod place;
 pub mod planner;
 mod replicas;
 mod restore;
+pub mod routes;
 mod rows;
 mod shares;
 mod view;
@@ -46,6 +50,8 @@ pub use view::{DataKeyId, MetaView};
 pub const PRACTICES_MAX: u32 = 100_000;
 /// Carrier accounts of a cluster, at most.
 pub const CARRIERS_MAX: u32 = 1_000;
+/// Routes of a cluster, at most.
+pub const ROUTES_MAX: u32 = 1_000;
 /// Nodes of a cluster, at most.
 pub const NODES_MAX: usize = 64;
 /// Epochs of one practice's data key, at most.

@@ -4,8 +4,8 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
-    ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord,
+    PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,9 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    pub routes: BTreeMap<u32, RouteRecord>,
+    /// What operators want of breakers; a carrier without a row decides by itself.
+    pub breakers: BTreeMap<u32, BreakerRecord>,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -59,6 +62,10 @@ impl MetaView {
         })?;
         each(tables, b'C', |record: CarrierRecord| {
             view.carriers.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'F', |record: RouteRecord| drop(view.routes.insert(record.route_no, record)))?;
+        each(tables, b'b', |record: BreakerRecord| {
+            view.breakers.insert(record.carrier_no, record);
         })?;
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);

@@ -9,11 +9,13 @@ use carillon_ctl::lab::{Lab, Plane};
 use carillon_proto::errors;
 use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::{
-    CancelMessagesRequest, CancelResult, GetMessageRequest, MessageState, MessageView,
+    CancelMessagesRequest, CancelResult, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest,
+    MessageState, MessageView,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
 pub use problem::Problem;
+pub(super) use show::{fields as show, word};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +64,12 @@ pub enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Why it has not left yet, what binds it, and when it will probably leave.
+    Explain {
+        #[command(flatten)]
+        api: Api,
+        id: String,
+    },
     /// Take messages back, if that is still possible: by id, or all that have an external reference.
     Cancel {
         #[command(flatten)]
@@ -86,6 +94,12 @@ struct Router {
 
 impl Api {
     fn connect(&self) -> anyhow::Result<Router> {
+        let (channel, address) = self.channel()?;
+        Ok(Router { client: MessagesClient::new(channel), address })
+    }
+
+    /// A connection, and the address for errors.
+    pub(super) fn channel(&self) -> anyhow::Result<(Channel, String)> {
         let (address, files) = match (&self.lab, &self.api, &self.cert, &self.key, &self.ca) {
             (Some(dir), ..) => {
                 let lab = Lab::open(dir)?;
@@ -98,11 +112,11 @@ impl Api {
         };
         tls::install_provider();
         let channel = tls::channel(&address, tls::client_config(&files)?, None)?;
-        Ok(Router { client: MessagesClient::new(channel), address })
+        Ok((channel, address))
     }
 }
 
-fn request<T>(body: T) -> tonic::Request<T> {
+pub(super) fn request<T>(body: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(body);
     request.set_timeout(DEADLINE);
     request
@@ -120,6 +134,13 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             let answer = router.client.get_message(request(call)).await;
             let message = answer.map_err(|s| Problem::of("look the message up", &router.address, &s))?;
             show::fields(format, &show::message(&message.into_inner()))?;
+            Ok(Verdict::Done)
+        }
+        Command::Explain { api, id } => {
+            let mut router = api.connect()?;
+            let answer = router.client.explain_message(request(ExplainMessageRequest { message_id: id })).await;
+            let answer = answer.map_err(|s| Problem::of("explain the message", &router.address, &s))?;
+            show::fields(format, &explained(&answer.into_inner()))?;
             Ok(Verdict::Done)
         }
         Command::Cancel { api, ids, reference, practice } => {
@@ -166,4 +187,32 @@ fn canceled(result: &CancelResult) -> Value {
         "submitted": result.submit_time.as_ref().map(ToString::to_string),
         "reference": result.external_reference,
     })
+}
+
+/// The message with everything that it waits for.
+fn explained(answer: &ExplainMessageResponse) -> Value {
+    let time = |t: &Option<_>| t.as_ref().map(ToString::to_string);
+    let holds: Vec<Value> = answer
+        .holds
+        .iter()
+        .map(|hold| {
+            json!({ "reason": word(hold.reason().as_str_name(), "WAITING_REASON_"), "limit": hold.limit,
+                "until": time(&hold.until) })
+        })
+        .collect();
+    let mut value = json!({
+        "summary": answer.summary,
+        "binds": answer.binding_limit,
+        "holds": holds,
+        "position": answer.position,
+        "leaves_about": time(&answer.estimated_send_time),
+        "will_expire": answer.will_expire,
+        "lower_bound": answer.lower_bound,
+    });
+    if let (Some(all), Some(message)) = (value.as_object_mut(), &answer.message)
+        && let Value::Object(fields) = show::message(message)
+    {
+        all.extend(fields);
+    }
+    value
 }

@@ -15,7 +15,7 @@ pub fn message(message: &Message) -> Value {
         .iter()
         .map(|a| {
             let outcome = Outcome::try_from(a.outcome).unwrap_or(Outcome::Unspecified);
-            json!({ "number": a.number, "carrier": a.carrier, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
+            json!({ "number": a.number, "carrier": a.carrier, "sender": a.sender, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
                 "code": a.carrier_code, "segments": a.segments, "begin": time(&a.begin_time), "end": time(&a.end_time) })
         })
         .collect();
