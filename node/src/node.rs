@@ -97,6 +97,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta: meta.clone(),
         receipts: delivery.receipts.clone(),
+        grants: delivery.grants.clone(),
         identity: Arc::clone(&identity),
     };
     let steward_api = StewardApi {

@@ -4,6 +4,7 @@
 //!  - [`Scheduler`]: which waiting messages of the led partitions are begun next, on which lane, and which
 //!    are expired. Its view of table D is volatile, bounded and rebuilt from pages.
 //!  - [`LaneGate`]: when one segment may leave on a lane, so that the lane's limit is a wall.
+//!  - [`lease`]: how the budget of a limit is given out to the nodes, and what a node may send of it.
 //!
 //! Invariants
 //!  - Nothing is begun before its due time or after its expiry, and nothing twice: a message that was chosen
@@ -19,6 +20,7 @@ mod decide;
 mod gate;
 mod key;
 mod lane;
+pub mod lease;
 mod paging;
 mod rows;
 mod scheduler;

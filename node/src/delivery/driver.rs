@@ -3,7 +3,9 @@
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::facts::Facts;
-use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
+use super::grants::Grants;
+use super::lanes::{LaneBuilder, LaneChange, LaneTable};
+use super::leases::{Leases, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
 use super::shares::ShareKeeper;
@@ -61,6 +63,7 @@ pub struct Delivery {
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
+    pub grants: Grants,
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
@@ -72,6 +75,9 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
+    leases: Leases,
+    grants: Grants,
+    channels: Arc<PeerChannels>,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -94,14 +100,15 @@ pub fn start(
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
-    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), Arc::clone(&channels), facts.clone());
     tokio::spawn(receipts.clone().run(reports));
     let (local, locals) = mpsc::channel(LOCALS_MAX);
     let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
-    let lanes = LaneTable::default();
+    let leases = Leases::new(config.node_id, clock);
+    let lanes = LaneTable::new(leases.clone());
     let router = receipts.clone();
     let builder = LaneBuilder {
-        clock,
+        leases: leases.clone(),
         secrets_dir: config.secrets_dir.clone(),
         node_id: config.node_id,
         sink: Arc::new(move |carrier_no| {
@@ -109,6 +116,7 @@ pub fn start(
         }),
     };
     let shares = ShareKeeper::default();
+    let grants = Grants::new(handle.clone(), clock, shares.clone());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
@@ -116,6 +124,9 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
+        leases,
+        grants: grants.clone(),
+        channels,
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -124,7 +135,7 @@ pub fn start(
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, meta, stopped));
-    Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
+    Ok(Delivery { lanes, receipts, facts, shares, grants, attempts, stop })
 }
 
 impl Delivery {
@@ -171,6 +182,7 @@ impl Driver {
         let fresh = client.caught_up();
         tokio::pin!(fresh);
         let mut is_fresh = false;
+        let mut held = self.leases.changes();
         loop {
             let sleep = next_wake.saturating_duration_since(Instant::now());
             tokio::select! {
@@ -185,7 +197,10 @@ impl Driver {
                 () = &mut fresh, if !is_fresh => {
                     is_fresh = true;
                     self.sync_lanes();
+                    let (handle, channels) = (self.handle.clone(), Arc::clone(&self.channels));
+                    tokio::spawn(self.leases.clone().run(handle, channels, self.grants.clone()));
                 }
+                _ = held.changed() => self.refresh_lanes(),
                 changed = meta.changed(), if is_fresh => {
                     if changed.is_err() { return } else { self.sync_lanes() }
                 }
@@ -222,6 +237,13 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
+    }
+
+    /// What is held has changed.
+    fn refresh_lanes(&mut self) {
+        for lane in self.lanes.all() {
+            self.scheduler.set_lane(self.lanes.config(&lane));
+        }
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -278,7 +300,15 @@ impl Driver {
             return WAKE_MAX_MS;
         }
         let now_ms = clock_ms();
-        for lane in self.lanes.all() {
+        let lanes = self.lanes.all();
+        let mut demand: BTreeMap<u32, u32> = lanes.iter().map(|lane| (lane.record.carrier_no, 0)).collect();
+        for (carrier_no, waits) in self.scheduler.demand() {
+            demand.entry(carrier_no).and_modify(|known| *known = waits);
+        }
+        self.leases.set_demand(demand);
+        for lane in lanes {
+            let carrier_no = lane.record.carrier_no;
+            self.scheduler.lane_opens(carrier_no, self.leases.view(carrier_no).next_permit);
             if lane.connector.status().state != ConnectorState::Up {
                 self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
             }
@@ -330,9 +360,8 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let share =
-                self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
-            now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
+            let left = self.leases.view(decided.carrier_no).after(decided.segments.into());
+            now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
         };
         let commands = list
             .iter()

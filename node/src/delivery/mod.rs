@@ -9,7 +9,9 @@
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
 mod driver;
 mod facts;
+mod grants;
 mod lanes;
+mod leases;
 mod receipts;
 mod refused;
 mod sending;
@@ -17,6 +19,7 @@ mod shares;
 
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
+pub use grants::Grants;
 pub use lanes::{LaneStatus, LaneTable};
 pub use receipts::{ReceiptRouter, ReceiptSink};
 pub use shares::ShareKeeper;

@@ -287,6 +287,10 @@ impl World {
                     self.serve_confirmed(node, from, epoch);
                     continue;
                 }
+                Asker::Lease { from, epoch, shares_epoch, request } => {
+                    self.grant(node, from, epoch, shares_epoch, &request);
+                    continue;
+                }
                 Asker::Client(read) => read,
             };
             let Some(store) = self.nodes[node].stores.get(&group) else { return };

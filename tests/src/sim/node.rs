@@ -1,5 +1,6 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
+use super::lanes::LeaseDesk;
 use super::members::{LogTask, MemberState};
 use super::proposals::{Parts, Proposals};
 use super::steward::Steward;
@@ -10,6 +11,7 @@ use carillon_consensus::{CommittedEntry, Group, SnapshotMark};
 use carillon_core::meta::{MetaView, level};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
+use carillon_delivery::lease::LeaseRequest;
 use carillon_proto::MessageId;
 use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -72,6 +74,13 @@ pub enum Asker {
     /// The steward's confirmation that it still leads.
     Steward {
         round: u64,
+    },
+    /// Another node, or this one, asks for leases.
+    Lease {
+        from: usize,
+        epoch: u64,
+        shares_epoch: u64,
+        request: Box<LeaseRequest>,
     },
     /// Another node, or this one, asks how far the meta group is.
     Confirm {
@@ -217,6 +226,8 @@ pub struct Node {
     pub turn_planned: bool,
     pub ticks: u64,
     pub wing: Wing,
+    /// What it gives out while it leads the meta group, and in which term.
+    pub leases: Option<LeaseDesk>,
 }
 
 impl Node {
@@ -256,6 +267,7 @@ impl Node {
             turn_planned: false,
             ticks: 0,
             wing: Wing::default(),
+            leases: None,
         }
     }
 
@@ -270,6 +282,7 @@ impl Node {
         self.creating.clear();
         self.leaving.clear();
         self.steward = None;
+        self.leases = None;
         self.queue.clear();
         self.busy.clear();
         self.meta = MetaView::default();

@@ -6,7 +6,7 @@ use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, START_MS, World};
 use carillon_core::Permit;
-use carillon_delivery::WaitUntil;
+use carillon_delivery::lease::Wait;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
 
@@ -58,8 +58,21 @@ impl World {
                 lane.queue.pop_front();
                 continue;
             };
-            match lane.gate.try_acquire(mono) {
-                Err(WaitUntil(at)) => {
+            let send_by = sending.send_by;
+            if send_by <= mono {
+                lane.queue.pop_front();
+                self.trace.count("send_by_passed");
+                self.refused_part(node, send_no, Outcome::NotSent, "send_by_passed", 500);
+                continue;
+            }
+            let Some(holder) = wing.holder.as_mut() else { return };
+            match holder.try_take(&[carrier_no], mono) {
+                Err(wait) => {
+                    // A new lease looks at the gate again.
+                    let at = match wait {
+                        Wait::Until(at) => at.min(send_by),
+                        Wait::NoLease(_) => send_by,
+                    };
                     if !std::mem::replace(&mut lane.wake, true) {
                         let wait = at.saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
                         let wait = self.true_ms(node, wait).max(1);
@@ -67,7 +80,7 @@ impl World {
                     }
                     return;
                 }
-                Ok(()) => {
+                Ok(_) => {
                     lane.queue.pop_front();
                     sending.permits_left = sending.permits_left.saturating_sub(1);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);

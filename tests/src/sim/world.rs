@@ -89,6 +89,10 @@ pub enum Event {
         epoch: u64,
         carrier_no: u32,
     },
+    LeaseAsk {
+        node: usize,
+        epoch: u64,
+    },
     SendTimeout {
         node: usize,
         epoch: u64,
@@ -316,6 +320,7 @@ impl World {
             | Event::FlushDone { node, .. }
             | Event::Decide { node, .. }
             | Event::Gate { node, .. }
+            | Event::LeaseAsk { node, .. }
             | Event::SendTimeout { node, .. }
             | Event::CarrierAnswer { node, .. }
             | Event::ReceiptLook { node, .. }
@@ -362,6 +367,7 @@ impl World {
                 self.nodes[node].wing.gate_opens(carrier_no);
                 self.try_gate(node, carrier_no);
             }
+            Event::LeaseAsk { node, epoch } if self.alive(node, epoch) => self.lease_ask(node),
             Event::SendTimeout { node, epoch, send_no, part } if self.alive(node, epoch) => {
                 self.send_timeout(node, send_no, part);
             }

@@ -84,7 +84,13 @@ impl MetaView {
             .is_none_or(|n| is_present(n) && (n.store_id == 0 || store_id == 0 || n.store_id == store_id))
     }
 
-    /// Segments per second of a carrier that a node may send; 0 = none.
+    /// Nodes send on leases, not on fixed shares.
+    pub fn leases(&self) -> bool {
+        let senders = if self.shares.changing { &self.shares.next } else { &self.shares.senders };
+        self.level >= super::level::LEVEL_DELIVERY && senders.is_empty()
+    }
+
+    /// Segments per second of a carrier that a node may send without a lease; 0 = none.
     pub fn share(&self, carrier: &CarrierRecord, node_id: u64) -> u32 {
         share_of(&self.shares, node_id, carrier.segments_per_second)
     }

@@ -217,10 +217,13 @@ impl Round<'_> {
         self.view.nodes.values().filter(|n| n.status() == NodeStatus::Active).map(|n| n.node_id)
     }
 
-    /// May lead: a leader of a partition must be able to send, so it needs a share now and after the change under way.
+    /// May lead: a leader of a partition must be able to send. Where nodes have fixed shares it needs one now and after the
+    /// change under way.
     fn may_lead(&self, node_id: u64, group: u32) -> bool {
         let shares = &self.view.shares;
-        let sends = shares.senders.contains(&node_id) && (!shares.changing || shares.next.contains(&node_id));
+        let sends = self.view.leases()
+            || shares.senders.contains(&node_id)
+                && (!shares.changing || shares.next.contains(&node_id));
         self.takes_replicas(node_id) && (group == 0 || sends)
     }
 
