@@ -1,12 +1,14 @@
 //! Compiles the `.proto` files without a system `protoc`, and writes the descriptor set for reflection.
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     "google/rpc/status.proto",
     "carillon/v1/messages.proto",
     "carillon/admin/v1/admin.proto",
+    "carillon/admin/v1/lane.proto",
     "carillon/internal/v1/command.proto",
     "carillon/internal/v1/record.proto",
+    "carillon/internal/v1/lane.proto",
     "carillon/internal/v1/member.proto",
     "carillon/internal/v1/meta.proto",
     "carillon/internal/v1/snapshot.proto",

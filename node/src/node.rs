@@ -8,6 +8,7 @@ use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
 use crate::edge::cancel::Cancels;
 use crate::edge::ingest::Ingest;
+use crate::edge::lanes::LaneApi;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::quarantine;
@@ -21,6 +22,7 @@ use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, St
 use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use carillon_proto::admin::admin_server::AdminServer;
+use carillon_proto::admin::lane_admin_server::LaneAdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::steward_server::StewardServer;
@@ -114,6 +116,13 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
     };
+    let lane_api = LaneApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        meta: meta.clone(),
+        lanes: delivery.lanes.clone(),
+        grants: delivery.grants.clone(),
+    };
     let admin_api = AdminApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
@@ -131,8 +140,9 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         .add_service(NodeServer::new(node_api).max_decoding_message_size(NODE_MESSAGE_BYTES_MAX));
     let until = |mut closed: watch::Receiver<bool>| async move { drop(closed.wait_for(|c| *c).await) };
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
-    let admin_plane =
-        server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
+    let admin_plane = server()
+        .add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX))
+        .add_service(LaneAdminServer::new(lane_api));
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     if let Some(telemetry) = telemetry {
         let ready = ready_check(handle.clone(), Arc::clone(&stopping));

@@ -73,6 +73,8 @@ fn full_message(status: &Status) -> String {
 #[derive(Clone)]
 pub struct Admin {
     pub(crate) client: AdminClient<Channel>,
+    /// For the other services on the same port.
+    pub(crate) channel: Channel,
 }
 
 impl Admin {
@@ -80,7 +82,8 @@ impl Admin {
     pub fn connect(address: &str, files: &TlsFiles, node: Option<u64>) -> Result<Self, AdminError> {
         tls::install_provider();
         let channel = tls::channel(address, tls::client_config(files)?, node.map(Role::Node))?;
-        Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20) })
+        let client = AdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Ok(Self { client, channel })
     }
 
     pub(crate) fn request<T>(message: T) -> Request<T> {

@@ -5,4 +5,5 @@
 pub mod admin;
 pub mod backup;
 pub mod lab;
+mod lanes;
 pub mod pki;

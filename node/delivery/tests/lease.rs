@@ -341,7 +341,7 @@ fn another_limit_begins_when_the_old_one_is_at_rest() {
         world.rule = LimitRule::of(limit(60, 1));
         world.run(2_600);
         world.sent.clear();
-        world.run(5_000);
+        world.run(6_000);
         assert!(world.fullest() <= 60, "{}", world.fullest());
         assert!(world.used(3_000) > 900, "{}", world.used(3_000));
     }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
 use carillon_core::{CommandResult, query};
+use carillon_delivery::lease::LIMIT_BASE;
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
@@ -120,7 +121,7 @@ pub fn start(
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
+        sender: Sender { handle, keyring, facts: facts.clone(), leases: leases.clone(), local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
@@ -305,10 +306,15 @@ impl Driver {
         for (carrier_no, waits) in self.scheduler.demand() {
             demand.entry(carrier_no).and_modify(|known| *known = waits);
         }
+        let view = self.handle.meta();
+        for limit in view.limits.values() {
+            let waits = demand.get(&limit.carrier_no).copied().unwrap_or(0);
+            demand.insert(LIMIT_BASE + limit.limit_no, waits);
+        }
         self.leases.set_demand(demand);
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
-            self.scheduler.lane_opens(carrier_no, self.leases.view(carrier_no).next_permit);
+            self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);
             if lane.connector.status().state != ConnectorState::Up {
                 self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
             }
@@ -360,7 +366,7 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let left = self.leases.view(decided.carrier_no).after(decided.segments.into());
+            let left = self.lanes.held(decided.carrier_no).after(decided.segments.into());
             now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
         };
         let commands = list

@@ -5,14 +5,17 @@ use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
 use carillon_carriers::{Clear, Connector, InboundSink};
 use carillon_core::meta::MetaView;
 use carillon_delivery::LaneConfig;
-use carillon_delivery::lease::{LimitId, Wait};
+use carillon_delivery::lease::{HeldView, LimitId, Wait, caps, common};
 use carillon_proto::internal::CarrierRecord;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
+
+/// Gates of one lane beyond which idle ones are dropped.
+const GATES_MAX: usize = 1_024;
 
 /// The limits that a message of a lane needs a permit of, in the order of arrival. It outlives changes of the carrier's settings, so that
 /// a message that waits keeps its place.
@@ -71,7 +74,39 @@ pub struct Lane {
     pub record: CarrierRecord,
     pub in_flight_max: u32,
     pub connector: Arc<dyn Connector>,
-    pub gate: Arc<NodeGate>,
+    gates: Arc<Gates>,
+}
+
+/// The gates of a lane, one for each set of limits that its messages need. Bounded by the limits that there are.
+struct Gates {
+    leases: Leases,
+    closed: AtomicBool,
+    of: Mutex<BTreeMap<Vec<LimitId>, Arc<NodeGate>>>,
+}
+
+impl Lane {
+    /// The gate of messages that need permits of these limits.
+    pub fn gate(&self, stack: &[LimitId]) -> Arc<NodeGate> {
+        let mut of = self.gates.of.lock();
+        if let Some(gate) = of.get(stack) {
+            return Arc::clone(gate);
+        }
+        let gate = Arc::new(NodeGate::new(self.gates.leases.clone(), stack.to_vec()));
+        if self.gates.closed.load(Ordering::Relaxed) {
+            gate.close();
+        }
+        // Those that nobody waits at are not needed any more.
+        if of.len() >= GATES_MAX {
+            of.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        of.insert(stack.to_vec(), Arc::clone(&gate));
+        gate
+    }
+
+    fn close(&self) {
+        self.gates.closed.store(true, Ordering::Relaxed);
+        self.gates.of.lock().values().for_each(|gate| gate.close());
+    }
 }
 
 /// What operators see of a lane on this node.
@@ -87,6 +122,8 @@ pub struct LaneStatus {
 #[derive(Clone)]
 pub struct LaneTable {
     leases: Leases,
+    /// The limits that every segment of a carrier needs.
+    common: Arc<RwLock<BTreeMap<u32, Vec<LimitId>>>>,
     lanes: Arc<RwLock<BTreeMap<u32, Arc<Lane>>>>,
 }
 
@@ -100,7 +137,7 @@ pub struct LaneBuilder {
 
 impl LaneTable {
     pub fn new(leases: Leases) -> Self {
-        Self { leases, lanes: Arc::default() }
+        Self { leases, common: Arc::default(), lanes: Arc::default() }
     }
 
     pub fn get(&self, carrier_no: u32) -> Option<Arc<Lane>> {
@@ -117,7 +154,7 @@ impl LaneTable {
         LaneStatus {
             binds_up: status.binds_up,
             in_flight: status.in_flight,
-            share_segments_per_second: self.leases.view(carrier_no).per_kilosecond() as f64 / 1_000.0,
+            share_segments_per_second: self.held(carrier_no).per_kilosecond() as f64 / 1_000.0,
             paused_ms: status.paused_for.map_or(0, |d| d.as_millis() as u32),
         }
     }
@@ -126,6 +163,8 @@ impl LaneTable {
     /// leases every carrier has one. Must run inside a tokio runtime.
     pub fn sync(&self, view: &MetaView, builder: &LaneBuilder) -> Vec<LaneChange> {
         let mut changes = Vec::new();
+        self.leases.set_caps(&caps(view));
+        *self.common.write() = view.carriers.keys().map(|no| (*no, common(view, *no))).collect();
         for record in view.carriers.values() {
             let (old, share) = (self.get(record.carrier_no), view.share(record, builder.node_id));
             if share == 0 && !view.leases() {
@@ -137,8 +176,8 @@ impl LaneTable {
                 changes.push(LaneChange::Set(self.config(lane)));
                 continue;
             }
-            let gate = old.as_ref().map(|lane| Arc::clone(&lane.gate));
-            match builder.build(record, gate) {
+            let gates = old.as_ref().map(|lane| Arc::clone(&lane.gates));
+            match builder.build(record, gates) {
                 Ok(lane) => {
                     changes.push(LaneChange::Set(self.config(&lane)));
                     self.lanes.write().insert(record.carrier_no, Arc::new(lane));
@@ -160,16 +199,37 @@ impl LaneTable {
     fn close(&self, carrier_no: u32) -> LaneChange {
         self.leases.forget(carrier_no);
         if let Some(lane) = self.lanes.write().remove(&carrier_no) {
-            lane.gate.close();
+            lane.close();
             tokio::spawn(async move { lane.connector.drain().await });
         }
         LaneChange::Removed(carrier_no)
     }
 
+    /// What this node holds of one limit, in segments per second.
+    pub fn held_of(&self, limit: LimitId) -> f64 {
+        self.leases.view(limit).per_kilosecond() as f64 / 1_000.0
+    }
+
+    /// Segments that may leave of a daily cap.
+    pub fn cap_left(&self, limit: LimitId) -> Option<u32> {
+        self.leases.cap_left(limit)
+    }
+
+    /// Segments that wait for a limit.
+    pub fn waiting(&self, limit: LimitId) -> u64 {
+        self.leases.waiting(limit)
+    }
+
+    /// What is held of the limits that every segment of the carrier needs.
+    pub fn held(&self, carrier_no: u32) -> HeldView {
+        let common = self.common.read();
+        self.leases.view_of(common.get(&carrier_no).map_or(&[carrier_no][..], Vec::as_slice))
+    }
+
     /// What the lane can send now.
     pub fn config(&self, lane: &Lane) -> LaneConfig {
         let (carrier_no, name) = (lane.record.carrier_no, lane.record.name.clone());
-        let held = self.leases.view(carrier_no);
+        let held = self.held(carrier_no);
         metrics::gauge!("carillon_lane_share_segments_per_second", "carrier" => name)
             .set(held.per_kilosecond() as f64 / 1_000.0);
         let share = u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX);
@@ -185,7 +245,11 @@ pub enum LaneChange {
 }
 
 impl LaneBuilder {
-    fn build(&self, record: &CarrierRecord, gate: Option<Arc<NodeGate>>) -> Result<Lane, String> {
+    fn gates(&self) -> Gates {
+        Gates { leases: self.leases.clone(), closed: AtomicBool::new(false), of: Mutex::default() }
+    }
+
+    fn build(&self, record: &CarrierRecord, gates: Option<Arc<Gates>>) -> Result<Lane, String> {
         let settings = record.smpp.clone().ok_or("the carrier has no settings")?;
         let secret = self.secrets_dir.join(&settings.password_secret);
         let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
@@ -203,8 +267,7 @@ impl LaneBuilder {
             record: record.clone(),
             in_flight_max,
             connector: Arc::new(connector),
-            gate: gate
-                .unwrap_or_else(|| Arc::new(NodeGate::new(self.leases.clone(), vec![record.carrier_no]))),
+            gates: gates.unwrap_or_else(|| Arc::new(self.gates())),
         })
     }
 }

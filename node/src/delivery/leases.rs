@@ -11,9 +11,9 @@ use carillon_delivery::lease::{
     Grant, HeldView, Holder, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, Wait,
 };
 use carillon_proto::internal::peer_client::PeerClient;
-use carillon_proto::internal::{LeaseRequest as WireRequest, LeaseResponse, LeaseWant};
+use carillon_proto::internal::{LaneAnswers, LeaseRequest as WireRequest, LeaseResponse, LeaseWant};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -45,6 +45,8 @@ struct Inner {
     holder: Mutex<Holder>,
     /// Segments that wait for each limit; the keys are the limits that this node asks for.
     demand: Mutex<BTreeMap<LimitId, u32>>,
+    /// What carriers answered since the last request.
+    answers: Mutex<BTreeMap<u32, LaneAnswers>>,
     hurry: Notify,
     changed: watch::Sender<u64>,
 }
@@ -57,6 +59,7 @@ impl Leases {
             clock,
             holder: Mutex::new(holder),
             demand: Mutex::default(),
+            answers: Mutex::default(),
             hurry: Notify::new(),
             changed: watch::Sender::new(0),
         }))
@@ -68,6 +71,27 @@ impl Leases {
 
     pub fn view(&self, limit: LimitId) -> HeldView {
         self.0.holder.lock().view(limit, self.0.clock.now())
+    }
+
+    /// What is held of all these limits together: the slowest of them, and when the last of them opens.
+    pub fn view_of(&self, stack: &[LimitId]) -> HeldView {
+        let (holder, now) = (self.0.holder.lock(), self.0.clock.now());
+        let mut slowest: Option<HeldView> = None;
+        for limit in stack {
+            let held = match holder.cap_left(*limit, now) {
+                Some(0) => return HeldView::default(),
+                Some(_) => continue,
+                None => holder.view(*limit, now),
+            };
+            slowest = Some(match slowest {
+                Some(other) => {
+                    let slower = if other.per_kilosecond() <= held.per_kilosecond() { other } else { held };
+                    HeldView { next_permit: other.next_permit.max(held.next_permit), ..slower }
+                }
+                None => held,
+            });
+        }
+        slowest.unwrap_or_default()
     }
 
     /// A permit of all these limits, and until when it is good.
@@ -103,6 +127,38 @@ impl Leases {
             drop(holder);
             self.0.hurry.notify_one();
         }
+    }
+
+    /// A carrier answered an attempt; `throttled`: it was too fast, and this is the pause that it asked for.
+    pub fn answered(&self, carrier_no: u32, throttled: Option<Duration>) {
+        let now = self.0.clock.now();
+        {
+            let mut answers = self.0.answers.lock();
+            let known = answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
+            known.attempts += 1;
+            let Some(pause) = throttled else { return };
+            known.throttled += 1;
+            known.pause_ms = known.pause_ms.max(u32::try_from(pause.as_millis()).unwrap_or(u32::MAX));
+        }
+        let mut holder = self.0.holder.lock();
+        holder.close_until(carrier_no, now + throttled.unwrap_or_default());
+        holder.hurry(now);
+        drop(holder);
+        self.0.hurry.notify_one();
+    }
+
+    /// Segments that wait for a limit.
+    pub fn waiting(&self, limit: LimitId) -> u64 {
+        self.0.demand.lock().get(&limit).copied().unwrap_or(0).into()
+    }
+
+    /// Which limits are daily caps.
+    pub fn set_caps(&self, caps: &BTreeSet<LimitId>) {
+        self.0.holder.lock().set_caps(caps);
+    }
+
+    pub fn cap_left(&self, limit: LimitId) -> Option<u32> {
+        self.0.holder.lock().cap_left(limit, self.0.clock.now())
     }
 
     pub fn wake(&self) {
@@ -142,13 +198,14 @@ impl Leases {
             metrics::counter!("carillon_leases_ended_total").increment(holder.ended() - ended);
             request
         };
+        let answers: Vec<LaneAnswers> = std::mem::take(&mut *self.0.answers.lock()).into_values().collect();
         let leader = handle.leadership(0).leader;
         let limit = self.0.holder.lock().settings().ttl / 2;
         let answer = async {
             if leader == handle.node_id() {
-                return grants.serve(request).await;
+                return grants.serve(request, &answers).await;
             }
-            let mut call = tonic::Request::new(to_wire(&request, grants.kept()));
+            let mut call = tonic::Request::new(to_wire(&request, grants.kept(), answers));
             call.set_timeout(limit);
             let answer = PeerClient::new(channels.get(leader)?).lease(call).await.ok()?;
             Some(from_wire(answer.into_inner()))
@@ -176,7 +233,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn to_wire(request: &LeaseRequest, shares_epoch: u64) -> WireRequest {
+fn to_wire(request: &LeaseRequest, shares_epoch: u64, answers: Vec<LaneAnswers>) -> WireRequest {
     let wants = request.wants.iter().map(|want| LeaseWant {
         limit: want.limit,
         held: want.held,
@@ -188,6 +245,7 @@ fn to_wire(request: &LeaseRequest, shares_epoch: u64) -> WireRequest {
         seq: request.seq,
         shares_epoch,
         wants: wants.collect(),
+        answers,
     }
 }
 

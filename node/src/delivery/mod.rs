@@ -8,6 +8,7 @@
 //!  - A receipt is acknowledged to the carrier only after it is recorded, or when it can never be.
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
 mod driver;
+mod day;
 mod facts;
 mod grants;
 mod lanes;
@@ -17,6 +18,7 @@ mod refused;
 mod sending;
 mod shares;
 
+pub use day::day_of;
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
 pub use grants::Grants;

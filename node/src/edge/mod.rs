@@ -7,6 +7,7 @@ mod backup;
 pub mod cancel;
 pub mod events;
 pub mod ingest;
+pub mod lanes;
 mod members;
 pub mod node_api;
 pub mod peer;

@@ -287,8 +287,8 @@ impl World {
                     self.serve_confirmed(node, from, epoch);
                     continue;
                 }
-                Asker::Lease { from, epoch, shares_epoch, request } => {
-                    self.grant(node, from, epoch, shares_epoch, &request);
+                Asker::Lease(call) => {
+                    self.grant(node, &call);
                     continue;
                 }
                 Asker::Client(read) => read,

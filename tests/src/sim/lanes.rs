@@ -1,14 +1,16 @@
 //! The lanes of a node, its shares and its leases, as the simulator runs them: a mirror of `node/src/delivery/lanes.rs`, `shares.rs` and
 //! `leases.rs` around the same `Holder`, `Grantor`, `rules` and `share_of`.
-use super::node::Asker;
+use super::node::{Asker, Waiter};
 use super::plant::Plant;
-use super::wing::{Lane, PeerCall};
+use super::wing::{Lane, LeaseCall, PeerCall};
 use super::world::{Event, World};
 use carillon_core::meta::share_of;
-use carillon_delivery::lease::{Frame, Grantor, Holder, LeaseAnswer, LeaseRequest, LeaseSettings, Limit, rules};
+use carillon_delivery::lease::{Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules};
 use carillon_delivery::{GateSettings, LaneConfig};
-use carillon_proto::internal::{CarrierRecord, ShareRecord};
+use carillon_proto::internal::meta_command::Kind;
+use carillon_proto::internal::{CarrierRecord, EaseLane, MetaCommand, ShareRecord};
 use carillon_proto::public::Outcome;
+use prost::Message as _;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -46,6 +48,7 @@ impl ShareKeeper {
 pub struct LeaseDesk {
     term: u64,
     grantor: Grantor,
+    easer: Easer,
     /// Epoch of the shares that each node keeps to.
     kept: BTreeMap<u64, u64>,
     /// Planted bug: a grantor for each node.
@@ -216,16 +219,18 @@ impl World {
                 at.wing.lanes.keys().map(|carrier_no| (*carrier_no, 0)).collect();
             demand.extend(at.wing.scheduler.demand().filter(|(no, _)| at.wing.lanes.contains_key(no)));
             let ended = holder.ended();
-            let request = Box::new(holder.ask(&demand, mono));
+            let request = holder.ask(&demand, mono);
             if holder.ended() > ended {
                 self.trace.count("lease_ended");
             }
-            let at = &self.nodes[node];
+            let at = &mut self.nodes[node];
+            let answers = std::mem::take(&mut at.wing.answers).into_values().collect();
             let (epoch, shares_epoch) = (at.epoch, at.wing.shares.kept(mono));
+            let call = Box::new(LeaseCall { from: node, epoch, shares_epoch, request, answers });
             match at.leader_hint(0) as usize {
                 0 => {}
-                to if to - 1 == node => self.serve_lease(node, node, epoch, shares_epoch, request),
-                to => self.peer(node, to - 1, PeerCall::Lease { epoch, shares_epoch, request }),
+                to if to - 1 == node => self.serve_lease(node, call),
+                to => self.peer(node, to - 1, PeerCall::Lease(call)),
             }
             self.refresh_lanes(node);
         }
@@ -233,24 +238,18 @@ impl World {
     }
 
     /// The leader's side: first a majority confirms that it leads.
-    pub fn serve_lease(
-        &mut self,
-        node: usize,
-        from: usize,
-        epoch: u64,
-        shares_epoch: u64,
-        request: Box<LeaseRequest>,
-    ) {
-        let ctx = 1 << 62 | (from as u64) << 56 | (epoch & 0xffff) << 40 | request.seq;
+    pub fn serve_lease(&mut self, node: usize, call: Box<LeaseCall>) {
+        let ctx = 1 << 62 | (call.from as u64) << 56 | (call.epoch & 0xffff) << 40 | call.request.seq;
         let Some(cell) = self.nodes[node].cells.get_mut(&0) else { return };
         if cell.group.read_index(ctx).is_ok() {
-            cell.reads_asked.push((ctx, Asker::Lease { from, epoch, shares_epoch, request }));
+            cell.reads_asked.push((ctx, Asker::Lease(call)));
             self.mark(node, 0);
         }
     }
 
     /// It was confirmed: now it gives.
-    pub fn grant(&mut self, node: usize, from: usize, epoch: u64, shares_epoch: u64, request: &LeaseRequest) {
+    pub fn grant(&mut self, node: usize, call: &LeaseCall) {
+        let LeaseCall { from, epoch, shares_epoch, ref request, ref answers } = *call;
         let mono = self.mono(node);
         let from_id = self.nodes[from].id;
         let (forget, whole) = (self.planted(Plant::LeaseTwice), self.planted(Plant::WholeShare));
@@ -260,20 +259,36 @@ impl World {
         };
         debug_assert_eq!(leader, at.id);
         let new = |since| Grantor::new(LeaseSettings::default(), GateSettings::default(), since);
-        let fresh = || LeaseDesk { term, grantor: new(mono), kept: BTreeMap::new(), forgetful: BTreeMap::new() };
+        let fresh = || LeaseDesk {
+            term,
+            grantor: new(mono),
+            easer: Easer::default(),
+            kept: BTreeMap::new(),
+            forgetful: BTreeMap::new(),
+        };
         let desk = at.leases.get_or_insert_with(fresh);
         if desk.term != term {
             *desk = fresh();
             self.trace.count("grantor_changed");
         }
         desk.kept.insert(from_id, shares_epoch);
-        let rules = rules(&at.meta, &desk.kept);
+        let now_ms = at.clock.wall_ms(self.now_ms);
+        let eases: Vec<EaseLane> =
+            answers.iter().filter_map(|answer| desk.easer.hear(answer, &at.meta, now_ms, mono)).collect();
+        let mut rules = rules(&at.meta, &desk.kept, now_ms);
+        desk.easer.pause(&mut rules, mono);
         let grantor = match forget {
             true => desk.forgetful.entry(from_id).or_insert_with(|| new(Duration::ZERO)),
             false => &mut desk.grantor,
         };
         let Some(mut answer) = grantor.serve(request, &rules, mono) else { return };
-        if let Some(limit) = desk.grantor.overdrawn() {
+        let overdrawn = desk.grantor.overdrawn();
+        for ease in eases {
+            self.trace.count("lane_eased");
+            let command = MetaCommand { kind: Some(Kind::EaseLane(ease)) }.encode_to_vec();
+            self.propose_encoded(node, 0, vec![command.into()], Waiter::Nobody);
+        }
+        if let Some(limit) = overdrawn {
             self.oracle.fail(format!("I6 more of limit {limit} is leased than there is"));
         }
         if whole {

@@ -5,13 +5,12 @@ use super::members::{LogTask, MemberState};
 use super::proposals::{Parts, Proposals};
 use super::steward::Steward;
 use super::store::SimStore;
-use super::wing::{FactBatch, Wing};
+use super::wing::{FactBatch, LeaseCall, Wing};
 use super::world::START_MS;
 use carillon_consensus::{CommittedEntry, Group, SnapshotMark};
 use carillon_core::meta::{MetaView, level};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
-use carillon_delivery::lease::LeaseRequest;
 use carillon_proto::MessageId;
 use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -76,12 +75,7 @@ pub enum Asker {
         round: u64,
     },
     /// Another node, or this one, asks for leases.
-    Lease {
-        from: usize,
-        epoch: u64,
-        shares_epoch: u64,
-        request: Box<LeaseRequest>,
-    },
+    Lease(Box<LeaseCall>),
     /// Another node, or this one, asks how far the meta group is.
     Confirm {
         from: usize,

@@ -7,6 +7,7 @@ use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, START_MS, World};
 use carillon_core::Permit;
 use carillon_delivery::lease::Wait;
+use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
 
@@ -217,6 +218,17 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         let Some(sending) = wing.sends.remove(&send_no) else { return };
         let Sending { partition, term, permit, refs, .. } = sending;
+        let carrier_no = permit.carrier_no;
+        let answered = wing.answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
+        answered.attempts += 1;
+        if outcome == Outcome::Throttled {
+            answered.throttled += 1;
+            answered.pause_ms = answered.pause_ms.max(retry_after_ms as u32);
+            if let Some(holder) = &mut wing.holder {
+                holder.close_until(carrier_no, mono + Duration::from_millis(retry_after_ms));
+                holder.hurry(mono);
+            }
+        }
         if matches!(outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
             let until = mono + Duration::from_millis(retry_after_ms.max(100));
             wing.scheduler.pause_lane(permit.carrier_no, until);

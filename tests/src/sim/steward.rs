@@ -268,9 +268,7 @@ impl World {
             PeerCall::Carry(step) => self.serve_step(to, &step),
             PeerCall::Confirm { epoch } => self.serve_confirm(to, from, epoch),
             PeerCall::Confirmed { epoch, index } => self.confirmed_fresh(to, epoch, index),
-            PeerCall::Lease { epoch, shares_epoch, request } => {
-                self.serve_lease(to, from, epoch, shares_epoch, request);
-            }
+            PeerCall::Lease(call) => self.serve_lease(to, call),
             PeerCall::Leased { epoch, answer } => self.leased(to, epoch, &answer),
             PeerCall::Register { epoch, data } => {
                 let waiter = Waiter::Registered { from, epoch };

@@ -13,7 +13,9 @@ use carillon_core::{CommandResult, Permit, ScheduleChange, query};
 use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
+use carillon_proto::internal::{
+    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, command::Kind,
+};
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -40,10 +42,20 @@ pub enum PeerCall {
     Carry(Box<Step>),
     Confirm { epoch: u64 },
     Confirmed { epoch: u64, index: u64 },
-    Lease { epoch: u64, shares_epoch: u64, request: Box<LeaseRequest> },
+    Lease(Box<LeaseCall>),
     Leased { epoch: u64, answer: Box<LeaseAnswer> },
     Register { epoch: u64, data: Bytes },
     Registered { epoch: u64, refusal: Option<MetaRefusal> },
+}
+
+/// A request for leases, with what goes with it.
+#[derive(Debug, Clone)]
+pub struct LeaseCall {
+    pub from: usize,
+    pub epoch: u64,
+    pub shares_epoch: u64,
+    pub request: LeaseRequest,
+    pub answers: Vec<LaneAnswers>,
 }
 
 /// Facts on their way to a leader.
@@ -103,6 +115,8 @@ pub struct Wing {
     pub shares: ShareKeeper,
     /// Of this process; made when it first needs one.
     pub holder: Option<Holder>,
+    /// What carriers answered since it asked last.
+    pub answers: BTreeMap<u32, LaneAnswers>,
     /// When it asks for leases next, if that is planned.
     pub lease_ask: Option<u64>,
     /// Nothing is sent before the meta group is applied up to what it was at the start: what is on the disk may be older than
@@ -140,6 +154,7 @@ impl Default for Wing {
             guesses: 0,
             shares: ShareKeeper::default(),
             holder: None,
+            answers: BTreeMap::new(),
             lease_ask: None,
             fresh_from: None,
             fresh: false,

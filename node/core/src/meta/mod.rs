@@ -17,7 +17,10 @@
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
-//! | `#` `P`, `C` or `N` | the last number given out(4) |
+//! | `V` limit_no(4) | LimitRecord |
+//! | `D` limit_no(4) | CapRecord: what is taken of a daily cap |
+//! | `E` carrier_no(4) | LaneRecord: paused, eased |
+//! | `#` `P`, `C`, `N` or `V` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
@@ -25,6 +28,7 @@ mod apply;
 mod check;
 mod keys;
 pub mod level;
+mod limits;
 mod members;
 pub mod place;
 pub mod planner;
@@ -35,6 +39,7 @@ mod shares;
 mod view;
 
 pub use apply::{MetaEffects, MetaRefusal, apply};
+pub use limits::{EASE_PERMILLE_MIN, UNPUBLISHED_MAX, applies, ease_permille};
 pub use members::{may_become, word as status_word};
 pub use rows::is_present;
 pub use shares::share_of;
@@ -44,6 +49,8 @@ pub use view::{DataKeyId, MetaView};
 pub const PRACTICES_MAX: u32 = 100_000;
 /// Carrier accounts of a cluster, at most.
 pub const CARRIERS_MAX: u32 = 1_000;
+/// Limits besides those of the accounts, at most.
+pub const LIMITS_MAX: usize = 512;
 /// Nodes of a cluster, at most.
 pub const NODES_MAX: usize = 64;
 /// Epochs of one practice's data key, at most.

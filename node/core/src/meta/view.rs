@@ -4,8 +4,8 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
-    ShareRecord, TokenRecord,
+    Bootstrap, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, LaneRecord, LimitRecord, MetaNode,
+    PartitionRecord, PracticeRecord, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,12 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    /// Limits besides those of the accounts, by number.
+    pub limits: BTreeMap<u32, LimitRecord>,
+    /// State of lanes that is not the usual one, by carrier.
+    pub lanes: BTreeMap<u32, LaneRecord>,
+    /// What is taken of daily caps, by limit.
+    pub caps: BTreeMap<u32, CapRecord>,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -62,6 +68,15 @@ impl MetaView {
         })?;
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);
+        })?;
+        each(tables, b'V', |record: LimitRecord| {
+            view.limits.insert(record.limit_no, record);
+        })?;
+        each(tables, b'E', |record: LaneRecord| {
+            view.lanes.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'D', |record: CapRecord| {
+            view.caps.insert(record.limit_no, record);
         })?;
         Ok(view)
     }
@@ -113,6 +128,16 @@ impl MetaView {
 
     pub fn carrier(&self, name: &str) -> Option<&CarrierRecord> {
         self.carriers.values().find(|c| c.name == name)
+    }
+
+    /// Numbers of the limits besides its account's that apply to a practice on a carrier.
+    pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
+        let (Some(carrier), Some(practice)) = (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
+        else {
+            return Vec::new();
+        };
+        let of = self.limits.values().filter(|limit| super::applies(limit, carrier, practice));
+        of.map(|limit| limit.limit_no).collect()
     }
 
     pub fn data_key(&self, practice_no: u32, epoch: u32) -> Option<&DataKeyRecord> {

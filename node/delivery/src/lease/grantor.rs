@@ -108,7 +108,7 @@ impl Grantor {
         for (limit, rule) in rules {
             match self.lanes.get_mut(limit) {
                 Some(lane) if lane.limit() != rule.limit && lane.is_clear(mono) => {
-                    match Lane::new(rule.limit, &self.gate, None) {
+                    match lane.renewed(rule.limit, &self.gate) {
                         Some(new) => *lane = new,
                         None => drop(self.lanes.remove(limit)),
                     }

@@ -4,9 +4,10 @@
 //!  - A permit is taken from all limits of a message or from none.
 //!  - Nothing is permitted on a lease that has ended, counted from before its request left.
 //!  - Only the answer to the newest request counts.
+use super::cap::Slice;
 use super::{LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, WANTS_MAX, Want};
 use crate::gate::{GateSettings, LaneGate};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ pub struct Holder {
     asked_at: Option<Duration>,
     ask_at: Duration,
     limits: BTreeMap<LimitId, Held>,
+    /// Daily caps.
+    caps: BTreeMap<LimitId, Slice>,
     /// Leases that ended while they were held.
     ended: u64,
 }
@@ -81,8 +84,8 @@ pub struct Holder {
 impl Holder {
     /// `incarnation` must differ from that of every earlier process of the node.
     pub fn new(settings: LeaseSettings, gate: GateSettings, node_id: u64, incarnation: u64) -> Self {
-        let limits = BTreeMap::new();
-        Self { settings, gate, node_id, incarnation, seq: 0, asked_at: None, ask_at: Duration::ZERO, limits, ended: 0 }
+        let (limits, caps) = (BTreeMap::new(), BTreeMap::new());
+        Self { settings, gate, node_id, incarnation, seq: 0, asked_at: None, ask_at: Duration::ZERO, limits, caps, ended: 0 }
     }
 
     pub fn settings(&self) -> &LeaseSettings {
@@ -113,6 +116,15 @@ impl Holder {
     /// The limit is gone.
     pub fn forget(&mut self, limit: LimitId) {
         self.limits.remove(&limit);
+        self.caps.remove(&limit);
+    }
+
+    /// These limits are daily caps; what is held of others is forgotten.
+    pub fn set_caps(&mut self, caps: &BTreeSet<LimitId>) {
+        self.caps.retain(|limit, _| caps.contains(limit));
+        for limit in caps {
+            self.caps.entry(*limit).or_default();
+        }
     }
 
     /// Nothing of the limit before this moment: the carrier asked for a pause.
@@ -140,6 +152,11 @@ impl Holder {
         self.ask_at = mono + self.settings.ttl / 2;
         let mut wants = Vec::with_capacity(demand.len().min(WANTS_MAX));
         for (limit, segments) in demand.iter().take(WANTS_MAX) {
+            if let Some(slice) = self.caps.get(limit) {
+                let held = slice.left(mono);
+                wants.push(Want { limit: *limit, held, used_ago: None, segments: *segments });
+                continue;
+            }
             let held = self.held(*limit);
             let over = held.ends <= mono;
             if over && held.tokens > 0 {
@@ -161,6 +178,12 @@ impl Holder {
         let settings = self.gate;
         let mut lowered = false;
         for grant in &answer.grants {
+            if let Some(slice) = self.caps.get_mut(&grant.limit) {
+                if grant.tokens > 0 {
+                    slice.add(grant.tokens, asked_at.saturating_add(grant.frame));
+                }
+                continue;
+            }
             let held = self.held(grant.limit);
             if held.ends == Duration::MAX {
                 continue;
@@ -189,6 +212,13 @@ impl Holder {
         let mut free_at = mono;
         let mut ends = mono + self.settings.stale_after;
         for limit in stack {
+            if let Some(slice) = self.caps.get(limit) {
+                if slice.left(mono) == 0 {
+                    return Err(Wait::NoLease(*limit));
+                }
+                ends = ends.min(slice.ends());
+                continue;
+            }
             let held = self.limits.get(limit).ok_or(Wait::NoLease(*limit))?;
             let gate = held.gate.as_ref().filter(|_| held.ends > mono).ok_or(Wait::NoLease(*limit))?;
             free_at = free_at.max(gate.next_permit()).max(held.closed_until);
@@ -198,6 +228,10 @@ impl Holder {
             return Err(Wait::Until(free_at));
         }
         for limit in stack {
+            if let Some(slice) = self.caps.get_mut(limit) {
+                slice.take();
+                continue;
+            }
             let Some(held) = self.limits.get_mut(limit) else { continue };
             held.used_at = Some(mono);
             if let Some(gate) = &mut held.gate {
@@ -214,6 +248,11 @@ impl Holder {
             let next_permit = gate.next_permit().max(held.closed_until);
             HeldView { tokens: held.tokens, frame: held.frame, next_permit }
         })
+    }
+
+    /// Segments that may leave of a daily cap.
+    pub fn cap_left(&self, limit: LimitId, mono: Duration) -> Option<u32> {
+        self.caps.get(&limit).map(|slice| slice.left(mono))
     }
 
     /// Leases that ended while they were held: nobody renewed them.

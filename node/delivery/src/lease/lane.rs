@@ -58,6 +58,12 @@ impl Lane {
         Some(Self { limit, frame, ready_at, holders: BTreeMap::new(), resting: Vec::new(), surprises: 0 })
     }
 
+    /// The same lane under another limit, once it is clear; who asks for it stays known.
+    pub fn renewed(&self, limit: Limit, gate: &crate::GateSettings) -> Option<Self> {
+        let fresh = Self::new(limit, gate, None)?;
+        Some(Self { holders: self.holders.clone(), surprises: self.surprises, ..fresh })
+    }
+
     pub fn limit(&self) -> Limit {
         self.limit
     }
@@ -181,7 +187,8 @@ impl Lane {
             let free = self.frame.tokens.min(tokens + reserved).saturating_sub(held + resting + reserved);
             now + free.min(target - now)
         } else {
-            now - self.to_move(key, now - target, tokens, settings, mono)
+            let left = now - self.to_move(key, now - target, tokens, settings, mono);
+            if left == 0 && tokens > 0 && self.is_about_to_use(want, settings) { now } else { left }
         };
         let ends = mono + settings.counted();
         let short = given < target;
@@ -221,6 +228,13 @@ impl Lane {
         let free = tokens.saturating_sub(held + resting);
         let needed = lacking.saturating_sub(free + resting).max(over).min(surplus);
         if needed < (self.frame.tokens / STEP).max(1) && !starving && over == 0 { 0 } else { needed }
+    }
+
+    /// Its token has rested before anybody else could be told that it is free: it uses it once more.
+    fn is_about_to_use(&self, want: &Want, settings: &LeaseSettings) -> bool {
+        let frame = self.frame.length;
+        let news = settings.renew_every * 6 / 5;
+        frame > 2 * news && want.used_ago.is_some_and(|ago| ago < frame && ago + news > frame)
     }
 
     fn target(&self, key: HolderKey, tokens: u32, settings: &LeaseSettings, mono: Duration) -> u32 {

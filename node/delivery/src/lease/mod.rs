@@ -18,6 +18,8 @@
 //!  - No lease, no permit; a permit that is not used at once is void ([`Permit::fresh_until`]).
 //!
 //! Does not: know carriers or messages, send or receive, read a clock.
+mod cap;
+mod ease;
 mod frame;
 mod grantor;
 mod holder;
@@ -25,10 +27,12 @@ mod lane;
 mod rules;
 mod split;
 
+pub use cap::slice;
+pub use ease::Easer;
 pub use frame::{Frame, Limit};
 pub use grantor::{Grantor, LaneView, LimitRule};
 pub use holder::{HeldView, Holder, Permit, Wait};
-pub use rules::rules;
+pub use rules::{caps, common, rules, stack};
 
 use std::time::Duration;
 
@@ -63,7 +67,7 @@ impl Default for LeaseSettings {
         Self {
             ttl: Duration::from_millis(1_000),
             drift_permille: 10,
-            stale_after: Duration::from_millis(50),
+            stale_after: Duration::from_millis(10),
             renew_every: Duration::from_millis(250),
             demand_horizon: Duration::from_millis(500),
             turn: Duration::from_millis(200),
@@ -106,7 +110,7 @@ pub struct LeaseRequest {
 pub struct Grant {
     pub limit: LimitId,
     pub tokens: u32,
-    /// Each token may be used once in this time.
+    /// Each token may be used once in this time. Of a daily cap: segments more, for what is left of the day.
     pub frame: Duration,
 }
 
