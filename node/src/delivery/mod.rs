@@ -23,5 +23,6 @@ pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
 pub use grants::Grants;
 pub use lanes::{LaneStatus, LaneTable};
+pub use leases::MonoClock;
 pub use receipts::{ReceiptRouter, ReceiptSink};
 pub use shares::ShareKeeper;
