@@ -1,15 +1,17 @@
 //! Compiles the `.proto` files without a system `protoc`, and writes the descriptor set for reflection.
 use prost::Message as _;
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 17] = [
     "google/rpc/status.proto",
     "carillon/v1/messages.proto",
     "carillon/v1/appointments.proto",
     "carillon/admin/v1/admin.proto",
     "carillon/admin/v1/delivery.proto",
     "carillon/internal/v1/changes.proto",
+    "carillon/admin/v1/lane.proto",
     "carillon/internal/v1/command.proto",
     "carillon/internal/v1/record.proto",
+    "carillon/internal/v1/lane.proto",
     "carillon/internal/v1/member.proto",
     "carillon/internal/v1/route.proto",
     "carillon/internal/v1/meta.proto",

@@ -10,6 +10,7 @@ use crate::edge::cancel::Cancels;
 use crate::edge::delivery_admin::DeliveryAdminApi;
 use crate::edge::explain::Explains;
 use crate::edge::ingest::Ingest;
+use crate::edge::lanes::LaneApi;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::quarantine;
@@ -27,6 +28,7 @@ use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
 use crate::series::Maker;
 use carillon_proto::admin::admin_server::AdminServer;
 use carillon_proto::admin::delivery_admin_server::DeliveryAdminServer;
+use carillon_proto::admin::lane_admin_server::LaneAdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::steward_server::StewardServer;
@@ -109,6 +111,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta: meta.clone(),
         receipts: delivery.receipts.clone(),
+        grants: delivery.grants.clone(),
         identity: Arc::clone(&identity),
     };
     let steward_api = StewardApi {
@@ -147,6 +150,13 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
         queries,
     };
+    let lane_api = LaneApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        meta: meta.clone(),
+        lanes: delivery.lanes.clone(),
+        grants: delivery.grants.clone(),
+    };
     let admin_api = AdminApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
@@ -166,7 +176,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
     let admin_plane = server()
         .add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX))
-        .add_service(DeliveryAdminServer::new(delivery_admin));
+        .add_service(DeliveryAdminServer::new(delivery_admin))
+        .add_service(LaneAdminServer::new(lane_api));
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");

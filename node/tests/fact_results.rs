@@ -3,7 +3,7 @@ mod common;
 
 use bytes::Bytes;
 use carillon_core::CommandResult;
-use carillon_node::delivery::{self, Fact, Facts};
+use carillon_node::delivery::{self, Fact, Facts, Grants, MonoClock, ShareKeeper};
 use carillon_node::edge::peer::PeerApi;
 use carillon_node::meta::MetaClient;
 use carillon_node::seal::{FileKeyProvider, Keyring};
@@ -64,6 +64,7 @@ async fn another_node_learns_the_result_of_each_fact() {
         inbox: world.engine.as_ref().unwrap().inbox.clone(),
         meta: MetaClient::new(world.handle.clone(), no_peers()),
         receipts: world.router.clone(),
+        grants: Grants::new(world.handle.clone(), MonoClock::start(), ShareKeeper::default()),
         identity: Arc::clone(&world.identity),
     };
     let nobody = MessageId::new(5, Slot::new(3).unwrap(), 5).to_bytes();

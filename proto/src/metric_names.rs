@@ -130,6 +130,12 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_attempts_total", "Attempts ended, by carrier and outcome."),
     counter("carillon_fact_retries_total", "Outcomes or receipts that had to be proposed again."),
     gauge("carillon_lane_share_segments_per_second", "This node's share of a carrier's limit."),
+    counter("carillon_lease_requests_total", "Requests for leases of lane budgets, by outcome."),
+    counter("carillon_leases_ended_total", "Leases that ended on this node because nobody renewed them."),
+    counter(
+        "carillon_lease_surprises_total",
+        "Nodes that held more of a limit than its leader knew; any value above 0 is a defect.",
+    ),
     counter("carillon_lane_faults_total", "Carriers that could not be set up on this node."),
     counter("carillon_receipts_total", "Delivery reports taken from carriers."),
     counter("carillon_receipts_refused_total", "Delivery reports refused, by reason; carriers repeat them."),

@@ -70,6 +70,8 @@ fn full_message(status: &Status) -> String {
 pub struct Admin {
     pub(crate) client: AdminClient<Channel>,
     pub(crate) delivery: DeliveryAdminClient<Channel>,
+    /// For the other services on the same port.
+    pub(crate) channel: Channel,
 }
 
 impl Admin {
@@ -78,7 +80,8 @@ impl Admin {
         tls::install_provider();
         let channel = tls::channel(address, tls::client_config(files)?, node.map(Role::Node))?;
         let delivery = DeliveryAdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        Ok(Self { client: AdminClient::new(channel).max_decoding_message_size(64 << 20), delivery })
+        let client = AdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Ok(Self { client, delivery, channel })
     }
 
     pub(crate) fn request<T>(message: T) -> Request<T> {

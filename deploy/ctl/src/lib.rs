@@ -7,4 +7,5 @@ pub mod backup;
 pub mod health;
 pub mod delivery;
 pub mod lab;
+mod lanes;
 pub mod pki;

@@ -60,7 +60,7 @@ fn record(name: &str) -> CarrierRecord {
         source_address: "12125550100".into(),
         ..Default::default()
     };
-    CarrierRecord { carrier_no: 99, name: name.into(), smpp: Some(smpp), segments_per_second: 30 }
+    CarrierRecord { carrier_no: 99, name: name.into(), smpp: Some(smpp), segments_per_second: 30, ..Default::default() }
 }
 
 fn carrier(name: &str) -> Kind {
@@ -73,6 +73,7 @@ fn practice(tenant: &str, name: &str, zone: &str, carrier: &str) -> Kind {
         practice: name.into(),
         time_zone: zone.into(),
         carrier: carrier.into(),
+        ..Default::default()
     })
 }
 

@@ -44,6 +44,7 @@ fn carrier(carrier_no: u32, name: &str, address: &str) -> CarrierRecord {
             ..Default::default()
         }),
         segments_per_second: 10,
+        ..Default::default()
     }
 }
 
@@ -73,6 +74,7 @@ fn backup() -> MetaBackup {
             practice: "p".into(),
             time_zone: "UTC".into(),
             carrier_no: 3,
+            ..Default::default()
         }],
         data_keys: vec![DataKeyRecord {
             practice_no: 4,
@@ -99,6 +101,7 @@ fn put_practice() -> Kind {
         practice: "new".into(),
         time_zone: "UTC".into(),
         carrier: "sim".into(),
+        ..Default::default()
     })
 }
 

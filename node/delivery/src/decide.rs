@@ -101,7 +101,7 @@ impl Scheduler {
             .lanes
             .values()
             .filter(|lane| lane.config.is_some() && lane.is_paused(mono) && lane.has_ready())
-            .map(|lane| now_ms.saturating_add(ms_until(lane.paused_until, mono)))
+            .map(|lane| now_ms.saturating_add(ms_until(lane.resumes_at(), mono)))
             .min();
         let page_ms = self.next_page_ms(now_ms);
         let first_ms = [timer_ms, pause_ms, page_ms].into_iter().flatten().min()?;

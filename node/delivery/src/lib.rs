@@ -6,6 +6,7 @@
 //!  - [`breaker`]: when a carrier that fails is spared, and how it is tried again.
 //!  - [`forecast`] and [`explain`]: when messages will leave, and why one has not left yet.
 //!  - [`LaneGate`]: when one segment may leave on a lane, so that the lane's limit is a wall.
+//!  - [`lease`]: how the budget of a limit is given out to the nodes, and what a node may send of it.
 //!
 //! Invariants
 //!  - Nothing is begun before its due time or after its expiry, and nothing twice: a message that was chosen
@@ -24,6 +25,7 @@ pub mod forecast;
 mod gate;
 mod key;
 mod lane;
+pub mod lease;
 mod paging;
 pub mod recur;
 mod rows;

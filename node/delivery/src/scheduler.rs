@@ -179,6 +179,17 @@ impl Scheduler {
         if attempts_max.is_some() || self.lanes.contains_key(&carrier_no) {
             self.lanes.entry(carrier_no).or_default().breaker_max = attempts_max;
         }
+    /// The next permit of the lane is free at this moment of the monotonic clock: attempts begin a little before it, not earlier.
+    pub fn lane_opens(&mut self, carrier_no: u32, at: Duration) {
+        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+            lane.opens_at = at;
+        }
+    }
+
+    /// Segments that wait on each lane, as far as they are in memory.
+    pub fn demand(&self) -> impl Iterator<Item = (u32, u32)> {
+        let waits = |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
+        self.lanes.iter().map(move |(carrier_no, lane)| (*carrier_no, waits(lane)))
     }
 
     /// The level of a priority; a row of another priority is a bug of the core and is counted.

@@ -5,8 +5,10 @@
 use super::backlog::{LaneLook, Looker};
 use super::facts::Facts;
 use super::failover::Failover;
+use super::grants::Grants;
 use super::health::Health;
-use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
+use super::lanes::{LaneBuilder, LaneChange, LaneTable};
+use super::leases::{Leases, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::sending::Sender;
 use super::shares::ShareKeeper;
@@ -22,6 +24,7 @@ use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, query};
+use carillon_delivery::lease::LIMIT_BASE;
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
@@ -98,6 +101,7 @@ pub struct Delivery {
     pub facts: Facts,
     pub shares: ShareKeeper,
     pub looker: Looker,
+    pub grants: Grants,
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
 }
@@ -110,6 +114,9 @@ struct Driver {
     builder: LaneBuilder,
     shares: ShareKeeper,
     health: Health,
+    leases: Leases,
+    grants: Grants,
+    channels: Arc<PeerChannels>,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -128,14 +135,15 @@ pub fn start(
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
-    let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
+    let (receipts, reports) = ReceiptRouter::new(handle.clone(), Arc::clone(&channels), facts.clone());
     tokio::spawn(receipts.clone().run(reports));
     let (local, locals) = mpsc::channel(LOCALS_MAX);
     let (clock, attempts) = (MonoClock::start(), TaskTracker::new());
-    let lanes = LaneTable::default();
+    let leases = Leases::new(config.node_id, clock);
+    let lanes = LaneTable::new(leases.clone());
     let router = receipts.clone();
     let builder = LaneBuilder {
-        clock,
+        leases: leases.clone(),
         secrets_dir: config.secrets_dir.clone(),
         node_id: config.node_id,
         sink: Arc::new(move |carrier_no| {
@@ -143,6 +151,7 @@ pub fn start(
         }),
     };
     let (shares, health) = (ShareKeeper::default(), Health::default());
+    let grants = Grants::new(handle.clone(), clock, shares.clone());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
@@ -150,6 +159,7 @@ pub fn start(
             handle: handle.clone(),
             keyring,
             facts: facts.clone(),
+            leases: leases.clone(),
             local: local.clone(),
             attempts: attempts.clone(),
         },
@@ -157,6 +167,9 @@ pub fn start(
         builder,
         shares: shares.clone(),
         health: health.clone(),
+        leases,
+        grants: grants.clone(),
+        channels,
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -168,7 +181,7 @@ pub fn start(
     let failover = Failover { handle: handle.clone(), lanes: lanes.clone(), health: health.clone(), clock };
     tokio::spawn(failover.run(stop.subscribe()));
     let looker = Looker { handle, lanes: lanes.clone(), local, health, clock };
-    Ok(Delivery { lanes, receipts, facts, shares, looker, attempts, stop })
+    Ok(Delivery { lanes, receipts, facts, shares, grants, looker, attempts, stop })
 }
 
 impl Delivery {
@@ -215,6 +228,7 @@ impl Driver {
         let fresh = client.caught_up();
         tokio::pin!(fresh);
         let mut is_fresh = false;
+        let mut held = self.leases.changes();
         loop {
             let sleep = next_wake.saturating_duration_since(Instant::now());
             tokio::select! {
@@ -229,7 +243,10 @@ impl Driver {
                 () = &mut fresh, if !is_fresh => {
                     is_fresh = true;
                     self.sync_lanes();
+                    let (handle, channels) = (self.handle.clone(), Arc::clone(&self.channels));
+                    tokio::spawn(self.leases.clone().run(handle, channels, self.grants.clone()));
                 }
+                _ = held.changed() => self.refresh_lanes(),
                 changed = meta.changed(), if is_fresh => {
                     if changed.is_err() { return } else { self.sync_lanes() }
                 }
@@ -266,6 +283,13 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
+    }
+
+    /// What is held has changed.
+    fn refresh_lanes(&mut self) {
+        for lane in self.lanes.all() {
+            self.scheduler.set_lane(self.lanes.config(&lane));
+        }
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -330,7 +354,20 @@ impl Driver {
             return WAKE_MAX_MS;
         }
         let now_ms = clock_ms();
-        for lane in self.lanes.all() {
+        let lanes = self.lanes.all();
+        let mut demand: BTreeMap<u32, u32> = lanes.iter().map(|lane| (lane.record.carrier_no, 0)).collect();
+        for (carrier_no, waits) in self.scheduler.demand() {
+            demand.entry(carrier_no).and_modify(|known| *known = waits);
+        }
+        let view = self.handle.meta();
+        for limit in view.limits.values() {
+            let waits = demand.get(&limit.carrier_no).copied().unwrap_or(0);
+            demand.insert(LIMIT_BASE + limit.limit_no, waits);
+        }
+        self.leases.set_demand(demand);
+        for lane in lanes {
+            let carrier_no = lane.record.carrier_no;
+            self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);
             if lane.connector.status().state != ConnectorState::Up {
                 self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
             }
@@ -386,9 +423,8 @@ impl Driver {
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
         let send_by_ms = |decided: &BeginDecision| {
-            let share =
-                self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
-            now_ms + SEND_WITHIN_MS + u64::from(decided.segments) * 1_000 / share
+            let left = self.lanes.held(decided.carrier_no).after(decided.segments.into());
+            now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
         };
         let named = self.handle.meta().level >= LEVEL_DELIVERY;
         let sender_of = |decided: &BeginDecision| match self.lanes.get(decided.carrier_no) {

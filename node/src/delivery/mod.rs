@@ -10,18 +10,24 @@
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
 pub mod backlog;
 mod driver;
+mod day;
 mod facts;
 mod failover;
 mod health;
+mod grants;
 mod lanes;
+mod leases;
 mod receipts;
 mod refused;
 mod sending;
 mod shares;
 
+pub use day::day_of;
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts};
 pub use health::{BreakerLook, Health};
-pub use lanes::{LaneStatus, LaneTable, MonoClock};
+pub use grants::Grants;
+pub use lanes::{LaneStatus, LaneTable};
+pub use leases::MonoClock;
 pub use receipts::{ReceiptRouter, ReceiptSink};
 pub use shares::ShareKeeper;

@@ -1,13 +1,15 @@
 //! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
 use super::driver::Local;
 use super::facts::{Fact, Facts};
-use super::lanes::Lane;
+use super::lanes::{Lane, NodeGate};
+use super::leases::Leases;
 use crate::engine::NodeHandle;
 use crate::failpoints;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_delivery::lease::stack;
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub struct Sender {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
     pub facts: Facts,
+    pub leases: Leases,
     pub local: mpsc::Sender<Local>,
     /// Attempts under way, for the drain.
     pub attempts: TaskTracker,
@@ -30,19 +33,23 @@ pub struct Sender {
 
 /// The lane's gate, counting permits so that the driver learns when the last segment may leave.
 struct CountingGate<'a> {
-    lane: &'a Lane,
+    gate: Arc<NodeGate>,
     left: AtomicU32,
     sent: Box<dyn Fn() + Send + Sync + 'a>,
 }
 
 impl SegmentGate for CountingGate<'_> {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
+        Box::pin(async { self.acquire_fresh().await.map(drop) })
+    }
+
+    fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
         Box::pin(async {
-            self.lane.gate.acquire().await?;
+            let fresh_until = self.gate.acquire_fresh().await?;
             if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
                 (self.sent)();
             }
-            Ok(())
+            Ok(fresh_until)
         })
     }
 }
@@ -58,8 +65,9 @@ impl Sender {
                 Ok(request) => {
                     // The gate must not wait; without room `Finished` says it a little later.
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
+                    let view = self.handle.meta();
                     let gate = CountingGate {
-                        lane,
+                        gate: lane.gate(&stack(&view, permit.carrier_no, permit.practice_no)),
                         left: AtomicU32::new(permit.segments.max(1)),
                         sent: Box::new(sent),
                     };
@@ -75,8 +83,10 @@ impl Sender {
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
         let carrier_no = permit.carrier_no;
         drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
+        let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
+        let throttled = (outcome.outcome == Outcome::Throttled).then_some(pause);
+        self.leases.answered(permit.carrier_no, throttled);
         if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
-            let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
         drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);

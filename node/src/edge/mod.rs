@@ -11,6 +11,7 @@ pub mod events;
 pub mod explain;
 mod forecasts;
 pub mod ingest;
+pub mod lanes;
 mod members;
 pub mod node_api;
 pub mod peer;

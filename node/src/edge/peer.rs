@@ -1,5 +1,5 @@
 //! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
-use crate::delivery::ReceiptRouter;
+use crate::delivery::{Grants, ReceiptRouter};
 use crate::engine::NodeHandle;
 use crate::engine::identity::Identity;
 use crate::engine::shard::ShardMessage;
@@ -8,8 +8,8 @@ use crate::meta::MetaClient;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, MetaCommand, ProposeMetaRequest,
-    ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
+    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, LeaseRequest, LeaseResponse, MetaCommand,
+    ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
     meta_command,
 };
 use carillon_proto::replica::node_of;
@@ -23,6 +23,7 @@ pub struct PeerApi {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub meta: MetaClient,
     pub receipts: ReceiptRouter,
+    pub grants: Grants,
     pub identity: Arc<Identity>,
 }
 
@@ -94,6 +95,12 @@ impl Peer for PeerApi {
         }
         self.handle.snapshots().reported(&report);
         Ok(Response::new(ReportSnapshotResponse {}))
+    }
+
+    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseResponse>, Status> {
+        let node = self.check(&request)?;
+        let answer = self.grants.serve_wire(node, request.into_inner()).await;
+        answer.map(Response::new).ok_or_else(|| Status::unavailable("not the leader of the meta group"))
     }
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {

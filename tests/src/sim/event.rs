@@ -99,6 +99,10 @@ pub enum Event {
         epoch: u64,
         carrier_no: u32,
     },
+    LeaseAsk {
+        node: usize,
+        epoch: u64,
+    },
     SendTimeout {
         node: usize,
         epoch: u64,
@@ -184,6 +188,7 @@ impl Event {
             | Self::FlushDone { node, .. }
             | Self::Decide { node, .. }
             | Self::Gate { node, .. }
+            | Self::LeaseAsk { node, .. }
             | Self::SendTimeout { node, .. }
             | Self::CarrierAnswer { node, .. }
             | Self::ReceiptLook { node, .. }

@@ -1,9 +1,10 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
+use super::lanes::LeaseDesk;
 use super::members::LogTask;
 use super::steward::Steward;
 use super::store::SimStore;
-use super::wing::{FactBatch, Wing};
+use super::wing::{FactBatch, LeaseCall, Wing};
 use super::world::START_MS;
 use carillon_consensus::{Awaited, Group, Proposals, Release, SnapshotMark};
 use carillon_core::clock::ClusterClock;
@@ -89,6 +90,8 @@ pub enum Asker {
     Backup {
         no: u64,
     },
+    /// Another node, or this one, asks for leases.
+    Lease(Box<LeaseCall>),
     /// Another node, or this one, asks how far the meta group is.
     Confirm {
         from: usize,
@@ -239,6 +242,8 @@ pub struct Node {
     pub turn_planned: bool,
     pub ticks: u64,
     pub wing: Wing,
+    /// What it gives out while it leads the meta group, and in which term.
+    pub leases: Option<LeaseDesk>,
 }
 
 impl Node {
@@ -284,6 +289,7 @@ impl Node {
             turn_planned: false,
             ticks: 0,
             wing: Wing::default(),
+            leases: None,
         }
     }
 
@@ -298,6 +304,7 @@ impl Node {
         self.creating.clear();
         self.leaving.clear();
         self.steward = None;
+        self.leases = None;
         self.queue.clear();
         self.busy.clear();
         self.meta = MetaView::default();

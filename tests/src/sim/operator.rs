@@ -77,6 +77,7 @@ impl Operator {
                 practice: practice_name(practice),
                 time_zone: "Europe/Berlin".to_owned(),
                 carrier: carrier_name(practice as usize % plan.limits.len()),
+                ..Default::default()
             }));
         }
         let orders: VecDeque<Order> = kinds.into_iter().map(setup).collect();
@@ -214,6 +215,7 @@ fn carrier(number: usize, limit: u32) -> CarrierRecord {
             ..Default::default()
         }),
         segments_per_second: limit,
+        ..Default::default()
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Plant {
     WholeShare,
     /// A share is given to its new holder before the old one gave it up: that one said so and goes on.
     ShareTwice,
+    /// The grantor of leases forgets what it gave to the others.
+    LeaseTwice,
     /// Opt-outs are looked up when an attempt is proposed, not when it is applied.
     StopOutsideApply,
     /// Opt-outs are proposed whatever the feature level.
@@ -70,7 +72,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -81,6 +83,7 @@ impl Plant {
         Self::BatchAppend,
         Self::WholeShare,
         Self::ShareTwice,
+        Self::LeaseTwice,
         Self::StopOutsideApply,
         Self::LevelIgnored,
         Self::WipedComesBack,

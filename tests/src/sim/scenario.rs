@@ -16,8 +16,10 @@ pub enum Scenario {
     SyncErrors,
     /// Three nodes grow to five, some leave, and the power of all goes now and then.
     Growth,
-    /// The same with busy lanes and nothing else in the way.
+    /// The same with busy lanes and nothing else in the way, below the level of leases.
     Shares,
+    /// Busy lanes while nodes stand still, are cut off and the meta group changes its leader.
+    Leases,
     /// Disks are lost and their nodes started again, while nobody can be asked.
     Wipes,
     /// Older programs that are upgraded late.
@@ -35,13 +37,14 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
         Self::SyncErrors,
         Self::Growth,
         Self::Shares,
+        Self::Leases,
         Self::Wipes,
         Self::OldPrograms,
         Self::ShortRetention,
@@ -177,8 +180,21 @@ impl Scenario {
                     faults.push((at_ms, Fault::Decommission { node }));
                 }
             }
+            Self::Leases => {
+                three(plan);
+                plan.rates = quiet(&plan.rates);
+                (plan.ops_per_second, plan.stops, plan.long) = (40, 0, 0);
+                (plan.keyless, plan.repeats, plan.partitions, plan.practices) = (0, 0, 4, 16);
+                plan.limits = vec![[3, 6, 12, 30][plan.seed as usize % 4]];
+                each(plan, 6_000, 5_300, |n| {
+                    faults.push((n, Fault::Transfer { group: 0, to: n as usize }));
+                    faults.push((n + 900, Fault::Freeze { node: n as usize / 7, ms: 1_500 }));
+                    faults.push((n + 3_000, Fault::Cut { links: Vec::new(), ms: 1_200 }));
+                });
+            }
             Self::Shares => {
                 three(plan);
+                plan.levels.fill(level::LEVEL_OPT_OUT);
                 plan.rates = quiet(&plan.rates);
                 (plan.ops_per_second, plan.stops, plan.long) = (40, 0, 0);
                 (plan.keyless, plan.repeats, plan.partitions, plan.practices) = (0, 0, 4, 16);

@@ -6,7 +6,8 @@ use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, START_MS, World};
 use carillon_core::Permit;
-use carillon_delivery::WaitUntil;
+use carillon_delivery::lease::Wait;
+use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
 
@@ -58,8 +59,21 @@ impl World {
                 lane.queue.pop_front();
                 continue;
             };
-            match lane.gate.try_acquire(mono) {
-                Err(WaitUntil(at)) => {
+            let send_by = sending.send_by;
+            if send_by <= mono {
+                lane.queue.pop_front();
+                self.trace.count("send_by_passed");
+                self.refused_part(node, send_no, Outcome::NotSent, "send_by_passed", 500);
+                continue;
+            }
+            let Some(holder) = wing.holder.as_mut() else { return };
+            match holder.try_take(&[carrier_no], mono) {
+                Err(wait) => {
+                    // A new lease looks at the gate again.
+                    let at = match wait {
+                        Wait::Until(at) => at.min(send_by),
+                        Wait::NoLease(_) => send_by,
+                    };
                     if !std::mem::replace(&mut lane.wake, true) {
                         let wait = at.saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
                         let wait = self.true_ms(node, wait).max(1);
@@ -67,7 +81,7 @@ impl World {
                     }
                     return;
                 }
-                Ok(()) => {
+                Ok(_) => {
                     lane.queue.pop_front();
                     sending.permits_left = sending.permits_left.saturating_sub(1);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
@@ -201,6 +215,17 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         let Some(sending) = wing.sends.remove(&send_no) else { return };
         let Sending { partition, term, permit, refs, .. } = sending;
+        let carrier_no = permit.carrier_no;
+        let answered = wing.answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
+        answered.attempts += 1;
+        if outcome == Outcome::Throttled {
+            answered.throttled += 1;
+            answered.pause_ms = answered.pause_ms.max(retry_after_ms as u32);
+            if let Some(holder) = &mut wing.holder {
+                holder.close_until(carrier_no, mono + Duration::from_millis(retry_after_ms));
+                holder.hurry(mono);
+            }
+        }
         if matches!(outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
             let until = mono + Duration::from_millis(retry_after_ms.max(100));
             wing.scheduler.pause_lane(permit.carrier_no, until);

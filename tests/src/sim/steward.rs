@@ -150,6 +150,8 @@ impl World {
             PeerCall::Carry(step) => self.serve_step(to, &step),
             PeerCall::Confirm { epoch } => self.serve_confirm(to, from, epoch),
             PeerCall::Confirmed { epoch, index } => self.confirmed_fresh(to, epoch, index),
+            PeerCall::Lease(call) => self.serve_lease(to, call),
+            PeerCall::Leased { epoch, answer } => self.leased(to, epoch, &answer),
             PeerCall::Register { epoch, data } => {
                 let waiter = Waiter::Registered { from, epoch };
                 self.propose_encoded(to, 0, vec![data], waiter);

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 68] = [
+pub const SOMETIMES: [&str; 72] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -73,6 +73,10 @@ pub const SOMETIMES: [&str; 68] = [
     "series_advanced",
     "series_step_refused",
     "attempt_on_another_carrier",
+    "leased",
+    "lease_ended",
+    "grantor_changed",
+    "lane_eased",
 ];
 
 /// See the module documentation.

@@ -9,10 +9,11 @@ use super::world::{Event, World};
 use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
-use carillon_delivery::{BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
+use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BeginAttempt, Command, Expire, FactResult, RecordReceipt, SeeResponse, command::Kind,
+use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind};
 };
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,8 +41,20 @@ pub enum PeerCall {
     Carry(Box<Step>),
     Confirm { epoch: u64 },
     Confirmed { epoch: u64, index: u64 },
+    Lease(Box<LeaseCall>),
+    Leased { epoch: u64, answer: Box<LeaseAnswer> },
     Register { epoch: u64, data: Bytes },
     Registered { epoch: u64, refusal: Option<MetaRefusal> },
+}
+
+/// A request for leases, with what goes with it.
+#[derive(Debug, Clone)]
+pub struct LeaseCall {
+    pub from: usize,
+    pub epoch: u64,
+    pub shares_epoch: u64,
+    pub request: LeaseRequest,
+    pub answers: Vec<LaneAnswers>,
 }
 
 /// Facts on their way to a leader.
@@ -59,8 +72,8 @@ pub struct Lane {
     pub carrier: usize,
     /// Of all nodes together.
     pub limit: u32,
+    /// Its fixed share; 0 = it has leases or nothing.
     pub share: u32,
-    pub gate: LaneGate,
     pub queue: VecDeque<u64>,
     pub wake: bool,
 }
@@ -99,6 +112,12 @@ pub struct Wing {
     /// Nodes asked without a known leader.
     pub guesses: usize,
     pub shares: ShareKeeper,
+    /// Of this process; made when it first needs one.
+    pub holder: Option<Holder>,
+    /// What carriers answered since it asked last.
+    pub answers: BTreeMap<u32, LaneAnswers>,
+    /// When it asks for leases next, if that is planned.
+    pub lease_ask: Option<u64>,
     /// Nothing is sent before the meta group is applied up to what it was at the start: what is on the disk may be older than
     /// what this node has acknowledged. `None`: not known yet.
     pub fresh_from: Option<u64>,
@@ -135,6 +154,9 @@ impl Default for Wing {
             reports: Reports::default(),
             guesses: 0,
             shares: ShareKeeper::default(),
+            holder: None,
+            answers: BTreeMap::new(),
+            lease_ask: None,
             fresh_from: None,
             fresh: false,
             stops: BTreeSet::new(),
@@ -151,6 +173,15 @@ impl Wing {
 
     pub fn stats(&self, now_ms: u64, mono: std::time::Duration) -> carillon_delivery::SchedulerStats {
         self.scheduler.stats(now_ms, mono)
+    }
+
+    /// Attempts begin a little before their permit is free.
+    fn open_lanes(&mut self, mono: std::time::Duration) {
+        for carrier_no in self.lanes.keys() {
+            if let Some(holder) = &self.holder {
+                self.scheduler.lane_opens(*carrier_no, holder.view(*carrier_no, mono).next_permit);
+            }
+        }
     }
 
     pub fn gate_opens(&mut self, carrier_no: u32) {
@@ -216,6 +247,7 @@ impl World {
                 wing.scheduler.pause_lane(carrier_no, until);
             }
         }
+        wing.open_lanes(mono);
         let decision = wing.scheduler.decide(now_ms, mono);
         self.failover(node);
         self.make_series(node);
@@ -288,8 +320,10 @@ impl World {
     }
 
     pub fn send_within_ms(&self, node: usize, carrier_no: u32, segments: u32) -> u64 {
-        let lane = self.nodes[node].wing.lanes.get(&carrier_no);
-        SEND_WITHIN_MS + u64::from(segments) * 1_000 / lane.map_or(1, |lane| u64::from(lane.share.max(1)))
+        let mono = self.mono(node);
+        let holder = self.nodes[node].wing.holder.as_ref();
+        let after = holder.map_or(mono, |holder| holder.view(carrier_no, mono).after(u64::from(segments)));
+        SEND_WITHIN_MS + after.saturating_sub(mono).as_millis() as u64
     }
 
     /// Planted bug: the permission is used before it is committed.

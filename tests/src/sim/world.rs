@@ -247,6 +247,7 @@ impl World {
                 self.nodes[node].wing.gate_opens(carrier_no);
                 self.try_gate(node, carrier_no);
             }
+            Event::LeaseAsk { node, epoch } if self.alive(node, epoch) => self.lease_ask(node),
             Event::SendTimeout { node, epoch, send_no, part } if self.alive(node, epoch) => {
                 self.send_timeout(node, send_no, part);
             }

@@ -108,6 +108,11 @@ fn a_lane_share_that_two_nodes_have() {
 }
 
 #[test]
+fn a_lease_that_is_granted_twice() {
+    found_in(Scenario::Leases, Plant::LeaseTwice, 5, &["I6"]);
+}
+
+#[test]
 fn looking_for_an_opt_out_outside_of_apply() {
     found_by(Plant::StopOutsideApply, 20, &["I6"]);
 }

@@ -96,7 +96,7 @@ pub enum LogFilterCommand {
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
     let PracticeCommand::Put { target, tenant, practice, time_zone, carrier } = command;
-    let put = PutPractice { tenant, practice, time_zone, carrier };
+    let put = PutPractice { tenant, practice, time_zone, carrier, ..Default::default() };
     let stored = target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
@@ -139,6 +139,7 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
             throttle_pause_ms: args.throttle_pause_ms,
         }),
         segments_per_second: args.segments_per_second,
+        ..Default::default()
     };
     let stored = args.target.any().await?.put_carrier(record).await?;
     let value = json!({

@@ -6,6 +6,7 @@ mod cluster;
 mod dead_letter;
 mod forecast;
 mod lab;
+mod lanes;
 mod members;
 mod message;
 mod output;
@@ -66,6 +67,12 @@ enum Command {
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(cluster::CarrierCommand),
+    /// Lanes: what carriers allow, who holds it, how much of it is used.
+    #[command(subcommand)]
+    Lane(lanes::LaneCommand),
+    /// Limits besides those of the accounts.
+    #[command(subcommand)]
+    Limit(lanes::LimitCommand),
     /// Nodes: let one join, drain it, take it out, replace it.
     #[command(subcommand)]
     Node(members::NodeCommand),
@@ -116,6 +123,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
+        Command::Lane(command) => lanes::lane(command, format).await,
+        Command::Limit(command) => lanes::limit(command, format).await,
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,
         Command::Leader(command) => members::leader(command, format).await,
@@ -176,6 +185,12 @@ mod tests {
         assert_eq!(parse("carillonctl status"), Err(2));
         assert_eq!(parse("carillonctl lab up --dir d --lane-limit 0"), Err(2));
         assert_eq!(parse("carillonctl node drain 3 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl lane set-limit sim 0 --lab lab"), Ok(()));
+        let put = "carillonctl limit put --lab lab --carrier sim --amount 75";
+        assert_eq!(parse(&format!("{put} --scope campaign --key c1 --network att --window-s 60")), Ok(()));
+        assert_eq!(parse(&format!("{put} --scope brand --key b --day-in America/Los_Angeles")), Ok(()));
+        assert_eq!(parse(&format!("{put} --scope account")), Err(2), "a window or a day");
+        assert_eq!(parse(&format!("{put} --scope account --window-s 4000")), Err(2));
         assert_eq!(parse("carillonctl node drain --lab lab"), Err(2));
         assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl backup create --to d --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));

@@ -53,6 +53,7 @@ pub fn carrier_record(address: String, lane_limit: u32) -> CarrierRecord {
             throttle_pause_ms: 1_000,
         }),
         segments_per_second: lane_limit,
+        ..Default::default()
     }
 }
 
@@ -74,6 +75,7 @@ pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration)
                 practice: practice.name.clone(),
                 time_zone: practice.time_zone.clone(),
                 carrier: CARRIER.to_owned(),
+                ..Default::default()
             };
             async move { retry(limit, || admin.put_practice(command.clone())).await }
         })

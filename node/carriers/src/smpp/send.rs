@@ -13,7 +13,7 @@
 use super::config::international_digits;
 use super::parts::Parts;
 use super::pool::{Pool, Seat, View};
-use super::session::{PartAnswer, Submission, Tag};
+use super::session::{PartAnswer, SEND_BY_PASSED, Submission, Tag};
 use super::{Shared, pdu, status};
 use crate::connector::{ConnectorState, SegmentGate, SendOutcome, SendRequest};
 use carillon_proto::public::Outcome;
@@ -44,7 +44,7 @@ impl Refusal {
             Self::Broken(status, next_try) => (Outcome::LaneBroken, status::code(status), next_try),
             Self::NotConnected(next_try) => (Outcome::NotSent, "not_connected".to_owned(), next_try),
             Self::Paused(until) => (Outcome::NotSent, "paused".to_owned(), Some(until)),
-            Self::SendByPassed => (Outcome::NotSent, "send_by_passed".to_owned(), None),
+            Self::SendByPassed => (Outcome::NotSent, SEND_BY_PASSED.to_owned(), None),
             Self::GateClosed => (Outcome::NotSent, "gate_closed".to_owned(), None),
             Self::NotWritten(code) => (Outcome::NotSent, code.to_owned(), None),
         };
@@ -144,6 +144,8 @@ async fn in_order(
             progress.written += 1;
         }
         match answer {
+            // The permission was void before its turn at the socket came: another one.
+            PartAnswer::NotWritten(SEND_BY_PASSED) if Instant::now() < request.send_by => {}
             PartAnswer::NotWritten(code) => return progress.refused(Refusal::NotWritten(code)),
             PartAnswer::TimedOut => return progress.end(Outcome::Ambiguous, "answer_timeout".into(), None),
             PartAnswer::Lost => return progress.end(Outcome::Ambiguous, "connection_lost".into(), None),
@@ -187,15 +189,16 @@ async fn hand_over(
     gate: &dyn SegmentGate,
 ) -> Result<Answer, Refusal> {
     let pool = &shared.pool;
-    let submit = |seat: Arc<Seat>| {
+    let submit = |seat: Arc<Seat>, fresh_until: Instant| {
         let (reply, answer) = oneshot::channel();
+        let send_by = send_by.min(fresh_until);
         let submission = Submission { wire, send_by, tag, seat: seat.clone(), reply };
         seat.submit(submission).map(|()| answer).map_err(|_| Refusal::NotWritten("connection_lost"))
     };
     if let Some(seat) = seat {
         return tokio::select! {
             biased;
-            permitted = permission(pool, send_by, gate) => permitted.and_then(|()| submit(seat.clone())),
+            permitted = permission(pool, send_by, gate) => permitted.and_then(|fresh_until| submit(seat.clone(), fresh_until)),
             () = sleep_until(send_by) => Err(Refusal::SendByPassed),
         };
     }
@@ -205,11 +208,11 @@ async fn hand_over(
     let first = async {
         let _turn = shared.turnstile.lock().await;
         let taken = Arc::new(pool.seat().await);
-        permission(pool, send_by, gate).await?;
+        let fresh_until = permission(pool, send_by, gate).await?;
         if tag.parts > 1 {
             *seat = Some(taken.clone());
         }
-        submit(taken)
+        submit(taken, fresh_until)
     };
     tokio::select! {
         biased;
@@ -218,9 +221,9 @@ async fn hand_over(
     }
 }
 
-/// Waits for the end of the pause and for the gate. A pause that began while the gate was waited for makes the
+/// Waits for the end of the pause and for the gate; gives the moment after which the permission is void. A pause that began while the gate was waited for makes the
 /// permission stale: it would add to the burst after the pause.
-async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Result<(), Refusal> {
+async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= send_by {
@@ -228,9 +231,9 @@ async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Re
             }
             sleep_until(until).await;
         }
-        gate.acquire().await.map_err(|_| Refusal::GateClosed)?;
+        let fresh_until = gate.acquire_fresh().await.map_err(|_| Refusal::GateClosed)?;
         if pool.paused_until().is_none() {
-            return Ok(());
+            return Ok(fresh_until);
         }
     }
 }

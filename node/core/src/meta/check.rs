@@ -1,10 +1,10 @@
 //! Which meta commands make sense on their own, without looking at the tables.
+use super::level::LEVEL_DELIVERY;
 use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, BreakerMode, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat,
-    RouteRecord, SmppSettings,
+    Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat, RouteRecord, SmppSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -16,6 +16,8 @@ const ADDRESS_BYTES_MAX: usize = 259;
 const PEM_BYTES_MAX: usize = 64 * 1024;
 /// Targets of a route.
 const TARGETS_MAX: usize = 16;
+/// Segments per second of any limit.
+const RATE_MAX: u32 = 1_000_000;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
@@ -42,16 +44,22 @@ fn address(text: &str) -> bool {
         && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
-pub(super) fn kind(kind: &Kind) -> Check {
+/// `level`: what all programs of the cluster understand; all of them must come to the same.
+pub(super) fn kind(kind: &Kind, level: u32) -> Check {
     match kind {
         Kind::Bootstrap(c) => bootstrap(c),
-        Kind::PutPractice(c) => practice(c),
-        Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), carrier),
+        Kind::PutPractice(c) => practice(c, level),
+        Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), |record| carrier(record, level)),
         Kind::PutDataKey(c) => data_key(c),
         Kind::CreateToken(c) => token(c),
         Kind::JoinNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
         Kind::RegisterNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
-        Kind::SetNodeStatus(_)
+        Kind::PutLimit(c) => c.limit.as_ref().map_or(Ok(()), limit),
+        Kind::TakeCap(c) => require(c.segments > 0, "segments", "must be at least 1"),
+        Kind::DropLimit(_)
+        | Kind::SetLane(_)
+        | Kind::EaseLane(_)
+        | Kind::SetNodeStatus(_)
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_)
@@ -61,7 +69,7 @@ pub(super) fn kind(kind: &Kind) -> Check {
         Kind::PutRoute(c) => c.route.as_ref().map_or(Ok(()), route),
         Kind::SetBreaker(c) => require(BreakerMode::try_from(c.mode).is_ok(), "mode", "is unknown"),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
-        Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(carrier),
+        Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level)),
     }
 }
 
@@ -96,22 +104,60 @@ fn bootstrap(command: &Bootstrap) -> Check {
     require(addresses.iter().all(|a| address(a)), "nodes.peer_address", "must be host:port")
 }
 
-fn practice(command: &PutPractice) -> Check {
+fn practice(command: &PutPractice, level: u32) -> Check {
+    if level >= LEVEL_DELIVERY {
+        label(&command.campaign, "campaign")?;
+        label(&command.brand, "brand")?;
+    }
     require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
     require(
         outside_name(&command.practice),
         "practice",
         "must be 1 to 128 bytes without control characters",
     )?;
-    let zone = &command.time_zone;
-    let zone_set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
-    let zone_possible = (1..=64).contains(&zone.len()) && zone.bytes().all(zone_set);
-    require(zone_possible, "time_zone", "must be the name of an IANA time zone")
+    require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")
 }
 
-fn carrier(record: &CarrierRecord) -> Check {
+/// A name of the carrier's world; may be missing.
+fn label(text: &str, field: &'static str) -> Check {
+    let possible = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_graphic());
+    require(possible, field, "must be at most 64 printable characters")
+}
+
+fn zone(text: &str) -> bool {
+    let set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(set)
+}
+
+fn limit(record: &LimitRecord) -> Check {
+    let scope = record.scope();
+    let goes_with = |is: bool, there: bool, field, rule| require(is == there, field, rule);
+    require(scope != LimitScope::Unspecified, "scope", "is required")?;
+    require((1..=RATE_MAX * 100).contains(&record.amount), "amount", "must be 1 to 100000000")?;
+    require(record.window_s <= 3_600, "window_s", "must be 1 to 3600, or 0 for a calendar day")?;
+    let day = record.window_s == 0;
+    goes_with(day, !record.time_zone.is_empty(), "time_zone", "goes with a calendar day, and only with it")?;
+    require(!day || zone(&record.time_zone), "time_zone", "must be the name of an IANA time zone")?;
+    label(&record.key, "key")?;
+    label(&record.network, "network")?;
+    let networked = matches!(scope, LimitScope::Campaign | LimitScope::Brand);
+    let keyed = networked || scope == LimitScope::Sender;
+    goes_with(keyed, !record.key.is_empty(), "key", "goes with a sender, campaign or brand, and only with them")?;
+    require(networked || record.network.is_empty(), "network", "goes with a campaign or brand only")?;
+    let of_practice = scope == LimitScope::Practice;
+    goes_with(of_practice, record.practice_no > 0, "practice", "goes with the scope of a practice only")
+}
+
+fn carrier(record: &CarrierRecord, level: u32) -> Check {
+    let leases = level >= LEVEL_DELIVERY;
     require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
-    require(record.segments_per_second > 0, "segments_per_second", "must be at least 1")?;
+    require(leases || record.segments_per_second > 0, "segments_per_second", "must be at least 1")?;
+    if leases {
+        let possible = record.segments_per_second <= RATE_MAX;
+        require(possible, "segments_per_second", "must be at most 1000000")?;
+        label(&record.campaign, "campaign")?;
+        label(&record.brand, "brand")?;
+    }
     let Some(smpp) = &record.smpp else {
         return require(false, "smpp", "is required");
     };

@@ -8,6 +8,7 @@ pub(super) enum Counted {
     Carriers,
     Nodes,
     Routes,
+    Limits,
 }
 
 fn join(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -89,8 +90,21 @@ pub(super) fn counter(of: Counted) -> Vec<u8> {
         Counted::Carriers => b'C',
         Counted::Nodes => b'N',
         Counted::Routes => b'F',
+        Counted::Limits => b'V',
     };
     join(b'#', &[&[letter]])
+}
+
+pub(super) fn limit(limit_no: u32) -> Vec<u8> {
+    join(b'V', &[&limit_no.to_be_bytes()])
+}
+
+pub(super) fn cap(limit_no: u32) -> Vec<u8> {
+    join(b'D', &[&limit_no.to_be_bytes()])
+}
+
+pub(super) fn lane(carrier_no: u32) -> Vec<u8> {
+    join(b'E', &[&carrier_no.to_be_bytes()])
 }
 
 /// All rows of one kind.

@@ -28,6 +28,9 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
+        Kind::PutLimit(_) | Kind::DropLimit(_) | Kind::SetLane(_) | Kind::EaseLane(_) | Kind::TakeCap(_) => {
+            LEVEL_DELIVERY
+        }
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::SetBreaker(_) | Kind::PutRoute(_) | Kind::DropRoute(_) => LEVEL_DELIVERY,
         Kind::Bootstrap(_)

@@ -20,7 +20,10 @@
 //! | `F` route_no(4) | RouteRecord |
 //! | `f` name | route_no(4) |
 //! | `b` carrier_no(4) | BreakerRecord |
-//! | `#` `P`, `C`, `N` or `F` | the last number given out(4) |
+//! | `V` limit_no(4) | LimitRecord |
+//! | `D` limit_no(4) | CapRecord: what is taken of a daily cap |
+//! | `E` carrier_no(4) | LaneRecord: paused, eased |
+//! | `#` `P`, `C`, `N`, `F` or `V` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
@@ -29,6 +32,7 @@ mod check;
 mod gather;
 mod keys;
 pub mod level;
+mod limits;
 mod members;
 pub mod place;
 pub mod planner;
@@ -41,6 +45,7 @@ mod view;
 
 pub use apply::{MetaEffects, MetaRefusal, apply};
 pub use gather::Gatherer;
+pub use limits::{EASE_PERMILLE_MIN, UNPUBLISHED_MAX, applies, ease_permille};
 pub use members::{may_become, word as status_word};
 pub use rows::is_present;
 pub use shares::share_of;
@@ -52,6 +57,8 @@ pub const PRACTICES_MAX: u32 = 100_000;
 pub const CARRIERS_MAX: u32 = 1_000;
 /// Routes of a cluster, at most.
 pub const ROUTES_MAX: u32 = 1_000;
+/// Limits besides those of the accounts, at most.
+pub const LIMITS_MAX: usize = 512;
 /// Nodes of a cluster, at most.
 pub const NODES_MAX: usize = 64;
 /// Epochs of one practice's data key, at most.

@@ -4,8 +4,7 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, BreakerRecord, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord,
-    PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +34,12 @@ pub struct MetaView {
     pub routes: BTreeMap<u32, RouteRecord>,
     /// What operators want of breakers; a carrier without a row decides by itself.
     pub breakers: BTreeMap<u32, BreakerRecord>,
+    /// Limits besides those of the accounts, by number.
+    pub limits: BTreeMap<u32, LimitRecord>,
+    /// State of lanes that is not the usual one, by carrier.
+    pub lanes: BTreeMap<u32, LaneRecord>,
+    /// What is taken of daily caps, by limit.
+    pub caps: BTreeMap<u32, CapRecord>,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -70,6 +75,15 @@ impl MetaView {
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);
         })?;
+        each(tables, b'V', |record: LimitRecord| {
+            view.limits.insert(record.limit_no, record);
+        })?;
+        each(tables, b'E', |record: LaneRecord| {
+            view.lanes.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'D', |record: CapRecord| {
+            view.caps.insert(record.limit_no, record);
+        })?;
         Ok(view)
     }
 
@@ -91,7 +105,13 @@ impl MetaView {
             .is_none_or(|n| is_present(n) && (n.store_id == 0 || store_id == 0 || n.store_id == store_id))
     }
 
-    /// Segments per second of a carrier that a node may send; 0 = none.
+    /// Nodes send on leases, not on fixed shares.
+    pub fn leases(&self) -> bool {
+        let senders = if self.shares.changing { &self.shares.next } else { &self.shares.senders };
+        self.level >= super::level::LEVEL_DELIVERY && senders.is_empty()
+    }
+
+    /// Segments per second of a carrier that a node may send without a lease; 0 = none.
     pub fn share(&self, carrier: &CarrierRecord, node_id: u64) -> u32 {
         share_of(&self.shares, node_id, carrier.segments_per_second)
     }
@@ -114,6 +134,16 @@ impl MetaView {
 
     pub fn carrier(&self, name: &str) -> Option<&CarrierRecord> {
         self.carriers.values().find(|c| c.name == name)
+    }
+
+    /// Numbers of the limits besides its account's that apply to a practice on a carrier.
+    pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
+        let (Some(carrier), Some(practice)) = (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
+        else {
+            return Vec::new();
+        };
+        let of = self.limits.values().filter(|limit| super::applies(limit, carrier, practice));
+        of.map(|limit| limit.limit_no).collect()
     }
 
     pub fn data_key(&self, practice_no: u32, epoch: u32) -> Option<&DataKeyRecord> {

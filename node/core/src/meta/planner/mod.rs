@@ -219,11 +219,14 @@ impl Round<'_> {
         self.view.nodes.values().filter(|n| n.status() == NodeStatus::Active).map(|n| n.node_id)
     }
 
-    /// May lead: a leader of a partition must be able to send, so it needs a share now and after the change under way. One whose
+    /// May lead: a leader of a partition must be able to send. Where nodes have fixed shares it needs one now and after the
+    /// change under way. One whose
     /// clock is off would stamp what it accepts with a wrong time.
     fn may_lead(&self, node_id: u64, group: u32) -> bool {
         let shares = &self.view.shares;
-        let sends = shares.senders.contains(&node_id) && (!shares.changing || shares.next.contains(&node_id));
+        let sends = self.view.leases()
+            || shares.senders.contains(&node_id)
+                && (!shares.changing || shares.next.contains(&node_id));
         let clock_off = self.seen.nodes.get(&node_id).is_some_and(|n| n.clock_off);
         self.takes_replicas(node_id) && !clock_off && (group == 0 || sends)
     }
