@@ -8,6 +8,8 @@ mod faults;
 mod load;
 #[path = "smsc/receipts.rs"]
 mod receipts;
+#[path = "smsc/rest.rs"]
+mod rest;
 #[path = "smsc/session.rs"]
 mod session;
 #[path = "smsc/truth.rs"]

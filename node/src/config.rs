@@ -1,4 +1,5 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+mod carriers;
 mod storage;
 
 use carillon_proto::config::{self, ConfigError};
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+pub use carriers::{Callbacks, Carriers};
 pub use storage::{Disk, Retention, Scrub};
 
 /// Everything a node must be told.
@@ -58,6 +60,8 @@ pub struct Config {
     pub disk: Disk,
     #[serde(default)]
     pub scrub: Scrub,
+    #[serde(default)]
+    pub carriers: Carriers,
     #[serde(default)]
     pub tuning: Tuning,
 }
@@ -250,6 +254,7 @@ impl Config {
         ])?;
         self.retention.validate(self.lab)?;
         self.disk.validate()?;
+        self.carriers.validate()?;
         self.scrub.validate()
     }
 
@@ -324,6 +329,17 @@ mod tests {
                 "join.peers",
             ),
             ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"0.0.0.0:7443\" } }",
+                "carriers.callbacks.cert",
+            ),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"127.0.0.1:7443\", cert = \"c\" } }",
+                "carriers.callbacks.key",
+            ),
+            ("lab = true", "lab = true\ncarriers = { contract_dir = \"c\" }", "contract_dir"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
             ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
             ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),

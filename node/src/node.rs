@@ -6,6 +6,7 @@
 use crate::config::{Config, KeyConfig};
 use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
+use crate::edge::callbacks::{self, CallbackApi};
 use crate::edge::cancel::Cancels;
 use crate::edge::ingest::Ingest;
 use crate::edge::node_api::NodeApi;
@@ -57,6 +58,14 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
     let http_listener = telemetry::bind("http", config.http_listen).await?;
+    let callbacks = match &config.carriers.callbacks {
+        Some(callbacks) => Some((
+            telemetry::bind("callbacks", callbacks.listen).await?,
+            callbacks::acceptor(callbacks)?,
+            callbacks.connections_max,
+        )),
+        None => None,
+    };
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
@@ -109,7 +118,12 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest { handle: handle.clone(), keyring: Arc::clone(&keyring), lab: config.lab },
+        ingest: Ingest {
+            handle: handle.clone(),
+            keyring: Arc::clone(&keyring),
+            connect: delivery.connect.clone(),
+            lab: config.lab,
+        },
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
     };
@@ -120,6 +134,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring,
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
+        connect: delivery.connect.clone(),
         desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
@@ -132,6 +147,10 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
     let admin_plane =
         server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
+    if let Some((listener, acceptor, most)) = callbacks {
+        let api = CallbackApi { handle: handle.clone(), lanes: delivery.lanes.clone() };
+        tokio::spawn(callbacks::serve(api, listener, acceptor, most, closed.clone()));
+    }
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     if let Some(telemetry) = telemetry {
         let ready = ready_check(handle.clone(), Arc::clone(&stopping));

@@ -91,6 +91,12 @@ pub fn default_policy(class: MessageClass) -> ClassPolicy {
     }
 }
 
+/// Whether texts of the class hold nothing about a person: only those may go through a carrier without a business associate
+/// agreement. A text to staff may name a patient, and a confirmation says by itself that somebody is one.
+pub fn is_phi_free(class: MessageClass) -> bool {
+    class == MessageClass::PublicHealth
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +117,12 @@ mod tests {
             let spent: u64 = retries.map(|n| base_delay_ms(&policy.retry, n) * 12 / 10).sum();
             assert!(spent < policy.default_expiry_ms, "{class:?}: {spent} ms of delays");
         }
+    }
+
+    #[test]
+    fn only_what_goes_to_the_public_is_free_of_phi() {
+        assert_eq!(all().filter(|class| is_phi_free(*class)).collect::<Vec<_>>(), [MessageClass::PublicHealth]);
+        assert!(!is_phi_free(MessageClass::Unspecified));
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub struct Callbacks {
     /// Certificate chain and key (PEM). They may be left out on a loopback address only.
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// Public URL of this listener without a path, as carriers reach it: `/carriers/<name>` is added for accounts that name no
+    /// callback URL of their own. With several nodes it best is a proxy's: a node that is gone takes no callbacks.
+    #[serde(default)]
+    pub public_url: Option<String>,
     /// Connections at a time. 1 to 10000, default 256.
     #[serde(default = "connections_max")]
     pub connections_max: usize,

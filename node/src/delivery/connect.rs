@@ -19,6 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub struct Connect {
     secrets_dir: PathBuf,
     ca_pem: Option<String>,
+    /// Where carriers reach the callbacks of accounts that do not say so themselves.
+    public_url: Option<String>,
     pub contracts: Contracts,
 }
 
@@ -34,7 +36,8 @@ impl Connect {
     pub fn load(secrets_dir: &Path, carriers: &Carriers) -> anyhow::Result<Self> {
         let ca_pem = carriers.ca_file.as_ref().map(fs_err::read_to_string).transpose()?;
         let contracts = Contracts::load(carriers.contracts_dir.as_deref())?;
-        Ok(Self { secrets_dir: secrets_dir.to_owned(), ca_pem, contracts })
+        let public_url = carriers.callbacks.as_ref().and_then(|callbacks| callbacks.public_url.clone());
+        Ok(Self { secrets_dir: secrets_dir.to_owned(), ca_pem, public_url, contracts })
     }
 
     /// The contract of an account.
@@ -80,7 +83,10 @@ impl Connect {
             let connector = Arc::new(SmppConnector::start(config, sink).map_err(|e| e.to_string())?);
             return Ok(Connected { connector, contract, in_flight_max });
         }
-        let settings = record.twilio.clone().ok_or("the carrier has no settings")?;
+        let mut settings = record.twilio.clone().ok_or("the carrier has no settings")?;
+        if let Some(url) = self.public_url.as_ref().filter(|_| settings.callback_url.is_empty()) {
+            settings.callback_url = format!("{}/carriers/{}", url.trim_end_matches('/'), record.name);
+        }
         let in_flight_max = settings.connections_per_node;
         let api_key = Some(settings.api_key_secret.as_str()).filter(|name| !name.is_empty());
         let config = TwilioConfig {

@@ -2,9 +2,12 @@
 //!
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
+use super::agreement;
+use super::connect::Connect;
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
+use super::reconcile::Reconciler;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::config::Config;
@@ -58,6 +61,7 @@ pub enum Local {
 /// The running wing.
 pub struct Delivery {
     pub lanes: LaneTable,
+    pub connect: Connect,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
@@ -93,6 +97,8 @@ pub fn start(
     meta: MetaClient,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
+    let connect = Connect::load(&config.secrets_dir, &config.carriers)?;
+    tokio::spawn(connect.clone().keep_fresh());
     let facts = Facts::start(&handle, &channels);
     let (receipts, reports) = ReceiptRouter::new(handle.clone(), channels, facts.clone());
     tokio::spawn(receipts.clone().run(reports));
@@ -102,17 +108,18 @@ pub fn start(
     let router = receipts.clone();
     let builder = LaneBuilder {
         clock,
-        secrets_dir: config.secrets_dir.clone(),
+        connect: connect.clone(),
         node_id: config.node_id,
         sink: Arc::new(move |carrier_no| {
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
     let shares = ShareKeeper::default();
+    let reconciler = Reconciler::start(handle.clone(), keyring.clone(), facts.clone(), lanes.clone());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), local, attempts: attempts.clone() },
+        sender: Sender { handle, keyring, facts: facts.clone(), reconciler, local, attempts: attempts.clone() },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
@@ -124,7 +131,7 @@ pub fn start(
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, meta, stopped));
-    Ok(Delivery { lanes, receipts, facts, shares, attempts, stop })
+    Ok(Delivery { lanes, connect, receipts, facts, shares, attempts, stop })
 }
 
 impl Delivery {
@@ -329,6 +336,13 @@ impl Driver {
     }
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
+        let list = match agreement::split(&self.handle, &self.lanes, partition, list, now_ms) {
+            agreement::Split::All(list) => list,
+            agreement::Split::Some { list, held } => {
+                self.hold_back(partition, term, held);
+                list
+            }
+        };
         let send_by_ms = |decided: &BeginDecision| {
             let share =
                 self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));
@@ -375,6 +389,17 @@ impl Driver {
                 let lane = lanes.get(permit.carrier_no);
                 sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
+        });
+    }
+
+    /// Messages that their carrier may not carry wait; the scheduler hears of it by the change.
+    fn hold_back(&self, partition: u32, term: u64, held: Vec<(MessageId, Bytes)>) {
+        let (handle, local) = (self.handle.clone(), self.sender.local.clone());
+        tokio::spawn(async move {
+            let (ids, commands): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+            drop(handle.propose(partition, commands).await);
+            let results = ids.into_iter().map(|id| (id, BeginResult::Refused)).collect();
+            drop(local.send(Local::Begun { partition, term, results }).await);
         });
     }
 

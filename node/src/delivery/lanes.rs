@@ -1,14 +1,14 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group.
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
-use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
-use carillon_carriers::{Clear, Connector, InboundSink};
+use super::connect::{Connect, Connected};
+use carillon_carriers::contract::ContractHandle;
+use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
 use carillon_delivery::{GateSettings, LaneConfig, LaneGate, WaitUntil};
 use carillon_proto::internal::CarrierRecord;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,7 @@ pub struct Lane {
     pub record: CarrierRecord,
     pub in_flight_max: u32,
     pub connector: Arc<dyn Connector>,
+    pub contract: ContractHandle,
     pub gate: Arc<NodeGate>,
 }
 
@@ -102,7 +103,7 @@ pub struct LaneTable {
 /// What is needed to build lanes.
 pub struct LaneBuilder {
     pub clock: MonoClock,
-    pub secrets_dir: PathBuf,
+    pub connect: Connect,
     pub node_id: u64,
     pub sink: Arc<dyn Fn(u32) -> Arc<dyn InboundSink> + Send + Sync>,
 }
@@ -203,23 +204,13 @@ impl Lane {
 
 impl LaneBuilder {
     fn build(&self, record: &CarrierRecord, gate: Option<Arc<NodeGate>>) -> Result<Lane, String> {
-        let settings = record.smpp.clone().ok_or("the carrier has no settings")?;
-        let secret = self.secrets_dir.join(&settings.password_secret);
-        let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
-        let in_flight_max = settings.binds_per_node * settings.window;
-        let config = SmppConfig {
-            carrier: record.name.clone(),
-            settings,
-            password: Clear::new(password.trim_end().to_owned()),
-            default_ca_pem: None,
-            tuning: SmppTuning::default(),
-        };
         let sink = (self.sink)(record.carrier_no);
-        let connector = SmppConnector::start(config, sink).map_err(|e| e.to_string())?;
+        let Connected { connector, contract, in_flight_max } = self.connect.connect(record, sink)?;
         Ok(Lane {
             record: record.clone(),
             in_flight_max,
-            connector: Arc::new(connector),
+            connector,
+            contract,
             gate: gate.unwrap_or_else(|| Arc::new(NodeGate::closed(self.clock))),
         })
     }

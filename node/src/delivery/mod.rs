@@ -7,14 +7,18 @@
 //!  - A connector is called only with a permit that this node's own proposal brought back in its own term (P3, D10).
 //!  - A receipt is acknowledged to the carrier only after it is recorded, or when it can never be.
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
+mod agreement;
+mod connect;
 mod driver;
 mod facts;
 mod lanes;
 mod receipts;
+mod reconcile;
 mod refused;
 mod sending;
 mod shares;
 
+pub use connect::{Connect, has_baa};
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts, fact_result};
 pub use lanes::{LaneStatus, LaneTable};

@@ -50,6 +50,8 @@ pub struct Note {
     pub carrier_no: u32,
     /// The carrier's id, when its answer came.
     pub carrier_ref: Option<String>,
+    /// It was taken over: only its receipt is missing.
+    pub submitted: bool,
 }
 
 struct Waiting {
@@ -145,7 +147,7 @@ impl Desk {
         else {
             return;
         };
-        let by_contract = if note.carrier_ref.is_some() { terms.silent_after } else { terms.unknown_after };
+        let by_contract = if note.submitted { terms.silent_after } else { terms.unknown_after };
         let after_ms = after_ms.unwrap_or(by_contract.as_millis() as u64);
         if self.noted.len() >= NOTES_MAX {
             metrics::counter!("carillon_reconcile_notes_lost_total").increment(1);
@@ -209,8 +211,12 @@ impl Asker {
                 let Some(attempt) = row.status.attempts.last() else { continue };
                 let lane = self.lanes.get(attempt.carrier_no);
                 if lane.is_some_and(|lane| lane.connector.look_up_terms().is_some()) {
-                    let (message_id, carrier_no) = (row.message_id, attempt.carrier_no);
-                    own.blocking_send(Note { message_id, carrier_no, carrier_ref: None })?;
+                    own.blocking_send(Note {
+                        message_id: row.message_id,
+                        carrier_no: attempt.carrier_no,
+                        carrier_ref: None,
+                        submitted: row.status.state() == MessageState::Submitted,
+                    })?;
                 }
             }
             after = page.next;

@@ -3,6 +3,7 @@
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
 use super::propose_status;
+use crate::delivery::Connect;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
@@ -35,6 +36,7 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub connect: Connect,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -52,6 +54,14 @@ struct PracticeContext {
 
 fn clock_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+fn without_baa() -> Status {
+    metrics::counter!("carillon_refused_without_baa_total").increment(1);
+    errors::status(
+        ErrorReason::CarrierWithoutBaa,
+        "the practice's carrier has no business associate agreement and the class may hold phi",
+    )
 }
 
 impl Ingest {
@@ -88,6 +98,7 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
+                Ok(practice) if !self.may_carry(&practice.record, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
                 Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
@@ -128,6 +139,13 @@ impl Ingest {
             }
             None => PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results },
         }
+    }
+
+    /// The carrier of the practice may carry the class. One that is not there is no carrier to keep anything from.
+    fn may_carry(&self, practice: &PracticeRecord, message: &IngestMessage) -> bool {
+        let view = self.handle.meta();
+        let carrier = view.carriers.get(&practice.carrier_no);
+        carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
     }
 
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.

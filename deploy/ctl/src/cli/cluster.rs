@@ -1,5 +1,6 @@
 //! Commands that go to the admin API of a cluster.
 use super::Verdict;
+use super::carrier::Terms;
 use super::output::{Format, print, table};
 use anyhow::Context as _;
 use carillon_ctl::admin::Admin;
@@ -149,12 +150,8 @@ pub struct PutCarrierArgs {
     receipt_ids: ReceiptIds,
     #[arg(long, default_value_t = 1_000)]
     throttle_pause_ms: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CarrierCommand {
-    /// Register a carrier account, or change its settings.
-    Put(Box<PutCarrierArgs>),
+    #[command(flatten)]
+    terms: Terms,
 }
 
 #[derive(Debug, Subcommand)]
@@ -188,44 +185,40 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
     Ok(Verdict::Done)
 }
 
-pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<Verdict> {
-    let CarrierCommand::Put(args) = command;
-    let tls_ca_pem = match &args.tls_ca {
-        Some(path) => fs_err::read_to_string(path)?,
-        None => String::new(),
-    };
-    let receipt_id_format = match args.receipt_ids {
-        ReceiptIds::Auto => ReceiptIdFormat::Auto,
-        ReceiptIds::Same => ReceiptIdFormat::Same,
-        ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
-        ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
-    };
-    let record = CarrierRecord {
-        carrier_no: 0,
-        name: args.name,
-        smpp: Some(SmppSettings {
-            address: args.address,
-            tls: args.tls,
-            tls_ca_pem,
-            tls_server_name: args.tls_server_name,
-            system_id: args.system_id,
-            password_secret: args.password_secret,
-            binds_per_node: args.binds_per_node,
-            window: args.window,
-            enquire_link_ms: args.enquire_link_ms,
-            response_timeout_ms: args.response_timeout_ms,
-            source_address: args.source_address,
-            receipt_id_format: receipt_id_format.into(),
-            throttle_pause_ms: args.throttle_pause_ms,
-        }),
-        segments_per_second: args.segments_per_second,
-    };
-    let stored = args.target.connect()?.put_carrier(record).await?;
-    let value = json!({
-        "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
-    });
-    print(format, &value, || println!("carrier {} has number {}", stored.name, stored.carrier_no))?;
-    Ok(Verdict::Done)
+impl PutCarrierArgs {
+    pub fn record(self) -> anyhow::Result<(Target, CarrierRecord)> {
+        let tls_ca_pem = match &self.tls_ca {
+            Some(path) => fs_err::read_to_string(path)?,
+            None => String::new(),
+        };
+        let receipt_id_format = match self.receipt_ids {
+            ReceiptIds::Auto => ReceiptIdFormat::Auto,
+            ReceiptIds::Same => ReceiptIdFormat::Same,
+            ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
+            ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
+        };
+        let record = CarrierRecord {
+            name: self.name,
+            smpp: Some(SmppSettings {
+                address: self.address,
+                tls: self.tls,
+                tls_ca_pem,
+                tls_server_name: self.tls_server_name,
+                system_id: self.system_id,
+                password_secret: self.password_secret,
+                binds_per_node: self.binds_per_node,
+                window: self.window,
+                enquire_link_ms: self.enquire_link_ms,
+                response_timeout_ms: self.response_timeout_ms,
+                source_address: self.source_address,
+                receipt_id_format: receipt_id_format.into(),
+                throttle_pause_ms: self.throttle_pause_ms,
+            }),
+            segments_per_second: self.segments_per_second,
+            ..Default::default()
+        };
+        Ok((self.target, self.terms.apply(record)))
+    }
 }
 
 pub async fn log_filter(command: LogFilterCommand) -> anyhow::Result<Verdict> {
@@ -282,10 +275,12 @@ fn show_status(status: &GetStatusResponse, problems: &[String]) {
             c.in_flight.to_string(),
             format!("{:.1}", c.share_segments_per_second),
             c.paused_ms.to_string(),
+            format!("{} v{}", c.contract, c.contract_version),
+            if c.carries_phi { "yes" } else { "no" }.to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = status.carriers.iter().map(row).collect();
-    table(&["CARRIER", "BINDS", "IN FLIGHT", "SHARE/S", "PAUSED MS"], &rows);
+    table(&["CARRIER", "BINDS", "IN FLIGHT", "SHARE/S", "PAUSED MS", "CONTRACT", "PHI"], &rows);
     println!();
     match problems {
         [] => println!("healthy"),
@@ -313,6 +308,7 @@ fn status_json(status: &GetStatusResponse, problems: &[String]) -> Value {
             "name": carrier_name(c), "binds_up": c.binds_up, "in_flight": c.in_flight,
             "segments_per_second": c.carrier.as_ref().map_or(0, |r| r.segments_per_second),
             "share_segments_per_second": c.share_segments_per_second, "paused_ms": c.paused_ms,
+            "contract": c.contract, "contract_version": c.contract_version, "carries_phi": c.carries_phi,
         })
     });
     json!({

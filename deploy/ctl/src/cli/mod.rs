@@ -1,5 +1,6 @@
 //! The command line: what can be said, and which function does it.
 mod backup;
+mod carrier;
 mod cluster;
 mod lab;
 mod members;
@@ -40,7 +41,7 @@ enum Command {
     Practice(cluster::PracticeCommand),
     /// Carrier accounts.
     #[command(subcommand)]
-    Carrier(cluster::CarrierCommand),
+    Carrier(carrier::CarrierCommand),
     /// Nodes: let one join, drain it, take it out, replace it.
     #[command(subcommand)]
     Node(members::NodeCommand),
@@ -84,7 +85,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Status(target) => cluster::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
-        Command::Carrier(command) => cluster::carrier(command, format).await,
+        Command::Carrier(command) => carrier::carrier(command, format).await,
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,
         Command::Leader(command) => members::leader(command, format).await,

@@ -13,7 +13,7 @@ mod plan;
 mod process;
 mod ready;
 
-pub use bootstrap::{CARRIER, Practice, carrier_record};
+pub use bootstrap::{CARRIER, HTTP_CARRIER, Practice, carrier_record};
 pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// The process of the carrier simulator.
 pub const SMSC: &str = "smsc";
+/// The process of the second carrier simulator.
+pub const SMSC_HTTP: &str = "smsc-http";
 /// The process of the router.
 pub const ROUTER_PROCESS: &str = "router";
 
@@ -79,6 +81,8 @@ pub struct LabOptions {
     pub placements: Vec<Placement>,
     /// Where the carrier simulator listens for the nodes; loopback if not set.
     pub smsc_address: Option<Ipv4Addr>,
+    /// A second carrier, `sim-http`, that speaks Twilio's API over HTTPS. Only of a new lab.
+    pub with_rest: bool,
 }
 
 impl Default for LabOptions {
@@ -94,6 +98,7 @@ impl Default for LabOptions {
             ready_limit_ms: 60_000,
             placements: Vec::new(),
             smsc_address: None,
+            with_rest: false,
         }
     }
 }
@@ -104,6 +109,8 @@ pub enum Plane {
     Peers,
     Clients,
     Operators,
+    /// Between nodes and carriers, both ways; no certificate on it says who a node is.
+    Carriers,
 }
 
 impl Plane {
@@ -112,6 +119,7 @@ impl Plane {
             Self::Peers => "peers-ca",
             Self::Clients => "clients-ca",
             Self::Operators => "operators-ca",
+            Self::Carriers => "carriers-ca",
         }
     }
 
@@ -183,6 +191,9 @@ impl Lab {
         }
         let limit = Duration::from_millis(options.ready_limit_ms);
         lab.start_smsc()?;
+        if lab.plan().with_rest {
+            lab.start_smsc_http()?;
+        }
         for id in lab.node_ids() {
             lab.start_node(id)?;
         }
@@ -243,6 +254,11 @@ impl Lab {
         plan::local(self.plan.lock().smsc_http_port)
     }
 
+    /// host:port of the control plane of the second carrier simulator.
+    pub fn smsc_http_http(&self) -> String {
+        plan::local(self.plan.lock().rest_http_port)
+    }
+
     /// host:port of metrics and health of a node.
     pub fn node_http(&self, id: u64) -> Result<String, LabError> {
         Ok(self.node(id)?.http())
@@ -290,6 +306,26 @@ impl Lab {
             format!("--limit={}", plan.lane_limit),
         ];
         self.processes.start(SMSC, "carillon-loadtest", &arguments, &Placement::default())
+    }
+
+    /// Starts the second carrier simulator, with the profile of the first one as it is now.
+    pub fn start_smsc_http(&self) -> Result<(), LabError> {
+        let token = self.read("secrets/sim-http-token")?;
+        let plan = self.plan();
+        let pki = files::pki_dir(&self.dir);
+        let arguments = [
+            "smsc".to_owned(),
+            "--listen=127.0.0.1:0".to_owned(),
+            format!("--http-port={}", plan.rest_http_port),
+            format!("--rest-listen={}", plan::local(plan.rest_port)),
+            format!("--rest-account={}:{}", plan::REST_ACCOUNT_SID, token.trim()),
+            format!("--rest-callback-ca={}", pki.join("carriers-ca.pem").display()),
+            format!("--tls-cert={}", pki.join("smsc-http.pem").display()),
+            format!("--tls-key={}", pki.join("smsc-http.key").display()),
+            format!("--profile={}", self.dir.join("smsc-profile.toml").display()),
+            format!("--limit={}", plan.lane_limit),
+        ];
+        self.processes.start(SMSC_HTTP, "carillon-loadtest", &arguments, &Placement::default())
     }
 
     /// Starts the router; nothing happens if it runs.
@@ -373,12 +409,16 @@ impl Lab {
         // Together: a node that is alone would spend its time electing.
         stopped += self.processes.stop_all(&nodes, STOP_LIMIT)?;
         stopped += usize::from(self.processes.stop(SMSC, STOP_LIMIT)?);
+        stopped += usize::from(self.processes.stop(SMSC_HTTP, STOP_LIMIT)?);
         Ok(stopped)
     }
 
     /// Waits until simulator, nodes and router say that they are ready.
     pub async fn until_ready(&self, limit: Duration) -> Result<(), LabError> {
-        ready::wait(&self.processes, SMSC, &self.smsc_http(), "/livez", limit).await?;
+        ready::wait(&self.processes, SMSC, &self.smsc_http(), "/readyz", limit).await?;
+        if self.plan().with_rest {
+            ready::wait(&self.processes, SMSC_HTTP, &self.smsc_http_http(), "/readyz", limit).await?;
+        }
         for id in self.node_ids() {
             self.until_node_ready(id, limit).await?;
         }
@@ -395,7 +435,10 @@ impl Lab {
 
     /// What runs and what is ready.
     pub async fn status(&self) -> Result<Vec<Member>, LabError> {
-        let mut planned = vec![(SMSC.to_owned(), self.smsc_http(), "/livez")];
+        let mut planned = vec![(SMSC.to_owned(), self.smsc_http(), "/readyz")];
+        if self.plan().with_rest {
+            planned.push((SMSC_HTTP.to_owned(), self.smsc_http_http(), "/readyz"));
+        }
         for id in self.node_ids() {
             planned.push((node_name(id), self.node_http(id)?, "/readyz"));
         }
@@ -442,6 +485,7 @@ impl Lab {
             "operators_ca": stem(Plane::Operators.stem(), "pem"),
             "operator_cert": stem(&operator, "pem"), "operator_key": stem(&operator, "key"),
             "smsc": plan.smsc(), "smsc_http": plan::local(plan.smsc_http_port),
+            "smsc_http_http": plan.with_rest.then(|| plan::local(plan.rest_http_port)),
             "lane_limit": plan.lane_limit,
             "nodes": nodes,
         });

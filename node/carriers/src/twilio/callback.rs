@@ -78,7 +78,10 @@ async fn record(
     // The drain waits for what is being recorded.
     let _active = shared.pool.enter();
     let (acked, answer) = oneshot::channel();
-    let ack = ReceiptAck::new(move |committed| drop(acked.send(committed)));
+    let ack = ReceiptAck::new(move |committed| {
+        // Nobody waits any more: the carrier was told to repeat it.
+        let _ = acked.send(committed);
+    });
     shared.sink.receipt(ReceiptReport { carrier_refs: vec![sid.clone()], state, code, known, ack });
     match timeout(shared.account().receipt_ack_timeout(), answer).await {
         Ok(Ok(true)) => {

@@ -3,12 +3,8 @@ use crate::support::*;
 use carillon_carriers::contract::{Contract, ContractHandle};
 use carillon_carriers::{Connector as _, OpenGate, SendRequest};
 use carillon_proto::public::Outcome;
-use rusmpp::pdus::{BindTransceiverResp, SubmitSmResp};
-use rusmpp::tlvs::MessageSubmissionResponseTlvValue as Tlv;
-use rusmpp::types::COctetString;
-use rusmpp::values::CongestionState;
+use rusmpp::pdus::BindTransceiverResp;
 use rusmpp::{CommandStatus, Pdu};
-use std::str::FromStr as _;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -34,11 +30,11 @@ async fn a_carrier_that_says_how_full_it_is_slows_the_lane_before_it_refuses() {
         let sending = spawn_send(&connector, request(u64::from(percent), "Hi"));
         let (sequence, _) = peer.submit().await;
         let answered_at = Instant::now();
-        let resp = SubmitSmResp::builder()
-            .message_id(COctetString::from_str("1").unwrap())
-            .tlvs(vec![Tlv::CongestionState(CongestionState::from(percent))])
-            .build();
-        peer.write(sequence, CommandStatus::EsmeRok, resp).await;
+        // A submit_sm_resp with id "1" and the TLV congestion_state (0x0428), which the codec does not write.
+        let mut octets = vec![0, 0, 0, 23, 0x80, 0, 0, 4, 0, 0, 0, 0];
+        octets.extend(sequence.to_be_bytes());
+        octets.extend([b'1', 0, 0x04, 0x28, 0, 1, percent]);
+        peer.raw(&octets).await;
         // The message itself was taken.
         assert_eq!(outcome(sending).await.outcome, Outcome::Accepted);
         assert_eq!(connector.status().paused_for.is_some(), shortest_ms > 0, "{percent}");
