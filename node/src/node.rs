@@ -58,14 +58,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
     let http_listener = telemetry::bind("http", config.http_listen).await?;
-    let callbacks = match &config.carriers.callbacks {
-        Some(callbacks) => Some((
-            telemetry::bind("callbacks", callbacks.listen).await?,
-            callbacks::acceptor(callbacks)?,
-            callbacks.connections_max,
-        )),
-        None => None,
-    };
+    let callback_listener = callbacks::bind(config.carriers.callbacks.as_ref()).await?;
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
@@ -147,9 +140,9 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
     let admin_plane =
         server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
-    if let Some((listener, acceptor, most)) = callbacks {
+    if let Some(bound) = callback_listener {
         let api = CallbackApi { handle: handle.clone(), lanes: delivery.lanes.clone() };
-        tokio::spawn(callbacks::serve(api, listener, acceptor, most, closed.clone()));
+        tokio::spawn(callbacks::serve(bound, api, closed.clone()));
     }
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     if let Some(telemetry) = telemetry {

@@ -343,6 +343,9 @@ impl Driver {
                 list
             }
         };
+        if list.is_empty() {
+            return;
+        }
         let send_by_ms = |decided: &BeginDecision| {
             let share =
                 self.lanes.get(decided.carrier_no).map_or(1, |lane| u64::from(lane.gate.share().max(1)));

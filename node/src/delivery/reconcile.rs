@@ -16,7 +16,7 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::{Clear, LookUp, LookUpAnswer};
 use carillon_core::query::{self, ListFilter};
 use carillon_proto::internal::{
-    Command, MessagePayload, MessageStatus, ReceiptState, RecordOutcome, RecordReceipt, command::Kind,
+    AttemptRecord, Command, MessagePayload, MessageStatus, ReceiptState, RecordOutcome, RecordReceipt, command::Kind,
 };
 use carillon_proto::public::{MessageState, Outcome};
 use carillon_proto::slot::SLOTS;
@@ -215,7 +215,7 @@ impl Asker {
                         message_id: row.message_id,
                         carrier_no: attempt.carrier_no,
                         carrier_ref: None,
-                        submitted: row.status.state() == MessageState::Submitted,
+                        submitted: row.status.state == i32::from(MessageState::Submitted),
                     })?;
                 }
             }
@@ -236,7 +236,8 @@ impl Asker {
         let read = self.handle.local_tables(partition).ok();
         let found = read.and_then(|tables| query::message(&*tables, &note.message_id).ok()).flatten();
         let Some((payload, status)) = found else { return Asked::Done };
-        if !matches!(status.state(), MessageState::Unknown | MessageState::Submitted) {
+        let state = MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified);
+        if !matches!(state, MessageState::Unknown | MessageState::Submitted) {
             return Asked::Done;
         }
         let Some((attempt_no, question)) = self.question(note, &payload, &status) else { return Asked::Done };
@@ -248,7 +249,7 @@ impl Asker {
                 // Still on its way: its receipt may be lost, too.
                 return if state == ReceiptState::Enroute { again } else { Asked::Done };
             }
-            LookUpAnswer::Absent { proven: true } if status.state() == MessageState::Unknown => {
+            LookUpAnswer::Absent { proven: true } if state == MessageState::Unknown => {
                 let outcome = (Outcome::NotSent, "absent".to_owned(), Vec::new());
                 self.outcome(partition, note, attempt_no, outcome).await;
                 return Asked::Done;
@@ -266,12 +267,12 @@ impl Asker {
 
     /// The question about the attempt that is in doubt, with the text opened.
     fn question(&self, note: &Note, payload: &MessagePayload, status: &MessageStatus) -> Option<(u32, LookUp)> {
-        let of_carrier = |attempt: &&carillon_proto::internal::AttemptRecord| {
-            attempt.carrier_no == note.carrier_no
-                && matches!(attempt.outcome(), Outcome::Ambiguous | Outcome::Accepted)
-        };
+        let in_doubt = [i32::from(Outcome::Ambiguous), i32::from(Outcome::Accepted)];
+        let of_carrier =
+            |a: &&AttemptRecord| a.carrier_no == note.carrier_no && in_doubt.contains(&a.outcome);
         let attempt = status.attempts.iter().rev().find(of_carrier)?;
-        let keys = self.keyring.of_epoch(status.practice_no, payload.key_epoch).ok()?;
+        let accept = payload.accept.as_ref()?;
+        let keys = self.keyring.of_epoch(status.practice_no, accept.key_epoch).ok()?;
         let view = self.handle.meta();
         let context = Context {
             cluster_id: &view.cluster_id,
@@ -285,8 +286,8 @@ impl Asker {
         let question = LookUp {
             message_id: note.message_id,
             carrier_ref: note.carrier_ref.clone(),
-            recipient: text(Field::Recipient, &payload.sealed_recipient)?,
-            body: text(Field::Body, &payload.sealed_body)?,
+            recipient: text(Field::Recipient, &accept.sealed_recipient)?,
+            body: text(Field::Body, &accept.sealed_body)?,
             sent_after: at(attempt.begin_ms),
             // A leader that was replaced may have sent until then.
             sent_before: at(attempt.end_ms.max(attempt.send_by_ms)),

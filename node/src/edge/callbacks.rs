@@ -43,8 +43,25 @@ pub struct CallbackApi {
     pub lanes: LaneTable,
 }
 
+/// A listener that is bound, and not served yet.
+pub struct Bound {
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    connections_max: usize,
+}
+
+/// Binds what is configured.
+pub async fn bind(callbacks: Option<&Callbacks>) -> anyhow::Result<Option<Bound>> {
+    let Some(callbacks) = callbacks else { return Ok(None) };
+    Ok(Some(Bound {
+        listener: carillon_proto::telemetry::bind("callbacks", callbacks.listen).await?,
+        acceptor: acceptor(callbacks)?,
+        connections_max: callbacks.connections_max,
+    }))
+}
+
 /// The TLS side of the configuration.
-pub fn acceptor(callbacks: &Callbacks) -> anyhow::Result<Option<TlsAcceptor>> {
+fn acceptor(callbacks: &Callbacks) -> anyhow::Result<Option<TlsAcceptor>> {
     let (Some(cert), Some(key)) = (&callbacks.cert, &callbacks.key) else { return Ok(None) };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -56,13 +73,8 @@ pub fn acceptor(callbacks: &Callbacks) -> anyhow::Result<Option<TlsAcceptor>> {
 }
 
 /// Serves until the node closes. Calls that are under way then end with their connection: the carrier repeats them.
-pub async fn serve(
-    api: CallbackApi,
-    listener: TcpListener,
-    acceptor: Option<TlsAcceptor>,
-    connections_max: usize,
-    mut closed: watch::Receiver<bool>,
-) {
+pub async fn serve(bound: Bound, api: CallbackApi, mut closed: watch::Receiver<bool>) {
+    let Bound { listener, acceptor, connections_max } = bound;
     let room = Arc::new(Semaphore::new(connections_max));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };

@@ -141,7 +141,7 @@ impl<'a> Story<'a> {
         let id = self.submit("lost-and-absent", 31).await;
         self.rig.until_state(&id, MessageState::Unknown, LIMIT).await;
         self.carrier.set_profile(PERFECT).await.unwrap();
-        let message = self.rig.until_state(&id, MessageState::Delivered, LIMIT).await;
+        let message = self.rig.until_state(&id, MessageState::Delivered, Duration::from_secs(90)).await;
         assert_eq!(message.attempts.len(), 2, "{message:?}");
         let after = self.stats().await;
         assert_eq!(after.messages.messages, before.messages.messages + 1);
