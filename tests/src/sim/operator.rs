@@ -157,6 +157,7 @@ fn carrier(number: usize, limit: u32) -> CarrierRecord {
             ..Default::default()
         }),
         segments_per_second: limit,
+        ..Default::default()
     }
 }
 

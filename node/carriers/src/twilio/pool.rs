@@ -15,7 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// A connection is ready for its next request a moment after its last answer, or not at all.
+const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// How far the connector has gone towards its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,14 +249,17 @@ impl Seat {
         Ok(self.requests.as_mut().expect("set above"))
     }
 
-    /// The last answer was read to its end: the connection can serve again.
-    pub fn keep(mut self) {
-        if let Some(requests) = self.requests.take() {
-            if requests.is_closed() || self.pool.view().phase == Phase::Leaving {
-                self.pool.closed();
-            } else {
-                self.pool.idle.lock().push(Idle { requests, since: Instant::now() });
-            }
+    /// The last answer was read to its end: the connection can serve again as soon as it says so.
+    pub async fn keep(mut self) {
+        let ready = match &mut self.requests {
+            Some(requests) => timeout(READY_WITHIN, requests.ready()).await.is_ok_and(|ready| ready.is_ok()),
+            None => false,
+        };
+        if ready
+            && self.pool.view().phase != Phase::Leaving
+            && let Some(requests) = self.requests.take()
+        {
+            self.pool.idle.lock().push(Idle { requests, since: Instant::now() });
         }
     }
 }

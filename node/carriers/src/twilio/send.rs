@@ -187,14 +187,17 @@ impl Exchange {
                 if let Some(status) = verdict.broken {
                     self.shared.pool.broke(status);
                 }
-                self.seat.keep();
                 Heard::Answered(verdict)
             }
             _ if self.flight.ground() => Heard::NotSent,
             _ => Heard::Lost,
         };
+        let answered = matches!(heard, Heard::Answered(_));
         if let Err(Heard::Answered(verdict)) = reply.send(heard) {
             report_late(&self.shared, self.tag, verdict);
+        }
+        if answered {
+            self.seat.keep().await;
         }
     }
 
@@ -409,7 +412,7 @@ pub(crate) async fn ask(shared: &Shared, method: Method, path: &str, form: Vec<u
         let mut seat = shared.pool.seat().await;
         let answered = seat.connected().await.ok()?.try_send_request(request);
         let answer = Exchange::answer(answered).await?;
-        seat.keep();
+        seat.keep().await;
         Some(answer)
     };
     let limit: Duration = account.response_timeout;
