@@ -44,6 +44,7 @@ fn carrier(carrier_no: u32, name: &str, address: &str) -> CarrierRecord {
             ..Default::default()
         }),
         segments_per_second: 10,
+        ..Default::default()
     }
 }
 
