@@ -1,5 +1,6 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
 mod classes;
+mod carriers;
 mod storage;
 
 use carillon_proto::config::{self, ConfigError};
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+pub use carriers::{Callbacks, Carriers};
 pub use storage::{Disk, Retention, Scrub};
 
 /// Everything a node must be told.
@@ -63,6 +65,8 @@ pub struct Config {
     pub disk: Disk,
     #[serde(default)]
     pub scrub: Scrub,
+    #[serde(default)]
+    pub carriers: Carriers,
     #[serde(default)]
     pub tuning: Tuning,
 }
@@ -265,6 +269,7 @@ impl Config {
         self.classes.table()?;
         self.retention.validate(self.lab)?;
         self.disk.validate()?;
+        self.carriers.validate()?;
         self.scrub.validate()
     }
 
@@ -361,6 +366,17 @@ mod tests {
                 "join.peers",
             ),
             ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"0.0.0.0:7443\" } }",
+                "carriers.callbacks.cert",
+            ),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"127.0.0.1:7443\", cert = \"c\" } }",
+                "carriers.callbacks.key",
+            ),
+            ("lab = true", "lab = true\ncarriers = { contract_dir = \"c\" }", "contract_dir"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
             ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
             ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),

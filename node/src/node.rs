@@ -6,6 +6,7 @@
 use crate::config::{Config, KeyConfig};
 use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
+use crate::edge::callbacks::{self, CallbackApi};
 use crate::edge::cancel::Cancels;
 use crate::edge::delivery_admin::DeliveryAdminApi;
 use crate::edge::explain::Explains;
@@ -71,6 +72,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         let ready = until_known(Arc::clone(&ready));
         tokio::spawn(async move { telemetry.serve_http(http_listener, ready).await });
     }
+    let callback_listener = callbacks::bind(config.carriers.callbacks.as_ref()).await?;
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
@@ -128,6 +130,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring: Arc::clone(&keyring),
         classes: Arc::clone(&classes),
         lanes: delivery.looker.clone(),
+        connect: delivery.connect.clone(),
         lab: config.lab,
     };
     let maker = Maker { handle: handle.clone(), keyring: Arc::clone(&keyring), ingest: ingest.clone() };
@@ -164,6 +167,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring,
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
+        connect: delivery.connect.clone(),
         desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
@@ -178,6 +182,10 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         .add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX))
         .add_service(DeliveryAdminServer::new(delivery_admin))
         .add_service(LaneAdminServer::new(lane_api));
+    if let Some(bound) = callback_listener {
+        let api = CallbackApi { handle: handle.clone(), lanes: delivery.lanes.clone() };
+        tokio::spawn(callbacks::serve(bound, api, closed.clone()));
+    }
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");

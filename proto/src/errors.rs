@@ -45,6 +45,9 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::WrongIdentity => (Code::PermissionDenied, None, "use a certificate issued for this purpose"),
         R::InvalidToken => (Code::InvalidArgument, None, "start again without the cursor or page token"),
         R::KeyUnavailable => (Code::FailedPrecondition, None, "the practice's key is gone; ask an operator"),
+        R::CarrierWithoutBaa => {
+            (Code::FailedPrecondition, None, "give the practice a carrier with an agreement; ask an operator")
+        }
         R::StorageFull => (Code::ResourceExhausted, Some(5_000), "retry later; operators were alerted"),
         R::RequestTooLarge => (Code::InvalidArgument, None, "send fewer messages in one request or batch"),
         R::OldVersion => {

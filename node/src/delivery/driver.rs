@@ -3,6 +3,8 @@
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 use super::backlog::{LaneLook, Looker};
+use super::agreement;
+use super::connect::Connect;
 use super::facts::Facts;
 use super::failover::Failover;
 use super::grants::Grants;
@@ -10,6 +12,7 @@ use super::health::Health;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable};
 use super::leases::{Leases, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
+use super::reconcile::Reconciler;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::clock::now_ms as clock_ms;
@@ -97,6 +100,7 @@ pub enum Local {
 /// The running wing.
 pub struct Delivery {
     pub lanes: LaneTable,
+    pub connect: Connect,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
@@ -134,6 +138,8 @@ pub fn start(
     meta: MetaClient,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
+    let connect = Connect::load(&config.secrets_dir, &config.carriers)?;
+    tokio::spawn(connect.clone().keep_fresh());
     let facts = Facts::start(&handle, &channels);
     let (receipts, reports) = ReceiptRouter::new(handle.clone(), Arc::clone(&channels), facts.clone());
     tokio::spawn(receipts.clone().run(reports));
@@ -144,7 +150,7 @@ pub fn start(
     let router = receipts.clone();
     let builder = LaneBuilder {
         leases: leases.clone(),
-        secrets_dir: config.secrets_dir.clone(),
+        connect: connect.clone(),
         node_id: config.node_id,
         sink: Arc::new(move |carrier_no| {
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
@@ -152,6 +158,7 @@ pub fn start(
     };
     let (shares, health) = (ShareKeeper::default(), Health::default());
     let grants = Grants::new(handle.clone(), clock, shares.clone());
+    let reconciler = Reconciler::start(handle.clone(), keyring.clone(), facts.clone(), lanes.clone());
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
@@ -160,6 +167,7 @@ pub fn start(
             keyring,
             facts: facts.clone(),
             leases: leases.clone(),
+            reconciler,
             local: local.clone(),
             attempts: attempts.clone(),
         },
@@ -181,7 +189,7 @@ pub fn start(
     let failover = Failover { handle: handle.clone(), lanes: lanes.clone(), health: health.clone(), clock };
     tokio::spawn(failover.run(stop.subscribe()));
     let looker = Looker { handle, lanes: lanes.clone(), local, health, clock };
-    Ok(Delivery { lanes, receipts, facts, shares, grants, looker, attempts, stop })
+    Ok(Delivery { lanes, connect, receipts, facts, shares, grants, looker, attempts, stop })
 }
 
 impl Delivery {
@@ -422,6 +430,16 @@ impl Driver {
     }
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
+        let list = match agreement::split(&self.handle, &self.lanes, partition, list, now_ms) {
+            agreement::Split::All(list) => list,
+            agreement::Split::Some { list, held } => {
+                self.hold_back(partition, term, held);
+                list
+            }
+        };
+        if list.is_empty() {
+            return;
+        }
         let send_by_ms = |decided: &BeginDecision| {
             let left = self.lanes.held(decided.carrier_no).after(decided.segments.into());
             now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
@@ -473,6 +491,17 @@ impl Driver {
                 let lane = lanes.get(permit.carrier_no);
                 sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
+        });
+    }
+
+    /// Messages that their carrier may not carry wait; the scheduler hears of it by the change.
+    fn hold_back(&self, partition: u32, term: u64, held: Vec<(MessageId, Bytes)>) {
+        let (handle, local) = (self.handle.clone(), self.sender.local.clone());
+        tokio::spawn(async move {
+            let (ids, commands): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+            drop(handle.propose(partition, commands).await);
+            let results = ids.into_iter().map(|id| (id, BeginResult::Refused)).collect();
+            drop(local.send(Local::Begun { partition, term, results }).await);
         });
     }
 

@@ -9,6 +9,8 @@
 //!  - A receipt is acknowledged to the carrier only after it is recorded, or when it can never be.
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
 pub mod backlog;
+mod agreement;
+mod connect;
 mod driver;
 mod day;
 mod facts;
@@ -18,11 +20,13 @@ mod grants;
 mod lanes;
 mod leases;
 mod receipts;
+mod reconcile;
 mod refused;
 mod sending;
 mod shares;
 
 pub use day::day_of;
+pub use connect::{Connect, has_baa};
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts};
 pub use health::{BreakerLook, Health};

@@ -3,6 +3,8 @@ use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::{Lane, NodeGate};
 use super::leases::Leases;
+use super::agreement;
+use super::reconcile::{Note, Reconciler, wants_note};
 use crate::engine::NodeHandle;
 use crate::failpoints;
 use crate::seal::{Context, Field, Keyring};
@@ -26,6 +28,7 @@ pub struct Sender {
     pub keyring: Arc<Keyring>,
     pub facts: Facts,
     pub leases: Leases,
+    pub reconciler: Reconciler,
     pub local: mpsc::Sender<Local>,
     /// Attempts under way, for the drain.
     pub attempts: TaskTracker,
@@ -60,6 +63,8 @@ impl Sender {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
+            // Whatever decided to send it: this is the last wall.
+            Some(lane) if !agreement::covers(lane, permit.class) => not_sent(agreement::CODE),
             Some(lane) => match self.open(&permit, now_ms) {
                 Err(code) => not_sent(code),
                 Ok(request) => {
@@ -90,6 +95,14 @@ impl Sender {
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
         drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);
+        if lane.as_ref().is_some_and(|lane| wants_note(lane, outcome.outcome)) {
+            self.reconciler.note(Note {
+                message_id: id,
+                carrier_no: permit.carrier_no,
+                carrier_ref: outcome.carrier_refs.first().cloned(),
+                submitted: outcome.outcome == Outcome::Accepted,
+            });
+        }
         self.report(partition, &permit, outcome).await;
     }
 
@@ -116,6 +129,7 @@ impl Sender {
             attempt_no: permit.attempt_no,
             recipient: text(Field::Recipient, &permit.sealed_recipient)?,
             body: text(Field::Body, &permit.sealed_body)?,
+            sender: None,
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
             validity: Some(Duration::from_millis(permit.expires_at_ms.saturating_sub(now_ms))),

@@ -3,7 +3,7 @@ use super::backup::Backups;
 use super::members::Members;
 use super::quarantine::Quarantine;
 use super::restore::Restores;
-use crate::delivery::LaneTable;
+use crate::delivery::{Connect, LaneTable, has_baa};
 use crate::engine::handle::GroupStatus;
 use crate::engine::snapshot::ChunkStream;
 use crate::engine::{NodeHandle, ProposeError};
@@ -42,6 +42,7 @@ pub struct AdminApi {
     pub keyring: Arc<Keyring>,
     pub telemetry: Option<Telemetry>,
     pub lanes: LaneTable,
+    pub connect: Connect,
     pub desk: Desk,
 }
 
@@ -121,6 +122,7 @@ impl Admin for AdminApi {
             }
         });
         let carriers = view.carriers.values().map(|carrier| {
+            let contract = self.connect.contract(carrier).ok().map(|contract| contract.get());
             let lane = self.lanes.status(carrier.carrier_no);
             CarrierStatus {
                 carrier: Some(carrier.clone()),
@@ -128,6 +130,9 @@ impl Admin for AdminApi {
                 in_flight: lane.in_flight,
                 share_segments_per_second: lane.share_segments_per_second,
                 paused_ms: lane.paused_ms,
+                contract: contract.as_ref().map_or_else(String::new, |contract| contract.name.clone()),
+                contract_version: contract.as_ref().map_or(0, |contract| contract.version),
+                carries_phi: contract.is_some_and(|contract| has_baa(carrier, &contract)),
             }
         });
         Ok(Response::new(GetStatusResponse {
@@ -220,6 +225,12 @@ impl Admin for AdminApi {
         self.check(&request)?;
         let carrier = request.into_inner().carrier.unwrap_or_default();
         let name = carrier.name.clone();
+        // What the record alone cannot say; the rest is for the meta group to judge.
+        if (carrier.smpp.is_some() || carrier.twilio.is_some())
+            && let Err(reason) = self.connect.contract(&carrier)
+        {
+            return Err(invalid_fields(vec![violation("carrier.contract", "CONTRACT", &reason)]));
+        }
         self.change(Kind::PutCarrier(PutCarrier { carrier: Some(carrier) })).await?;
         Ok(Response::new(PutCarrierResponse { carrier: self.handle.meta().carrier(&name).cloned() }))
     }

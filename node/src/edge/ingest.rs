@@ -5,6 +5,7 @@
 use super::propose_status;
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::Looker;
+use crate::delivery::Connect;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
@@ -40,6 +41,7 @@ pub struct Ingest {
     pub classes: Arc<ClassTable>,
     /// Which carriers can be used, for messages with a choice.
     pub lanes: Looker,
+    pub connect: Connect,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -55,6 +57,14 @@ pub(crate) struct PracticeContext {
     slot: Slot,
 }
 
+
+fn without_baa() -> Status {
+    metrics::counter!("carillon_refused_without_baa_total").increment(1);
+    errors::status(
+        ErrorReason::CarrierWithoutBaa,
+        "the practice's carrier has no business associate agreement and the class may hold phi",
+    )
+}
 
 impl Ingest {
     pub async fn submit(&self, request: NodeSubmitRequest) -> NodeSubmitResponse {
@@ -90,6 +100,7 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
+                Ok(practice) if !self.may_carry(&practice.record, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
                 Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
@@ -131,6 +142,13 @@ impl Ingest {
             }
             None => PartitionSubmitResult { partition, not_leader: false, leader_hint: 0, results },
         }
+    }
+
+    /// The carrier of the practice may carry the class. One that is not there is no carrier to keep anything from.
+    fn may_carry(&self, practice: &PracticeRecord, message: &IngestMessage) -> bool {
+        let view = self.handle.meta();
+        let carrier = view.carriers.get(&practice.carrier_no);
+        carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
     }
 
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.

@@ -4,6 +4,7 @@
 //! certificate before anything else.
 pub mod admin;
 mod backup;
+pub mod callbacks;
 pub mod cancel;
 mod dead_letters;
 pub mod delivery_admin;

@@ -1,5 +1,6 @@
 //! Commands that go to the admin API of a cluster.
 use super::Verdict;
+use super::carrier::Terms;
 use super::output::{Format, print};
 use super::target::Target;
 use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
@@ -76,12 +77,8 @@ pub struct PutCarrierArgs {
     receipt_ids: ReceiptIds,
     #[arg(long, default_value_t = 1_000)]
     throttle_pause_ms: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CarrierCommand {
-    /// Register a carrier account, or change its settings.
-    Put(Box<PutCarrierArgs>),
+    #[command(flatten)]
+    terms: Terms,
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,45 +105,40 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
     Ok(Verdict::Done)
 }
 
-pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<Verdict> {
-    let CarrierCommand::Put(args) = command;
-    let tls_ca_pem = match &args.tls_ca {
-        Some(path) => fs_err::read_to_string(path)?,
-        None => String::new(),
-    };
-    let receipt_id_format = match args.receipt_ids {
-        ReceiptIds::Auto => ReceiptIdFormat::Auto,
-        ReceiptIds::Same => ReceiptIdFormat::Same,
-        ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
-        ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
-    };
-    let record = CarrierRecord {
-        carrier_no: 0,
-        name: args.name,
-        smpp: Some(SmppSettings {
-            address: args.address,
-            tls: args.tls,
-            tls_ca_pem,
-            tls_server_name: args.tls_server_name,
-            system_id: args.system_id,
-            password_secret: args.password_secret,
-            binds_per_node: args.binds_per_node,
-            window: args.window,
-            enquire_link_ms: args.enquire_link_ms,
-            response_timeout_ms: args.response_timeout_ms,
-            source_address: args.source_address,
-            receipt_id_format: receipt_id_format.into(),
-            throttle_pause_ms: args.throttle_pause_ms,
-        }),
-        segments_per_second: args.segments_per_second,
-        ..Default::default()
-    };
-    let stored = args.target.any().await?.put_carrier(record).await?;
-    let value = json!({
-        "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
-    });
-    print(format, &value, || println!("carrier {} has number {}", stored.name, stored.carrier_no))?;
-    Ok(Verdict::Done)
+impl PutCarrierArgs {
+    pub fn record(self) -> anyhow::Result<(Target, CarrierRecord)> {
+        let tls_ca_pem = match &self.tls_ca {
+            Some(path) => fs_err::read_to_string(path)?,
+            None => String::new(),
+        };
+        let receipt_id_format = match self.receipt_ids {
+            ReceiptIds::Auto => ReceiptIdFormat::Auto,
+            ReceiptIds::Same => ReceiptIdFormat::Same,
+            ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
+            ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
+        };
+        let record = CarrierRecord {
+            name: self.name,
+            smpp: Some(SmppSettings {
+                address: self.address,
+                tls: self.tls,
+                tls_ca_pem,
+                tls_server_name: self.tls_server_name,
+                system_id: self.system_id,
+                password_secret: self.password_secret,
+                binds_per_node: self.binds_per_node,
+                window: self.window,
+                enquire_link_ms: self.enquire_link_ms,
+                response_timeout_ms: self.response_timeout_ms,
+                source_address: self.source_address,
+                receipt_id_format: receipt_id_format.into(),
+                throttle_pause_ms: self.throttle_pause_ms,
+            }),
+            segments_per_second: self.segments_per_second,
+            ..Default::default()
+        };
+        Ok((self.target, self.terms.apply(record)))
+    }
 }
 
 pub async fn log_filter(command: LogFilterCommand) -> anyhow::Result<Verdict> {

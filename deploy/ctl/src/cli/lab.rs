@@ -42,6 +42,9 @@ pub struct Up {
     /// Behaviour of the carrier: perfect, realistic, storm, lossy, throttled, or the path of a profile (TOML).
     #[arg(long, default_value = "realistic")]
     profile: String,
+    /// A second carrier, sim-http, that speaks Twilio's API over HTTPS. Only of a new lab.
+    #[arg(long)]
+    with_http_carrier: bool,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     #[arg(long)]
     node_config: Option<PathBuf>,
@@ -211,6 +214,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         profile: up.profile,
         log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
+        with_rest: up.with_http_carrier,
         ..LabOptions::default()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;

@@ -2,6 +2,7 @@
 mod appointment;
 mod backup;
 mod breaker;
+mod carrier;
 mod cluster;
 mod dead_letter;
 mod forecast;
@@ -66,7 +67,7 @@ enum Command {
     Practice(cluster::PracticeCommand),
     /// Carrier accounts.
     #[command(subcommand)]
-    Carrier(cluster::CarrierCommand),
+    Carrier(carrier::CarrierCommand),
     /// Lanes: what carriers allow, who holds it, how much of it is used.
     #[command(subcommand)]
     Lane(lanes::LaneCommand),
@@ -122,7 +123,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Route(command) => route::run(command, format).await,
         Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
-        Command::Carrier(command) => cluster::carrier(command, format).await,
+        Command::Carrier(command) => carrier::carrier(command, format).await,
         Command::Lane(command) => lanes::lane(command, format).await,
         Command::Limit(command) => lanes::limit(command, format).await,
         Command::Node(command) => members::node(command, format).await,

@@ -4,7 +4,7 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat, RouteRecord, SmppSettings,
+    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat, RouteRecord, SmppSettings, TwilioSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -158,10 +158,61 @@ fn carrier(record: &CarrierRecord, level: u32) -> Check {
         label(&record.campaign, "campaign")?;
         label(&record.brand, "brand")?;
     }
-    let Some(smpp) = &record.smpp else {
-        return require(false, "smpp", "is required");
-    };
-    smpp_settings(smpp)
+    require(Baa::try_from(record.baa).is_ok(), "baa", "is unknown")?;
+    let contract = record.contract.is_empty() || word(&record.contract, 32, b"-_");
+    require(contract, "contract", "must be 1 to 32 of a-z, 0-9, '-' and '_'")?;
+    match (&record.smpp, &record.twilio) {
+        (Some(smpp), None) => smpp_settings(smpp),
+        (None, Some(twilio)) => twilio_settings(twilio),
+        (None, None) => require(false, "smpp", "is required, or twilio"),
+        (Some(_), Some(_)) => require(false, "twilio", "cannot be there beside smpp"),
+    }
+}
+
+/// A file name inside the secrets directory; never a way out of it.
+fn secret_name(text: &str) -> bool {
+    let set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    text.len() <= 128 && !text.starts_with('.') && text.bytes().all(set)
+}
+
+/// Two letters and 32 hex digits.
+fn sid(text: &str, letters: &str) -> bool {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.strip_prefix(letters).is_some_and(|rest| rest.len() == 32 && rest.bytes().all(hex))
+}
+
+/// Where it leads is for the connector to judge.
+fn url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let possible = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    possible && text.len() <= 1_024 && text.bytes().all(|b| b.is_ascii_graphic()) && !text.contains('#')
+}
+
+fn twilio_settings(twilio: &TwilioSettings) -> Check {
+    require(url(&twilio.base_url), "twilio.base_url", "must be https://host or https://host:port")?;
+    require(sid(&twilio.account_sid, "AC"), "twilio.account_sid", "must be AC and 32 hex digits")?;
+    let token = &twilio.auth_token_secret;
+    let token_possible = !token.is_empty() && secret_name(token);
+    require(token_possible, "twilio.auth_token_secret", "must be letters, digits, '.', '_' or '-'")?;
+    let (key, key_secret) = (&twilio.api_key_sid, &twilio.api_key_secret);
+    require(key.is_empty() || sid(key, "SK"), "twilio.api_key_sid", "must be SK and 32 hex digits")?;
+    let both = key.is_empty() == key_secret.is_empty() && secret_name(key_secret);
+    require(both, "twilio.api_key_secret", "must be letters, digits, '.', '_' or '-', with api_key_sid")?;
+    let (from, service) = (&twilio.from, &twilio.messaging_service_sid);
+    let from_possible = from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
+    require(from_possible, "twilio.from", "must be up to 20 letters, digits, '+' and spaces")?;
+    let service_possible = service.is_empty() || sid(service, "MG");
+    require(service_possible, "twilio.messaging_service_sid", "must be MG and 32 hex digits")?;
+    require(from.is_empty() != service.is_empty(), "twilio.from", "or messaging_service_sid, one of them")?;
+    let callback = twilio.callback_url.is_empty() || url(&twilio.callback_url);
+    require(callback, "twilio.callback_url", "must be a url without fragment")?;
+    let connections = (1..=1_000).contains(&twilio.connections_per_node);
+    require(connections, "twilio.connections_per_node", "must be 1 to 1000")?;
+    let timeout = (10..=3_600_000).contains(&twilio.response_timeout_ms);
+    require(timeout, "twilio.response_timeout_ms", "must be 10 to 3600000")?;
+    let pause = (10..=3_600_000).contains(&twilio.throttle_pause_ms);
+    require(pause, "twilio.throttle_pause_ms", "must be 10 to 3600000")?;
+    require(twilio.tls_ca_pem.len() <= PEM_BYTES_MAX, "twilio.tls_ca_pem", "must be at most 64 KiB")
 }
 
 fn smpp_settings(smpp: &SmppSettings) -> Check {
@@ -171,11 +222,7 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     let printable = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
     let system_id = (1..=15).contains(&smpp.system_id.len()) && printable(&smpp.system_id);
     require(system_id, "smpp.system_id", "must be 1 to 15 printable characters")?;
-    // A file name inside the secrets directory; never a way out of it.
-    let secret = &smpp.password_secret;
-    let secret_set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let secret_possible = secret.len() <= 128 && !secret.starts_with('.') && secret.bytes().all(secret_set);
-    require(secret_possible, "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
+    require(secret_name(&smpp.password_secret), "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
     require((1..=64).contains(&smpp.binds_per_node), "smpp.binds_per_node", "must be 1 to 64")?;
     require((1..=10_000).contains(&smpp.window), "smpp.window", "must be 1 to 10000")?;
     require(smpp.response_timeout_ms > 0, "smpp.response_timeout_ms", "must be at least 1")?;
