@@ -16,6 +16,7 @@ use crate::edge::steward_api::StewardApi;
 use crate::engine::identity::Identity;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
+use crate::hours::Hours;
 use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
@@ -69,12 +70,14 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(provider, handle.clone(), meta.clone()));
     let events = engine.take_driver_events();
+    let hours = Hours::default();
     let delivery = delivery::start(
         &config,
         handle.clone(),
         Arc::clone(&keyring),
         Arc::clone(&channels),
         meta.clone(),
+        hours.clone(),
         events,
     )?;
     tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
@@ -109,7 +112,12 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest { handle: handle.clone(), keyring: Arc::clone(&keyring), lab: config.lab },
+        ingest: Ingest {
+            handle: handle.clone(),
+            keyring: Arc::clone(&keyring),
+            hours: hours.clone(),
+            lab: config.lab,
+        },
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
     };
@@ -120,6 +128,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring,
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
+        hours,
         desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);

@@ -23,8 +23,11 @@ pub struct SendRequest {
     /// As counted when the message was accepted.
     pub encoding: Encoding,
     pub segments: u32,
-    /// Time until the message expires; the carrier is asked to give up then. `None`: the carrier's default.
+    /// Time until the message expires or the recipient's hours end; the carrier is asked to give up then. `None`: the
+    /// carrier's default.
     pub validity: Option<Duration>,
+    /// The same moment, ms since the epoch; 0 = the carrier's default.
+    pub valid_until_ms: u64,
     /// No byte may be written at or after this.
     pub send_by: Instant,
 }

@@ -41,7 +41,10 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
     if let Some(index) = indexes.reference {
         turn.tables.put(keys::reference(accept.practice_no, &index, &id), Vec::new());
     }
-    let step = if accept.not_before_ms > turn.now_ms {
+    let step = if accept.due_ms > accept.not_before_ms.max(turn.now_ms) {
+        // The leader found that the recipient's hours begin later.
+        Step::wait(WaitingReason::QuietHours, accept.due_ms)
+    } else if accept.not_before_ms > turn.now_ms {
         Step::wait(WaitingReason::Schedule, accept.not_before_ms)
     } else {
         Step::accepted(turn.now_ms)
@@ -112,6 +115,8 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         retry: accept.retry,
         accepted_at_ms: now_ms,
         recipient_index,
+        open_until_ms: accept.open_until_ms,
+        hours_stamp: accept.hours_stamp,
         ..Default::default()
     }
 }

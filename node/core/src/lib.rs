@@ -51,4 +51,5 @@ pub use quarantine::RESOLVE_LIMIT_MAX;
 pub use records::applied_record;
 pub use restore::{EVENTS_GAP, Fate, fate};
 pub use retire::RETIRE_LIMIT_MAX;
+pub use schedule::DETAIL_QUIET_HOURS;
 pub use tables::{MemTables, ReadTables, TableError, Tables};

@@ -285,6 +285,12 @@ impl Message {
         self.save(turn);
     }
 
+    /// Goes on waiting as before; what the scheduler knows of it has changed.
+    pub fn stay(&mut self, turn: &mut Turn) {
+        self.move_rows(turn, self.stored, self.stored);
+        self.save(turn);
+    }
+
     /// Ends a message that was not handed over - unless an attempt is unresolved: then nobody can say that, and it
     /// is held as UNKNOWN.
     pub fn end_unsent(&mut self, turn: &mut Turn, step: Step) {
@@ -367,6 +373,8 @@ impl Message {
             deadline_ms: status.deadline_ms,
             carrier_no: status.carrier_no,
             attempt_no: next_attempt_no(status),
+            open_until_ms: status.open_until_ms,
+            hours_stamp: status.hours_stamp,
         }
     }
 }
@@ -380,6 +388,8 @@ fn due_record(entry: &DueEntry) -> DueRecord {
         deadline_ms: entry.deadline_ms,
         carrier_no: entry.carrier_no,
         attempt_no: entry.attempt_no,
+        open_until_ms: entry.open_until_ms,
+        hours_stamp: entry.hours_stamp,
     }
 }
 

@@ -73,6 +73,7 @@ fn backup() -> MetaBackup {
             practice: "p".into(),
             time_zone: "UTC".into(),
             carrier_no: 3,
+            ..Default::default()
         }],
         data_keys: vec![DataKeyRecord {
             practice_no: 4,
@@ -98,6 +99,7 @@ fn put_practice() -> Kind {
         practice: "new".into(),
         time_zone: "UTC".into(),
         carrier: "sim".into(),
+        ..Default::default()
     })
 }
 

@@ -5,12 +5,14 @@
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
+use super::renewal;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::config::Config;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
 use crate::failpoints;
+use crate::hours::Hours;
 use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
@@ -72,6 +74,7 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
+    hours: Hours,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -91,6 +94,7 @@ pub fn start(
     keyring: Arc<Keyring>,
     channels: Arc<PeerChannels>,
     meta: MetaClient,
+    hours: Hours,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let facts = Facts::start(&handle, &channels);
@@ -116,6 +120,7 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
+        hours,
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -222,6 +227,7 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
+        self.scheduler.set_hours(self.hours.stamps(&view));
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -305,6 +311,14 @@ impl Driver {
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.propose(partition, commands).await.map(drop) });
         }
+        let mut closed: BTreeMap<u32, Vec<MessageId>> = BTreeMap::new();
+        for (partition, id) in decision.closed {
+            closed.entry(partition).or_default().push(id);
+        }
+        for (partition, ids) in closed {
+            let (handle, hours) = (self.handle.clone(), self.hours.clone());
+            tokio::spawn(renewal::renew(handle, hours, partition, ids, now_ms));
+        }
         for request in self.scheduler.wants_pages(now_ms) {
             self.page(request);
         }
@@ -359,6 +373,9 @@ impl Driver {
                 // Without an answer (leadership lost) nothing is sent: if it did commit, the next leader finds it.
                 let begun = match answers.next() {
                     Some(CommandResult::Begun(permit)) => {
+                        if permit.was_held {
+                            metrics::counter!("carillon_hours_opened_total").increment(1);
+                        }
                         permits.push(*permit);
                         BeginResult::Ok
                     }

@@ -12,6 +12,7 @@ mod facts;
 mod lanes;
 mod receipts;
 mod refused;
+mod renewal;
 mod sending;
 mod shares;
 

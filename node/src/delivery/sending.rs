@@ -8,6 +8,7 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_delivery::hours::MARGIN_MS;
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
 use std::sync::Arc;
@@ -106,7 +107,8 @@ impl Sender {
             body: text(Field::Body, &permit.sealed_body)?,
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
-            validity: Some(Duration::from_millis(permit.expires_at_ms.saturating_sub(now_ms))),
+            validity: Some(Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))),
+            valid_until_ms: valid_until_ms(permit),
             send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
         })
     }
@@ -125,6 +127,14 @@ impl Sender {
             })),
         };
         self.facts.push(partition, Fact { command, done: None }).await;
+    }
+}
+
+/// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.
+fn valid_until_ms(permit: &Permit) -> u64 {
+    match permit.open_until_ms {
+        0 => permit.expires_at_ms,
+        until_ms => permit.expires_at_ms.min(until_ms + MARGIN_MS),
     }
 }
 

@@ -5,15 +5,18 @@
 use super::propose_status;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
+use crate::hours::Hours;
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::default_policy;
+use carillon_core::meta::level;
 use carillon_core::{CommandResult, Refusal};
+use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
-    PartitionSubmit, PartitionSubmitResult, PracticeRecord, command::Kind,
+    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, command::Kind,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{MessageId, Slot};
@@ -35,6 +38,7 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub hours: Hours,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -94,13 +98,13 @@ impl Ingest {
                 Err(status) => Err(status.clone()),
             };
             match sealed {
-                Ok((id, command)) => {
+                Ok((told, command)) => {
                     if chunk.len() == CHUNK_COMMANDS || chunk_bytes + command.len() > CHUNK_BYTES {
                         chunks.push(std::mem::take(&mut chunk));
                         chunk_bytes = 0;
                     }
                     chunk_bytes += command.len() + 8;
-                    chunk.push((at, id, command));
+                    chunk.push((at, told, command));
                 }
                 Err(status) => results[at].error = Some(errors::to_rpc(&status)),
             }
@@ -173,7 +177,7 @@ impl Ingest {
         &self,
         practice: &PracticeContext,
         message: IngestMessage,
-    ) -> Result<(MessageId, Bytes), SealError> {
+    ) -> Result<(Told, Bytes), SealError> {
         assert!(
             !(self.lab && message.labels.contains_key(PANIC_LABEL)),
             "asked to panic by {} {} {:?}",
@@ -203,6 +207,25 @@ impl Ingest {
             0 => by_class_ms,
             deadline => by_class_ms.min(deadline),
         };
+        let place = message.place.clone().unwrap_or_else(|| Place {
+            time_zones: vec![message.time_zone.clone()],
+            ..Place::default()
+        });
+        let ask = Ask {
+            place: &place,
+            class: message.class,
+            priority,
+            practice: practice.record.hours.as_ref(),
+            from_ms: begin_ms,
+        };
+        let with_hours = view.level >= level::LEVEL_DELIVERY;
+        let plan = match with_hours {
+            true => self.hours.of(&view).plan(&ask, expires_at_ms),
+            false => HoursPlan::default(),
+        };
+        if plan.due_ms > 0 {
+            metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
+        }
         let content_mac = keys.content_mac(&canonical(&message));
         let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
         let idempotency_index =
@@ -224,7 +247,8 @@ impl Ingest {
             not_before_ms: message.not_before_ms,
             expires_at_ms,
             deadline_ms: message.deadline_ms,
-            time_zone: message.time_zone,
+            // With a place it is in there.
+            time_zone: if with_hours { String::new() } else { message.time_zone },
             sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
             recipient_index: keys.recipient_index(&message.recipient),
             sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
@@ -239,22 +263,27 @@ impl Ingest {
             retry: Some(policy.retry),
             // Comes with the surface for opt-outs, and then by the feature level.
             indexed_by_recipient: false,
+            place: with_hours.then_some(place),
+            due_ms: plan.due_ms,
+            open_until_ms: plan.open_until_ms,
+            hours_stamp: plan.stamp,
         };
-        Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
+        let told = Told { id, first_send_ms: plan.first_send_ms, expires_before: plan.expires_before };
+        Ok((told, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
     }
 
     /// `Err(leader hint)` when nothing was appended because this node no longer leads.
     async fn propose(
         &self,
         partition: u32,
-        chunk: Vec<(usize, MessageId, Bytes)>,
+        chunk: Vec<(usize, Told, Bytes)>,
     ) -> Result<Vec<(usize, IngestResult)>, u64> {
         let commands = chunk.iter().map(|(_, _, command)| command.clone()).collect();
         let outcome = self.handle.propose(partition, commands).await;
-        let places = chunk.into_iter().map(|(at, id, _)| (at, id));
+        let places = chunk.into_iter().map(|(at, told, _)| (at, told));
         match outcome {
             Ok(answers) => {
-                Ok(places.zip(answers).map(|((at, id), answer)| (at, item(id, &answer))).collect())
+                Ok(places.zip(answers).map(|((at, told), answer)| (at, item(told, &answer))).collect())
             }
             Err(ProposeError::NotLeader { leader_hint }) => Err(leader_hint),
             Err(error) => {
@@ -267,9 +296,22 @@ impl Ingest {
     }
 }
 
-fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
+/// What the caller is told of a message that is new.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    id: MessageId,
+    first_send_ms: u64,
+    expires_before: bool,
+}
+
+fn item(told: Told, answer: &CommandResult) -> IngestResult {
     match answer {
-        CommandResult::Accepted => IngestResult { message_id: id.to_bytes(), ..Default::default() },
+        CommandResult::Accepted => IngestResult {
+            message_id: told.id.to_bytes(),
+            first_send_ms: told.first_send_ms,
+            expires_in_quiet_hours: told.expires_before,
+            ..Default::default()
+        },
         CommandResult::Duplicate { message_id } => {
             IngestResult { message_id: message_id.to_bytes(), duplicate: true, ..Default::default() }
         }
@@ -309,7 +351,15 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
         text(name);
         text(value);
     }
-    for number in [message.not_before_ms, message.expires_at_ms, message.deadline_ms] {
+    // A wall-clock time is what its caller gave, not the moment that it was read as.
+    let not_before_ms = match message.not_before_local.as_str() {
+        "" => message.not_before_ms,
+        local => {
+            out.extend_from_slice(local.as_bytes());
+            0
+        }
+    };
+    for number in [not_before_ms, message.expires_at_ms, message.deadline_ms] {
         out.extend_from_slice(&number.to_be_bytes());
     }
     out.extend_from_slice(&message.class.to_be_bytes());

@@ -1,11 +1,12 @@
 //! What the canonical history says: events, opt-outs and attempts, shown to the oracle once, when the first replica applies an entry.
+use super::nights;
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::{MetaEffects, MetaRefusal, level};
 use carillon_core::{CommandResult, Effects, Refusal, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, CommandBatch, EventRecord, MetaBatch, command::Kind};
-use carillon_proto::public::MessageState;
+use carillon_proto::public::{MessageState, WaitingReason};
 use prost::Message as _;
 use prost::bytes::Bytes;
 
@@ -72,7 +73,16 @@ impl World {
                     let id = MessageId::from_bytes(&begin.message_id).ok();
                     let found = id.and_then(|id| query::message(store, &id).ok().flatten());
                     let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
+                    if self.plan.nights && accept.place.is_some() {
+                        self.oracle.hours_of_begun(&begin.message_id, nights::hours_of(&accept), batch.now_ms);
+                    }
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
+                }
+                (Some(Kind::SetHours(set)), CommandResult::Done) => {
+                    self.trace.count("hours_renewed");
+                    if set.due_ms > 0 {
+                        self.trace.count("held_for_hours");
+                    }
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
@@ -100,7 +110,17 @@ impl World {
             (MessageState::Unknown, MessageState::Waiting) => self.trace.count("resent_by_policy"),
             (_, MessageState::OptedOut) if event.detail == "opted_out" => self.trace.count("ended_by_stop"),
             (_, MessageState::Canceled) => self.trace.count("canceled"),
-            (_, MessageState::Expired) => self.trace.count("expired"),
+            (_, MessageState::Expired) => {
+                self.trace.count("expired");
+                if event.detail == carillon_core::DETAIL_QUIET_HOURS {
+                    self.trace.count("expired_in_quiet_hours");
+                }
+            }
+            (MessageState::Unspecified, MessageState::Waiting)
+                if event.waiting_reason == WaitingReason::QuietHours as i32 =>
+            {
+                self.trace.count("held_for_hours");
+            }
             (MessageState::InFlight, _) if taken && event.attempt == 0 => {
                 self.trace.count("receipt_before_outcome");
             }
@@ -113,6 +133,8 @@ impl World {
 fn needed(command: &Command) -> u32 {
     match &command.kind {
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
+        Some(Kind::SetHours(_)) => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.place.is_some() => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,
     }

@@ -4,7 +4,8 @@ use super::node::Asker;
 use super::plant::Plant;
 use super::wing::{Lane, PeerCall};
 use super::world::World;
-use carillon_core::meta::share_of;
+use carillon_core::meta::{level, share_of};
+use carillon_delivery::hours::Stamps;
 use carillon_delivery::{GateSettings, LaneConfig, LaneGate};
 use carillon_proto::internal::{CarrierRecord, ShareRecord};
 use carillon_proto::public::Outcome;
@@ -63,6 +64,12 @@ impl World {
             }
         }
         self.nodes[node].wing.shares.set(epoch, mono);
+        let meta = &self.nodes[node].meta;
+        let stamps = match meta.level >= level::LEVEL_DELIVERY {
+            true => self.book.stamps(meta.practices.values()),
+            false => Stamps::default(),
+        };
+        self.nodes[node].wing.scheduler.set_hours(stamps);
         self.wake_driver(node, 0);
     }
 

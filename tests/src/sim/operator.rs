@@ -71,6 +71,7 @@ impl Operator {
                 practice: practice_name(practice),
                 time_zone: "Europe/Berlin".to_owned(),
                 carrier: carrier_name(practice as usize % plan.limits.len()),
+                ..Default::default()
             }));
         }
         let setup = |kind| Order::Setup(Box::new(MetaCommand { kind: Some(kind) }));
@@ -253,7 +254,7 @@ impl World {
         while self.nodes.len() < token.node_id as usize {
             let index = self.nodes.len();
             let clock = self.plan.clocks[index % self.plan.clocks.len()];
-            let mut node = Node::new(index, clock);
+            let mut node = Node::new(index, self.plan.start_ms(), clock);
             node.level = level::LEVEL;
             self.nodes.push(node);
         }

@@ -1,7 +1,9 @@
 //! What one run does, drawn from its seed before it starts (swarm testing: each seed enables its own subset of faults
 //! with its own weights). Because faults are data with a time, a failing run can be cut: fewer faults, an earlier end.
+use super::nights;
 use super::plant::Plant;
 use super::rng::Rng;
+use super::world::START_MS;
 use carillon_core::meta::level;
 use std::collections::BTreeSet;
 
@@ -234,6 +236,8 @@ pub struct Plan {
     /// Permille of its looks at which the operator sees to what is damaged, and whether it replaces what is lost.
     pub care: u64,
     pub replaces: bool,
+    /// Recipients have hours, some of which end or begin within the run.
+    pub nights: bool,
     /// Wall clock offset (ms) and drift (ppm) of each node.
     pub clocks: Vec<(i64, i64)>,
     pub plant: Option<Plant>,
@@ -283,6 +287,7 @@ impl Plan {
             levels,
             care: operator.pick(&[0, 20, 200]),
             replaces: operator.chance(700),
+            nights: Rng::stream(seed, "nights").chance(250),
             small_limits: rng.chance(500),
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
@@ -295,6 +300,11 @@ impl Plan {
             plant: None,
             check_promises: true,
         }
+    }
+
+    /// What right clocks show at the begin.
+    pub fn start_ms(&self) -> u64 {
+        if self.nights { nights::BEGIN_MS } else { START_MS }
     }
 
     /// The same run without some of its trouble.

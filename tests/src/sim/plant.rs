@@ -43,12 +43,16 @@ pub enum Plant {
     KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
+    /// The end of the recipient's hours is looked at when a message is accepted, not again before it is begun.
+    HoursOnlyAtAccept,
+    /// Hours are computed with the offset that the zone has now, as if clocks were never changed.
+    HoursByFixedOffset,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
 }
 
 impl Plant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -68,6 +72,8 @@ impl Plant {
         Self::CutAheadOfFlush,
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
+        Self::HoursOnlyAtAccept,
+        Self::HoursByFixedOffset,
         Self::Priorities,
     ];
 

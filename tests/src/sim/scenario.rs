@@ -22,10 +22,12 @@ pub enum Scenario {
     Wipes,
     /// Older programs that are upgraded late.
     OldPrograms,
+    /// Hours of recipients begin and end, clocks are changed, and nodes die and leaders move all the while.
+    Nights,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -34,6 +36,7 @@ impl Scenario {
         Self::Shares,
         Self::Wipes,
         Self::OldPrograms,
+        Self::Nights,
     ];
 
     /// As given on a command line.
@@ -74,6 +77,13 @@ impl Scenario {
                     faults.push((n, Fault::SyncError { node: 0, down_ms: 500 }));
                     faults.push((n + 400, Fault::Power { node: 0, down_ms: 300 }));
                 });
+            }
+            Self::Nights => {
+                three(plan);
+                plan.nights = true;
+                (plan.safety_ms, plan.ops_per_second) = (110_000, 8);
+                (plan.rates.net_ms_max, plan.rates.disk_ms_max) = (20, 5);
+                each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
             }
             _ => self.shape_members(plan, &mut faults),
         }

@@ -2,6 +2,7 @@
 //! shares; what happens to it is in the files that extend `World`.
 use super::carrier::{Carrier, Submit};
 use super::client::{Answer, Clients, Request};
+use super::nights;
 use super::node::Node;
 use super::operator::Operator;
 use super::oracle::Oracle;
@@ -11,8 +12,10 @@ use super::rng::Rng;
 use super::trace::Trace;
 use super::wing::PeerCall;
 use carillon_consensus::SnapshotFetch;
+use carillon_delivery::hours::Rulebook;
 use carillon_proto::internal::RaftMessage;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The wall clock at the start of every run, ms since the epoch.
 pub const START_MS: u64 = 1_793_000_000_000;
@@ -182,6 +185,8 @@ pub struct Net {
 /// See the module documentation.
 pub struct World {
     pub plan: Plan,
+    /// The rules of the hours.
+    pub book: Arc<Rulebook>,
     pub now_ms: u64,
     pub trace: Trace,
     pub oracle: Oracle,
@@ -215,9 +220,10 @@ impl World {
             ticks: stream("ticks"),
             operator: stream("operator"),
         };
-        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.clocks[n])).collect();
+        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.start_ms(), plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();
         let mut world = Self {
+            book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
             oracle: Oracle::default(),

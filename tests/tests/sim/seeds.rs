@@ -96,6 +96,17 @@ fn older_programs_go_on_until_they_are_upgraded() {
     }
 }
 
+/// Hours begin and end and clocks are changed while nodes lose power: held, begun in time, expired with a reason, and nothing at night.
+#[test]
+fn nobody_is_texted_at_night() {
+    let total = sim::swarm(0, threads(), |number| number < 8, |plan| Scenario::Nights.shape(plan));
+    println!("{}", total.summary());
+    must_hold(&total);
+    for what in ["held_for_hours", "hours_renewed", "begun_after_hold", "expired_in_quiet_hours"] {
+        assert!(total.counts.contains_key(what), "{what}: {:?}", total.counts);
+    }
+}
+
 #[test]
 fn fresh_seeds_hold() {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_millis() as u64);

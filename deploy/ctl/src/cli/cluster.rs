@@ -5,7 +5,9 @@ use anyhow::Context as _;
 use carillon_ctl::admin::Admin;
 use carillon_ctl::lab::Lab;
 use carillon_proto::admin::{CarrierStatus, GetStatusResponse, PartitionStatus};
-use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use carillon_proto::internal::{
+    CarrierRecord, PracticeHours, PutPractice, ReceiptIdFormat, RecipientZones, SmppSettings,
+};
 use carillon_proto::tls::TlsFiles;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -96,7 +98,30 @@ pub enum PracticeCommand {
         /// The carrier account that its messages use.
         #[arg(long)]
         carrier: String,
+        /// The practice's own hours, inside of what the rules allow: "09:00-18:00", "none" or "all day".
+        #[arg(long)]
+        mon_fri: Option<String>,
+        #[arg(long)]
+        sat: Option<String>,
+        #[arg(long)]
+        sun: Option<String>,
+        /// A day without messages, for example 2026-12-24; may be given several times.
+        #[arg(long)]
+        closed_date: Vec<String>,
+        /// Which zone counts for a recipient when a message names none.
+        #[arg(long, value_enum, default_value_t = Zones::Practice)]
+        recipient_zones: Zones,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Zones {
+    /// The practice's.
+    Practice,
+    /// All those of the number's area code.
+    AreaCode,
+    /// All of them together.
+    Both,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -175,8 +200,14 @@ pub async fn status(target: &Target, format: Format) -> anyhow::Result<Verdict> 
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier } = command;
-    let put = PutPractice { tenant, practice, time_zone, carrier };
+    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, .. } = &command;
+    let put = PutPractice {
+        tenant: tenant.clone(),
+        practice: practice.clone(),
+        time_zone: time_zone.clone(),
+        carrier: carrier.clone(),
+        ..hours_of(&command)
+    };
     let stored = target.connect()?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
@@ -186,6 +217,25 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
         println!("practice {} of {} has number {}", stored.practice, stored.tenant, stored.practice_no);
     })?;
     Ok(Verdict::Done)
+}
+
+/// What the command says of hours; nothing if it does not.
+fn hours_of(command: &PracticeCommand) -> PutPractice {
+    let PracticeCommand::Put { mon_fri, sat, sun, closed_date, recipient_zones, .. } = command;
+    let any = mon_fri.is_some() || sat.is_some() || sun.is_some() || !closed_date.is_empty();
+    let text = |own: &Option<String>| own.clone().unwrap_or_default();
+    let hours = PracticeHours {
+        mon_fri: text(mon_fri),
+        sat: text(sat),
+        sun: text(sun),
+        closed_dates: closed_date.clone(),
+    };
+    let zones = match recipient_zones {
+        Zones::Practice => RecipientZones::Practice,
+        Zones::AreaCode => RecipientZones::AreaCode,
+        Zones::Both => RecipientZones::Both,
+    };
+    PutPractice { hours: any.then_some(hours), recipient_zones: zones.into(), ..Default::default() }
 }
 
 pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<Verdict> {

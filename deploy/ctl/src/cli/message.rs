@@ -124,8 +124,10 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
                 api.connect()?.submit_messages(request(call)).await.map_err(|e| explain(&e))?.into_inner();
             match answer.results.into_iter().next().and_then(|r| r.result) {
                 Some(Submitted::Accepted(a)) => {
+                    let first_send = a.first_send_time.as_ref().map(ToString::to_string);
                     let value = json!({ "message_id": a.message_id, "duplicate": a.duplicate,
-                        "encoding": a.encoding().as_str_name(), "segments": a.segments, "time_zone": a.time_zone });
+                        "encoding": a.encoding().as_str_name(), "segments": a.segments, "time_zone": a.time_zone,
+                        "first_send": first_send, "expires_in_quiet_hours": a.expires_in_quiet_hours });
                     show(format, &value)?;
                     Ok(Verdict::Done)
                 }
@@ -193,6 +195,8 @@ fn describe(message: &Message) -> Value {
         "waiting": word(message.waiting_reason().as_str_name(), "WAITING_REASON_"),
         "accepted": time(&message.accept_time),
         "expires": time(&message.expires_at),
+        "time_zone": message.time_zone,
+        "due": time(&message.due_time),
         "reference": message.external_reference,
         "segments": message.segments,
         "attempts": attempts,

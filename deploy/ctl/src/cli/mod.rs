@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which function does it.
 mod backup;
 mod cluster;
+mod hours;
 mod lab;
 mod members;
 mod message;
@@ -38,6 +39,9 @@ enum Command {
     /// Practices.
     #[command(subcommand)]
     Practice(cluster::PracticeCommand),
+    /// When recipients may be texted.
+    #[command(subcommand)]
+    Hours(hours::Command),
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(cluster::CarrierCommand),
@@ -84,6 +88,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Status(target) => cluster::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
+        Command::Hours(command) => hours::run(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,
@@ -146,6 +151,10 @@ mod tests {
         assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl backup create --to d --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));
         assert_eq!(parse("carillonctl restore --from d --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --phone +18505550123 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --practice p --lab lab"), Err(2), "of which tenant");
+        assert_eq!(parse("carillonctl hours replace --lab lab"), Err(2), "by what");
+        assert_eq!(parse("carillonctl hours replace --built-in --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine drop --all --dry-run --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine release --lab lab"), Err(2), "say of whom");
         assert_eq!(parse("carillonctl quarantine release --tenant t --practice p --all --lab lab"), Err(2));

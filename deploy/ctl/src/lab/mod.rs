@@ -13,7 +13,7 @@ mod plan;
 mod process;
 mod ready;
 
-pub use bootstrap::{CARRIER, Practice, carrier_record};
+pub use bootstrap::{ALL_DAY, CARRIER, Practice, carrier_record};
 pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
@@ -73,6 +73,9 @@ pub struct LabOptions {
     pub log_filter: String,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     pub node_config: String,
+    /// Rules of the hours in which recipients may be texted (TOML); `None` = those built in. A lab's default lets messages go
+    /// at any hour, so that what it shows does not depend on the time of day.
+    pub hours: Option<String>,
     /// For all waiting together, in milliseconds.
     pub ready_limit_ms: u64,
     /// Of node 1, 2 and so on; those that are missing run on loopback.
@@ -91,6 +94,7 @@ impl Default for LabOptions {
             profile: "realistic".to_owned(),
             log_filter: "info".to_owned(),
             node_config: String::new(),
+            hours: Some(ALL_DAY.to_owned()),
             ready_limit_ms: 60_000,
             placements: Vec::new(),
             smsc_address: None,
@@ -188,7 +192,7 @@ impl Lab {
         }
         lab.start_router()?;
         lab.until_ready(limit).await?;
-        bootstrap::register(&lab, &options.practices, limit).await?;
+        bootstrap::register(&lab, options, limit).await?;
         bootstrap::until_bound(&lab, limit).await?;
         lab.write_lab_json()?;
         Ok(lab)

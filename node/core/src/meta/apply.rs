@@ -1,7 +1,7 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, rows,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, members, place, replicas, restore, rows,
     shares,
 };
 use crate::applied::{self, EntryMeta};
@@ -63,6 +63,8 @@ pub enum MetaRefusal {
     BadToken,
     #[error("the address is that of node {node_id}; give each node its own")]
     AddressTaken { node_id: u64 },
+    #[error("the rules of the hours are at version {version} now; look at them and repeat")]
+    OtherHours { version: u64 },
     #[error("a restore is under way; wait until it is done, or let it go on with `carillonctl restore`")]
     Restoring,
     #[error("this cluster was begun with another backup; restore into a new cluster")]
@@ -167,6 +169,7 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
             None => Ok(Err(MetaRefusal::Empty)),
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::PutHours(c) => hours::put(tables, now_ms, c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -240,6 +243,8 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
         practice: command.practice,
         time_zone: command.time_zone,
         carrier_no,
+        hours: command.hours,
+        recipient_zones: command.recipient_zones,
     };
     if known.is_none() {
         tables.put(name, practice_no.to_be_bytes().to_vec());

@@ -3,7 +3,8 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+    Bootstrap, CarrierRecord, CreateToken, PracticeHours, PutDataKey, PutPractice, ReceiptIdFormat,
+    RecipientZones, SmppSettings,
 };
 use std::collections::BTreeSet;
 
@@ -12,6 +13,10 @@ type Check = Result<(), MetaRefusal>;
 /// Bytes of a host:port, at most (253 of a DNS name, colon, port).
 const ADDRESS_BYTES_MAX: usize = 259;
 const PEM_BYTES_MAX: usize = 64 * 1024;
+/// Rules of hours.
+const HOURS_BYTES_MAX: usize = 256 * 1024;
+/// Days on which a practice sends nothing.
+const CLOSED_DATES_MAX: usize = 100;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
@@ -42,6 +47,9 @@ pub(super) fn kind(kind: &Kind) -> Check {
     match kind {
         Kind::Bootstrap(c) => bootstrap(c),
         Kind::PutPractice(c) => practice(c),
+        Kind::PutHours(c) => {
+            require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB")
+        }
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), carrier),
         Kind::PutDataKey(c) => data_key(c),
         Kind::CreateToken(c) => token(c),
@@ -99,7 +107,19 @@ fn practice(command: &PutPractice) -> Check {
     let zone = &command.time_zone;
     let zone_set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
     let zone_possible = (1..=64).contains(&zone.len()) && zone.bytes().all(zone_set);
-    require(zone_possible, "time_zone", "must be the name of an IANA time zone")
+    require(zone_possible, "time_zone", "must be the name of an IANA time zone")?;
+    let zones = RecipientZones::try_from(command.recipient_zones);
+    require(zones.is_ok(), "recipient_zones", "is unknown")?;
+    command.hours.as_ref().map_or(Ok(()), practice_hours)
+}
+
+/// What the texts mean is checked by the node that proposes them; here only that they are bounded.
+fn practice_hours(hours: &PracticeHours) -> Check {
+    let short = |text: &String| text.len() <= 16;
+    let days = [&hours.mon_fri, &hours.sat, &hours.sun].into_iter().all(short);
+    require(days, "hours", "must be like 09:00-18:00")?;
+    require(hours.closed_dates.len() <= CLOSED_DATES_MAX, "hours.closed_dates", "must be at most 100")?;
+    require(hours.closed_dates.iter().all(short), "hours.closed_dates", "must be dates")
 }
 
 fn carrier(record: &CarrierRecord) -> Check {

@@ -28,6 +28,7 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
+        Kind::PutHours(_) => LEVEL_DELIVERY,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)

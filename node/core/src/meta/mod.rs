@@ -16,6 +16,7 @@
 //! | `S` | ShareRecord: which nodes may send |
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
+//! | `H` | HoursRecord: the rules of the hours, if they were ever replaced |
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
 //! | `#` `P`, `C` or `N` | the last number given out(4) |
 //!
@@ -23,6 +24,7 @@
 
 mod apply;
 mod check;
+mod hours;
 mod keys;
 pub mod level;
 mod members;

@@ -4,7 +4,7 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
+    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord, MetaNode, PartitionRecord, PracticeRecord,
     ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    /// The rules of the hours; version 0 = those built in.
+    pub hours: HoursRecord,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -51,6 +53,7 @@ impl MetaView {
         view.shares = rows::shares(tables)?;
         view.level = rows::level(tables)?;
         view.tokens = rows::tokens(tables)?;
+        view.hours = super::hours::record(tables)?;
         view.restore = super::restore::record(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
