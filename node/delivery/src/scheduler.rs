@@ -180,9 +180,10 @@ impl Scheduler {
     }
 
     /// Other rules of the hours are in force: what was computed by the old ones is not begun.
-    pub fn set_hours(&mut self, stamps: Stamps) {
+    /// True if they are others than before.
+    pub fn set_hours(&mut self, stamps: Stamps) -> bool {
         if self.stamps == stamps {
-            return;
+            return false;
         }
         self.stamps = stamps;
         let ready: Vec<CellNo> = self
@@ -194,6 +195,7 @@ impl Scheduler {
         for no in ready {
             self.set_timer(no, Some(self.now_ms));
         }
+        true
     }
 
     /// The level of a priority; a row of another priority is a bug of the core and is counted.

@@ -5,7 +5,7 @@
 use super::facts::Facts;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
-use super::renewal;
+use super::renewal::Renewal;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::config::Config;
@@ -74,7 +74,7 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
-    hours: Hours,
+    renewal: Renewal,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -113,6 +113,7 @@ pub fn start(
         }),
     };
     let shares = ShareKeeper::default();
+    let sweeper = handle.clone();
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
@@ -120,7 +121,7 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
-        hours,
+        renewal: Renewal { handle: sweeper, hours },
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -227,7 +228,11 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
-        self.scheduler.set_hours(self.hours.stamps(&view));
+        if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
+            for partition in self.terms.keys() {
+                tokio::spawn(self.renewal.clone().sweep(*partition));
+            }
+        }
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -316,8 +321,7 @@ impl Driver {
             closed.entry(partition).or_default().push(id);
         }
         for (partition, ids) in closed {
-            let (handle, hours) = (self.handle.clone(), self.hours.clone());
-            tokio::spawn(renewal::renew(handle, hours, partition, ids, now_ms));
+            tokio::spawn(self.renewal.clone().renew(partition, ids));
         }
         for request in self.scheduler.wants_pages(now_ms) {
             self.page(request);

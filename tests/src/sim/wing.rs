@@ -253,7 +253,7 @@ impl World {
             let Some((payload, status)) = query::message(store, &id).ok().flatten() else { continue };
             let Some(accept) = payload.accept else { continue };
             let practice = self.nodes[node].meta.practices.get(&accept.practice_no);
-            let set = self.book.renew(&id, &accept, practice, now_ms.max(status.due_ms));
+            let set = self.book.renew(&id, &accept, &status, practice, now_ms);
             commands.entry(partition).or_default().push(Command { kind: Some(Kind::SetHours(set)) });
         }
         for (partition, list) in commands {

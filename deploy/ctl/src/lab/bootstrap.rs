@@ -61,13 +61,18 @@ fn admins(lab: &Lab) -> Result<Vec<Admin>, LabError> {
     lab.node_ids().into_iter().map(|id| lab.admin(id)).collect()
 }
 
-/// Rules under which messages go at any hour.
+/// Rules under which messages go at any hour, except to Antarctica, where quiet hours can be tried.
 pub const ALL_DAY: &str = r#"name = "lab: any hour"
 
 [[rule]]
 region = "*"
 every_day = "all day"
 source = "a lab texts nobody"
+
+[[rule]]
+region = "AQ"
+every_day = "08:00-21:00"
+source = "to try quiet hours"
 "#;
 
 /// Registers the rules of the hours and the carrier, then the practices; repeating it changes nothing.

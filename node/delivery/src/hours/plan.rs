@@ -1,7 +1,8 @@
 //! What leaders propose about hours: with a new message, and for one whose window is over or was computed by other rules.
 use super::{Answer, Ask, Rulebook};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Accept, Place, PracticeRecord, SetHours, ZoneSource};
+use carillon_proto::internal::{Accept, MessageStatus, Place, PracticeRecord, SetHours, ZoneSource};
+use carillon_proto::public::WaitingReason;
 
 /// Closed for good: apply refuses every attempt of a message that is open until then.
 const NEVER_MS: u64 = 1;
@@ -33,14 +34,17 @@ impl Rulebook {
         }
     }
 
-    /// For a message that waits.
+    /// For a message that waits. One that is held for its hours goes as soon as they allow; any other one not before it is due.
     pub fn renew(
         &self,
         message_id: &MessageId,
         accept: &Accept,
+        status: &MessageStatus,
         practice: Option<&PracticeRecord>,
-        from_ms: u64,
+        now_ms: u64,
     ) -> SetHours {
+        let held = status.waiting_reason == WaitingReason::QuietHours as i32;
+        let from_ms = now_ms.max(if held { accept.not_before_ms } else { status.due_ms });
         let place = place_of(accept, practice);
         let ask = Ask {
             place: &place,
@@ -50,6 +54,7 @@ impl Rulebook {
             from_ms,
         };
         let (due_ms, open_until_ms, rule) = self.place_in_time(&ask, accept.expires_at_ms);
+        let due_ms = if held && due_ms == 0 && status.due_ms > from_ms { from_ms } else { due_ms };
         SetHours {
             message_id: message_id.to_bytes(),
             due_ms,
