@@ -63,7 +63,10 @@ pub const CATALOGUE: &[Metric] = &[
         "carillon_hours_held_total",
         "Messages that wait for the recipient's hours, by when that was found: accept, window_over, rules_changed.",
     ),
-    counter("carillon_hours_opened_total", "Messages that had waited for the recipient's hours and were begun."),
+    counter(
+        "carillon_hours_opened_total",
+        "Messages that had waited for the recipient's hours and were begun.",
+    ),
     histogram("carillon_raft_entry_commands_size", "Commands in one raft entry."),
     gauge("carillon_engine_kept", "What the shard keeps because a thread has no room for it, by thread."),
     gauge("carillon_raft_groups_led", "Groups led by this node, meta group included."),

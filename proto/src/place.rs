@@ -121,13 +121,7 @@ mod tests {
     use super::*;
 
     fn known<'a>(message_zone: &'a str, number: &'a str, recipient_zones: RecipientZones) -> Known<'a> {
-        Known {
-            message_zone,
-            message_region: "",
-            practice_zone: "America/New_York",
-            recipient_zones,
-            number,
-        }
+        Known { message_zone, message_region: "", practice_zone: "America/New_York", recipient_zones, number }
     }
 
     #[test]

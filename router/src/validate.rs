@@ -45,12 +45,12 @@ pub fn count(items: usize, items_max: usize) -> Result<(), Status> {
 }
 
 /// Checks one message. `practice` is the practice that the spec names, if this tenant has it.
-pub fn check(spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Result<Checked, Status> {
+pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Result<Checked, Status> {
     let mut bad = Violations::default();
     if spec.practice.is_empty() {
         bad.add("practice", Fault::EMPTY);
     }
-    let recipient = check_recipient(spec.recipient, &mut bad);
+    let recipient = check_recipient(spec.recipient.take(), &mut bad);
     let sms = check_body(&spec.body, &mut bad);
     if spec.class == 0 || MessageClass::try_from(spec.class).is_err() {
         bad.add("class", Fault::UNKNOWN_CLASS);

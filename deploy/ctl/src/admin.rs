@@ -5,7 +5,8 @@ use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CheckHoursRequest, CheckHoursResponse, CreateTokenRequest, CreateTokenResponse,
     GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse, MovePartitionRequest, NodeAction,
-    PutCarrierRequest, PutHoursRequest, PutPracticeRequest, RepairReplicaRequest, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
+    PutCarrierRequest, PutHoursRequest, PutPracticeRequest, RepairReplicaRequest, ScrubRequest,
+    ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};

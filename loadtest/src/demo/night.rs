@@ -57,7 +57,8 @@ pub async fn hold(stage: &Stage, day: &Day, show: &Show, now_ms: i64) -> anyhow:
     let id = accepted.message_id.clone();
     stage.book.lock().answer(&Origin::Message(Box::new(message)), &Ok(accepted), stage.start_ms);
     let held = look(stage, &id).await?;
-    let by_hours = held.state() == MessageState::Waiting && held.waiting_reason() == WaitingReason::QuietHours;
+    let by_hours =
+        held.state() == MessageState::Waiting && held.waiting_reason() == WaitingReason::QuietHours;
     if !by_hours {
         stage.book.lock().surprise(format!("at night it was {}", held.state().as_str_name()));
     }

@@ -35,7 +35,10 @@ fn a_message_of_the_night_waits_until_its_hours_begin() {
     let mut world = World::new();
     let effects = world.run([accept_with(1, at_night)]);
     let event = &effects.events[0];
-    assert_eq!((event.state(), event.waiting_reason), (MessageState::Waiting, WaitingReason::QuietHours as i32));
+    assert_eq!(
+        (event.state(), event.waiting_reason),
+        (MessageState::Waiting, WaitingReason::QuietHours as i32)
+    );
     assert_eq!(world.one(begin(1, 1, 1)), refused(Refusal::WrongState(MessageState::Waiting)));
     world.now_ms = START_MS + HOUR_MS / 2;
     let result = world.one(begin(1, 1, 1));
@@ -77,7 +80,10 @@ fn hours_computed_anew_hold_a_message_back_or_only_renew_its_window() {
     let effects = world.run([set_hours(1, 0, START_MS + 60_000)]);
     assert!(effects.events.is_empty());
     let after = world.status(1);
-    assert_eq!((after.due_ms, after.state, after.waiting_reason), (before.due_ms, before.state, before.waiting_reason));
+    assert_eq!(
+        (after.due_ms, after.state, after.waiting_reason),
+        (before.due_ms, before.state, before.waiting_reason)
+    );
     assert_eq!(after.open_until_ms, START_MS + 60_000);
     world.begin(1);
     // Only what waits has hours to come.
@@ -99,7 +105,10 @@ fn a_message_that_expires_in_the_night_says_so() {
     assert_eq!(world.status(1).due_ms, START_MS + 1_000, "due when it can only expire");
     world.now_ms = START_MS + 1_000;
     world.done(expire(1));
-    assert_eq!((world.state(1), world.status(1).detail.as_str()), (MessageState::Expired, DETAIL_QUIET_HOURS));
+    assert_eq!(
+        (world.state(1), world.status(1).detail.as_str()),
+        (MessageState::Expired, DETAIL_QUIET_HOURS)
+    );
     // Another reason is not this one.
     world.done(accept_with(2, open_until(START_MS + HOUR_MS)));
     world.now_ms = START_MS + HOUR_MS;

@@ -40,8 +40,7 @@ impl Scheduler {
         }
         if row.is_closed(stamp, now_ms) {
             let (list, max) = (&mut decision.closed, self.config.closed_max);
-            let again_ms =
-                hand_out(list, max, &mut put_off.closed, &mut self.counts.closed, (partition, id));
+            let again_ms = hand_out(list, max, &mut put_off.closed, &mut self.counts.closed, (partition, id));
             return self.set_aside(no, now_ms.saturating_add(again_ms.unwrap_or(retry_ms)));
         }
         let level = level_of(row.priority).expect("a row was put in under its level") as u8;

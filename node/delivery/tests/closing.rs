@@ -31,7 +31,11 @@ fn a_message_that_waited_past_the_end_of_its_hours_is_not_begun() {
     rig.due(&entry);
     let decision = rig.decide();
     assert_eq!((decision.begin.len(), decision.closed.len()), (0, 0));
-    assert_eq!(decision.next_wake_ms, Some(T0 + 1_000), "the end is seen in time although the lane is paused");
+    assert_eq!(
+        decision.next_wake_ms,
+        Some(T0 + 1_000),
+        "the end is seen in time although the lane is paused"
+    );
     rig.scheduler.pause_lane(CARRIER, Duration::ZERO);
     let decision = rig.at(T0 + 1_000).decide();
     assert_eq!((decision.begin.len(), decision.closed), (0, vec![(PARTITION, id(1))]));

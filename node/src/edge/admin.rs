@@ -13,15 +13,15 @@ use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
     BalanceLeadersRequest, BalanceLeadersResponse, BeginRestoreRequest, BeginRestoreResponse, CarrierStatus,
-    CheckHoursRequest, CheckHoursResponse, CheckRestoreRequest, CheckRestoreResponse, CreateTokenRequest, CreateTokenResponse, DamagedReplica,
-    ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest, ExportPartitionResponse, GetHoursRequest,
-    GetHoursResponse, GetStatusRequest, GetStatusResponse, ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest,
-    MovePartitionResponse, PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutHoursRequest,
-    PutHoursResponse, PutPracticeRequest,
-    PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse, RepairReplicaRequest,
-    RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse, RestorePartitionRequest,
-    RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse,
-    SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
+    CheckHoursRequest, CheckHoursResponse, CheckRestoreRequest, CheckRestoreResponse, CreateTokenRequest,
+    CreateTokenResponse, DamagedReplica, ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest,
+    ExportPartitionResponse, GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse,
+    ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest, MovePartitionResponse,
+    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutHoursRequest, PutHoursResponse,
+    PutPracticeRequest, PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse,
+    RepairReplicaRequest, RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse,
+    RestorePartitionRequest, RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest,
+    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};

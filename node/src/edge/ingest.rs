@@ -207,10 +207,10 @@ impl Ingest {
             0 => by_class_ms,
             deadline => by_class_ms.min(deadline),
         };
-        let place = message.place.clone().unwrap_or_else(|| Place {
-            time_zones: vec![message.time_zone.clone()],
-            ..Place::default()
-        });
+        let place = message
+            .place
+            .clone()
+            .unwrap_or_else(|| Place { time_zones: vec![message.time_zone.clone()], ..Place::default() });
         let ask = Ask {
             place: &place,
             class: message.class,

@@ -5,11 +5,11 @@ use crate::deadline::Deadline;
 use crate::map::{MapCache, Practices};
 use crate::metrics;
 use crate::validate::{self, Checked, ITEMS_MAX};
-use carillon_proto::{errors, place};
 use carillon_proto::public::submit_result::Result as Outcome;
 use carillon_proto::public::{
     AcceptedMessage, MessageSpec, SubmitMessagesRequest, SubmitMessagesResponse, SubmitResult,
 };
+use carillon_proto::{errors, place};
 use prost::Message as _;
 use std::time::Instant;
 use tonic::{Code, Request, Status};

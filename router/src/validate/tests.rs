@@ -250,7 +250,7 @@ fn any_spec() -> impl Strategy<Value = MessageSpec> {
         (marked(), marked())
             .prop_map(|(number, region)| { Recipient::NationalNumber(NationalNumber { number, region }) }),
     ];
-    let texts = (marked(), marked(), marked(), marked(), marked());
+    let texts = (marked(), marked(), marked(), marked(), marked(), marked(), marked());
     let numbers = (any::<i32>(), any::<i32>());
     let times = (any_time(), any_time(), any_time());
     let labels = proptest::collection::hash_map(marked(), marked(), 0..20);
@@ -268,6 +268,8 @@ fn any_spec() -> impl Strategy<Value = MessageSpec> {
             idempotency_key: texts.3.repeat(9),
             external_reference: texts.4,
             labels,
+            not_before_local: texts.5,
+            region: texts.6,
         },
     )
 }

@@ -74,7 +74,11 @@ impl World {
                     let found = id.and_then(|id| query::message(store, &id).ok().flatten());
                     let Some(accept) = found.and_then(|(payload, _)| payload.accept) else { continue };
                     if self.plan.nights && accept.place.is_some() {
-                        self.oracle.hours_of_begun(&begin.message_id, nights::hours_of(&accept), batch.now_ms);
+                        self.oracle.hours_of_begun(
+                            &begin.message_id,
+                            nights::hours_of(&accept),
+                            batch.now_ms,
+                        );
                     }
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
                 }

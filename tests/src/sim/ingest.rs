@@ -1,11 +1,11 @@
 //! A call at a node, as the simulator runs it: a mirror of `node/src/edge/ingest.rs`, `cancel.rs` and `query.rs`.
 use super::client::{Answer, RECIPIENTS, Request, TENANT, practice_name};
 use super::engine::Refused;
+use super::nights;
 use super::node::{Read, Waiter};
 use super::plant::Plant;
 use super::rng::hash;
 use super::world::World;
-use super::nights;
 use carillon_core::meta::level;
 use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::internal::{

@@ -222,7 +222,10 @@ impl Oracle {
             && (write.wall_ms + write.wall_error_ms < open_ms
                 || write.wall_ms >= close_ms + write.wall_error_ms.saturating_sub(60_000))
         {
-            self.fail(format!("I7 message {} left at {}, its hours are {open_ms} to {close_ms}", write.id, write.wall_ms));
+            self.fail(format!(
+                "I7 message {} left at {}, its hours are {open_ms} to {close_ms}",
+                write.id, write.wall_ms
+            ));
         }
         let state = self.messages.get(&write.id).map_or(MessageState::Unspecified, |seen| seen.state);
         if matches!(

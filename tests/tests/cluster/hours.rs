@@ -54,8 +54,7 @@ pub async fn held(rig: &Rig) -> String {
     let morning = next(8, ahead, now);
     let staff = MessageSpec { class: MessageClass::Staff as i32, ..in_zone(rig, "night-staff", &night) };
     let hurry = MessageSpec { expires_at: from_now(2_000), ..in_zone(rig, "night-hurry", &night) };
-    let messages =
-        vec![in_zone(rig, "night", &night), in_zone(rig, "day", &day), staff, hurry];
+    let messages = vec![in_zone(rig, "night", &night), in_zone(rig, "day", &day), staff, hurry];
     let told = rig.submit(messages).await;
     assert_eq!(told[0].first_send_time, Some(timestamp(morning)));
     assert_eq!(told[0].time_zone, format!("{night} (message)"));
@@ -66,7 +65,10 @@ pub async fn held(rig: &Rig) -> String {
     let late = rig.until_state(&told[3].message_id, MessageState::Expired, SOON).await;
     assert_eq!(late.state_detail, "quiet_hours");
     let message = rig.get(&told[0].message_id, MessageView::Basic).await.unwrap();
-    assert_eq!((message.state(), message.waiting_reason()), (MessageState::Waiting, WaitingReason::QuietHours));
+    assert_eq!(
+        (message.state(), message.waiting_reason()),
+        (MessageState::Waiting, WaitingReason::QuietHours)
+    );
     assert_eq!((message.due_time, message.time_zone), (Some(timestamp(morning)), night));
     assert!(message.attempts.is_empty());
     told[0].message_id.clone()
@@ -107,7 +109,10 @@ pub async fn local_times(rig: &Rig) {
     let again = rig.submit(vec![wanted.clone()]).await.remove(0);
     assert_eq!((again.duplicate, again.message_id), (true, told.message_id.clone()));
     let message = rig.get(&told.message_id, MessageView::Basic).await.unwrap();
-    assert_eq!((message.waiting_reason(), message.not_before), (WaitingReason::Schedule, Some(timestamp(tomorrow))));
+    assert_eq!(
+        (message.waiting_reason(), message.not_before),
+        (WaitingReason::Schedule, Some(timestamp(tomorrow)))
+    );
     let wrong = MessageSpec {
         not_before_local: "tomorrow at nine".into(),
         region: "Florida".into(),
@@ -119,10 +124,19 @@ pub async fn local_times(rig: &Rig) {
     found.sort();
     let pair = |field: &str, word: &str| (field.to_owned(), word.to_owned());
     assert_eq!(found, [pair("not_before_local", "NOT_A_LOCAL_TIME"), pair("region", "MALFORMED_REGION")]);
-    assert!(accepted(&rig.client.messages().submit_messages(timed(SubmitMessagesRequest {
-        messages: vec![wanted],
-        validate_only: true,
-    })).await.unwrap().into_inner().results[0]).time_zone.contains("(message)"));
+    assert!(
+        accepted(
+            &rig.client
+                .messages()
+                .submit_messages(timed(SubmitMessagesRequest { messages: vec![wanted], validate_only: true }))
+                .await
+                .unwrap()
+                .into_inner()
+                .results[0]
+        )
+        .time_zone
+        .contains("(message)")
+    );
 }
 
 /// 1970-01-01 plus days, as a date.
@@ -187,7 +201,12 @@ pub async fn own_hours(rig: &Rig) {
         practice: practice.clone(),
         time_zone: "America/Chicago".to_owned(),
         carrier: carillon_ctl::lab::CARRIER.to_owned(),
-        hours: Some(PracticeHours { mon_fri: hours.into(), sat: hours.into(), sun: hours.into(), ..Default::default() }),
+        hours: Some(PracticeHours {
+            mon_fri: hours.into(),
+            sat: hours.into(),
+            sun: hours.into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let text = admin.put_practice(put("17:00-15:00")).await.unwrap_err().to_string();

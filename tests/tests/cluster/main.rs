@@ -60,7 +60,9 @@ async fn nobody_is_texted_at_night() {
     let rig = Rig::start(LabOptions { hours: None, ..perfect() }).await;
     let mut steps = Steps::new("hours");
     let mut held = String::new();
-    steps.run("a message of the night waits, day and staff go", async { held = hours::held(&rig).await }).await;
+    steps
+        .run("a message of the night waits, day and staff go", async { held = hours::held(&rig).await })
+        .await;
     steps.run("an operator is told why", hours::explained(&rig)).await;
     steps.run("wall-clock times are the recipient's", hours::local_times(&rig)).await;
     steps.run("other rules are in force at once", hours::replaced(&rig, &held)).await;

@@ -127,7 +127,10 @@ async fn check(args: Check, format: Format) -> anyhow::Result<Verdict> {
 fn show(answer: &CheckHoursResponse) {
     let place = answer.place.clone().unwrap_or_default();
     println!("zone        {}", place::describe(&place));
-    println!("region      {}", if place.regions.is_empty() { "unknown".to_owned() } else { place.regions.join(", ") });
+    println!(
+        "region      {}",
+        if place.regions.is_empty() { "unknown".to_owned() } else { place.regions.join(", ") }
+    );
     println!("at          {}", utc(answer.at_ms).unwrap_or_default());
     answer.local_times.iter().for_each(|line| println!("            {line}"));
     answer.rules.iter().for_each(|line| println!("rule        {line}"));

@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, members, place, replicas, restore, rows,
-    shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, members, place, replicas, restore,
+    rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;

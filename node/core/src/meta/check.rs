@@ -47,9 +47,7 @@ pub(super) fn kind(kind: &Kind) -> Check {
     match kind {
         Kind::Bootstrap(c) => bootstrap(c),
         Kind::PutPractice(c) => practice(c),
-        Kind::PutHours(c) => {
-            require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB")
-        }
+        Kind::PutHours(c) => require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB"),
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), carrier),
         Kind::PutDataKey(c) => data_key(c),
         Kind::CreateToken(c) => token(c),

@@ -4,8 +4,8 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord, MetaNode, PartitionRecord, PracticeRecord,
-    ShareRecord, TokenRecord,
+    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord, MetaNode, PartitionRecord,
+    PracticeRecord, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 

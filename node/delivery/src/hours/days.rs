@@ -45,8 +45,7 @@ impl Span {
         }
         let wrong = || format!("{text:?} is not like \"08:00-21:00\", \"all day\" or \"none\"");
         let (start, end) = text.split_once('-').ok_or_else(wrong)?;
-        let span =
-            Self { start: minute(start).ok_or_else(wrong)?, end: minute(end).ok_or_else(wrong)? };
+        let span = Self { start: minute(start).ok_or_else(wrong)?, end: minute(end).ok_or_else(wrong)? };
         if span.is_empty() {
             return Err(format!("{text:?} ends before it begins; a night is not a window, use two rules"));
         }
@@ -56,7 +55,8 @@ impl Span {
 
 fn minute(text: &str) -> Option<u16> {
     let (hour, minute) = text.split_once(':')?;
-    let two = |s: &str| if s.len() == 2 && s.bytes().all(|b| b.is_ascii_digit()) { s.parse().ok() } else { None };
+    let two =
+        |s: &str| if s.len() == 2 && s.bytes().all(|b| b.is_ascii_digit()) { s.parse().ok() } else { None };
     let (hour, minute): (u16, u16) = (two(hour)?, two(minute)?);
     (minute < 60 && (hour < 24 || (hour == 24 && minute == 0))).then_some(hour * 60 + minute)
 }
@@ -71,10 +71,17 @@ pub(super) fn date(text: &str) -> Result<Date, String> {
 /// A day that comes every year, or once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Day {
-    Yearly { month: i8, day: i8 },
+    Yearly {
+        month: i8,
+        day: i8,
+    },
     Once(Date),
     /// `nth` is -1 for the last one.
-    Nth { nth: i8, weekday: Weekday, month: i8 },
+    Nth {
+        nth: i8,
+        weekday: Weekday,
+        month: i8,
+    },
 }
 
 const WEEKDAYS: [(&str, Weekday); 7] = [
@@ -91,9 +98,8 @@ const MONTHS: [&str; 12] =
 
 impl Day {
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("{text:?} is not like \"12-25\", \"2026-12-24\", \"3 mon jan\" or \"last mon may\"")
-        };
+        let wrong =
+            || format!("{text:?} is not like \"12-25\", \"2026-12-24\", \"3 mon jan\" or \"last mon may\"");
         if let [nth, weekday, month] = text.split(' ').collect::<Vec<_>>()[..] {
             let nth = match nth {
                 "last" => -1,
@@ -169,7 +175,9 @@ mod tests {
         assert_eq!(Span::parse("08:00-21:00"), Ok(Span { start: 480, end: 1260 }));
         assert_eq!(Span::parse("00:00-24:00"), Ok(Span::ALL));
         assert!(Span::parse("none").is_ok_and(Span::is_empty));
-        for bad in ["", "8-21", "08:00", "21:00-08:00", "08:00-08:00", "08:60-09:00", "08:00-24:01", "+8:00-09:00"] {
+        for bad in
+            ["", "8-21", "08:00", "21:00-08:00", "08:00-08:00", "08:60-09:00", "08:00-24:01", "+8:00-09:00"]
+        {
             assert!(Span::parse(bad).is_err(), "{bad}");
         }
     }
@@ -182,7 +190,17 @@ mod tests {
         assert!(is("3 mon jan", "2027-01-18") && !is("3 mon jan", "2027-01-11"));
         assert!(is("last mon may", "2027-05-31") && !is("last mon may", "2027-05-24"));
         assert!(is("4 thu nov", "2026-11-26") && is("02-29", "2028-02-29"));
-        for bad in ["", "13-01", "02-30", "6 mon jan", "0 mon jan", "3 Mon jan", "third mon jan", "3 mon", "-1 mon jan"] {
+        for bad in [
+            "",
+            "13-01",
+            "02-30",
+            "6 mon jan",
+            "0 mon jan",
+            "3 Mon jan",
+            "third mon jan",
+            "3 mon",
+            "-1 mon jan",
+        ] {
             assert!(Day::parse(bad).is_err(), "{bad}");
         }
     }
@@ -195,7 +213,12 @@ mod tests {
         };
         assert!(fits("*", &[]) && fits("*", &["US-FL"]));
         assert!(fits("US", &["US-FL"]) && fits("US", &["US"]) && fits("US-FL", &["CA-NS", "US-FL"]));
-        assert!(!fits("US", &[]) && !fits("US-FL", &["US"]) && !fits("US-FL", &["US-TX"]) && !fits("CA", &["US-CA"]));
+        assert!(
+            !fits("US", &[])
+                && !fits("US-FL", &["US"])
+                && !fits("US-FL", &["US-TX"])
+                && !fits("CA", &["US-CA"])
+        );
         assert!(Region::parse("Florida").is_err());
     }
 }

@@ -139,7 +139,9 @@ impl Rulebook {
     pub fn explain(&self, ask: &Ask<'_>) -> Vec<String> {
         let mut lines = Vec::new();
         for name in &ask.place.time_zones {
-            let Some(clock) = local_time::zone(name).and_then(|zone| clock(zone, ask.from_ms)) else { continue };
+            let Some(clock) = local_time::zone(name).and_then(|zone| clock(zone, ask.from_ms)) else {
+                continue;
+            };
             for said in self.said(ask, clock.day) {
                 let hours = match said.span.is_empty() {
                     true => "none".to_owned(),

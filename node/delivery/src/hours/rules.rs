@@ -115,7 +115,8 @@ impl Rulebook {
             let place = format!("rule {} ({})", at + 1, rule.region);
             rules.push(self::rule(rule).map_err(|what| RulesError::Wrong { place, what })?);
         }
-        let always = |r: &Rule| r.region.0 == "*" && r.classes.is_empty() && r.from.is_none() && r.until.is_none();
+        let always =
+            |r: &Rule| r.region.0 == "*" && r.classes.is_empty() && r.from.is_none() && r.until.is_none();
         if !rules.iter().any(always) {
             return Err(RulesError::NoDefault);
         }
@@ -180,9 +181,8 @@ impl Rulebook {
 
     /// Why no hours apply to the message, if none do.
     pub(super) fn exemption(&self, ask: &Ask<'_>) -> Option<&str> {
-        let fits = |e: &&Exempt| {
-            e.class as i32 == ask.class && e.priority.is_none_or(|p| p as i32 == ask.priority)
-        };
+        let fits =
+            |e: &&Exempt| e.class as i32 == ask.class && e.priority.is_none_or(|p| p as i32 == ask.priority);
         self.exempt.iter().find(fits).map(|exempt| exempt.reason.as_str())
     }
 
@@ -194,8 +194,9 @@ impl Rulebook {
     /// What each rule that fits says about a day.
     pub(super) fn said<'a>(&'a self, ask: &'a Ask<'_>, day: Date) -> impl Iterator<Item = Said<'a>> {
         let regions = &ask.place.regions;
-        let holiday =
-            || self.holidays.iter().any(|(region, days)| region.fits(regions) && days.iter().any(|d| d.is(day)));
+        let holiday = move || {
+            self.holidays.iter().any(|(region, days)| region.fits(regions) && days.iter().any(|d| d.is(day)))
+        };
         let fits = move |rule: &&Rule| {
             rule.region.fits(regions)
                 && (rule.classes.is_empty() || rule.classes.iter().any(|class| *class as i32 == ask.class))
@@ -235,10 +236,8 @@ fn rule(text: RuleText) -> Result<Rule, String> {
         Some(text) => Span::parse(text),
         None => Err("every_day, or each of mon_fri, sat and sun, must be given".to_owned()),
     };
-    let (from, until) = (
-        text.from.as_deref().map(date).transpose()?,
-        text.until.as_deref().map(date).transpose()?,
-    );
+    let (from, until) =
+        (text.from.as_deref().map(date).transpose()?, text.until.as_deref().map(date).transpose()?);
     if from.zip(until).is_some_and(|(from, until)| until <= from) {
         return Err("`until` is not after `from`".to_owned());
     }
@@ -288,12 +287,15 @@ mod tests {
         assert!(add(never).contains("nothing would ever be sent"));
         let place = "[[rule]]\nregion = \"Florida\"\nevery_day = \"all day\"\nsource = \"s\"";
         assert!(add(place).contains("region \"Florida\" is not"));
-        let class = "[[rule]]\nregion = \"US\"\nevery_day = \"all day\"\nclasses = [\"spam\"]\nsource = \"s\"";
+        let class =
+            "[[rule]]\nregion = \"US\"\nevery_day = \"all day\"\nclasses = [\"spam\"]\nsource = \"s\"";
         assert!(add(class).contains("class \"spam\" is unknown"));
         let dates = "[[rule]]\nregion = \"US\"\nevery_day = \"all day\"\nfrom = \"2027-01-31\"\nuntil = \"2027-01-31\"\nsource = \"s\"";
         assert!(add(dates).contains("not after"));
         assert!(add("[[exempt]]\nclass = \"staff\"").contains("reason"));
-        assert!(add("[[holiday]]\nregion = \"US\"\ndays = [\"easter\"]").contains("holiday 1 (US): \"easter\""));
+        assert!(
+            add("[[holiday]]\nregion = \"US\"\ndays = [\"easter\"]").contains("holiday 1 (US): \"easter\"")
+        );
         assert!(wrong("name = \"x\"").contains("there must be a rule for the region"));
         assert!(wrong("rules please").contains("not TOML"));
     }
@@ -307,7 +309,10 @@ mod tests {
         let hours = |mon_fri: &str| PracticeHours { mon_fri: mon_fri.into(), ..Default::default() };
         assert_eq!(book.stamp_with(None), book.stamp());
         assert_ne!(book.stamp_with(Some(&hours("09:00-17:00"))), book.stamp());
-        assert_ne!(book.stamp_with(Some(&hours("09:00-17:00"))), book.stamp_with(Some(&hours("09:00-18:00"))));
+        assert_ne!(
+            book.stamp_with(Some(&hours("09:00-17:00"))),
+            book.stamp_with(Some(&hours("09:00-18:00")))
+        );
         let record = |n, hours| PracticeRecord { practice_no: n, hours, ..Default::default() };
         let stamps = book.stamps(&[record(1, None), record(2, Some(hours("09:00-17:00")))]);
         assert_eq!(stamps.of(1), book.stamp());

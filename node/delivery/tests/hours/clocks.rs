@@ -33,7 +33,9 @@ fn books() -> Vec<(Rulebook, fn(DateTime) -> bool)> {
         }),
         (book("01:30-02:30", "01:30-02:30"), |at| within(at, (1, 30), (2, 30))),
         (book("00:00-01:10", "00:00-01:10"), |at| within(at, (0, 0), (1, 10))),
-        (book("23:15-24:00", "00:00-24:00"), |at| at.weekday() == Weekday::Sunday || within(at, (23, 15), (24, 0))),
+        (book("23:15-24:00", "00:00-24:00"), |at| {
+            at.weekday() == Weekday::Sunday || within(at, (23, 15), (24, 0))
+        }),
     ]
 }
 
@@ -124,17 +126,28 @@ fn wall_clock_times_around_every_change_are_the_first_moment_that_shows_them() {
         for change_ms in changes {
             for minutes in (-130..=130).step_by(13) {
                 let near = Timestamp::from_millisecond(change_ms as i64 + minutes * 60_000).unwrap();
-                for offset in [zone.to_offset(near), zone.to_offset(Timestamp::from_millisecond(change_ms as i64 - 1).unwrap())] {
+                for offset in [
+                    zone.to_offset(near),
+                    zone.to_offset(Timestamp::from_millisecond(change_ms as i64 - 1).unwrap()),
+                ] {
                     let local = offset.to_datetime(near);
                     let moment = local_time::moment(zone, local).unwrap();
                     let before = Timestamp::from_nanosecond(moment.as_nanosecond() - 1).unwrap();
                     let (shows, showed) = (zone.to_datetime(moment), zone.to_datetime(before));
                     if shows == local {
                         // Nothing within three hours before shows it.
-                        let earlier = (1..=180).map(|m| Timestamp::from_millisecond(moment.as_millisecond() - m * 60_000).unwrap());
-                        assert!(earlier.into_iter().all(|at| zone.to_datetime(at) != local), "{name} {local} comes before {moment}");
+                        let earlier = (1..=180).map(|m| {
+                            Timestamp::from_millisecond(moment.as_millisecond() - m * 60_000).unwrap()
+                        });
+                        assert!(
+                            earlier.into_iter().all(|at| zone.to_datetime(at) != local),
+                            "{name} {local} comes before {moment}"
+                        );
                     } else {
-                        assert!(showed < local && local < shows, "{name} {local}: {moment} is not the end of its gap");
+                        assert!(
+                            showed < local && local < shows,
+                            "{name} {local}: {moment} is not the end of its gap"
+                        );
                     }
                 }
             }

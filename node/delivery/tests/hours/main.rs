@@ -28,13 +28,7 @@ pub fn text(ms: u64) -> String {
 }
 
 pub fn ask<'a>(place: &'a Place, practice: Option<&'a PracticeHours>, from_ms: u64) -> Ask<'a> {
-    Ask {
-        place,
-        class: MessageClass::Reminder as i32,
-        priority: Priority::Normal as i32,
-        practice,
-        from_ms,
-    }
+    Ask { place, class: MessageClass::Reminder as i32, priority: Priority::Normal as i32, practice, from_ms }
 }
 
 pub fn window(book: &Rulebook, ask: &Ask<'_>) -> Window {

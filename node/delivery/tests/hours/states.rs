@@ -53,10 +53,9 @@ fn each_state_has_its_hours() {
     for (region, zone, mon_fri, sat, sun) in STATES {
         let of = |day: &str| hours_of_day(&book, zone, &[region], day);
         // A week in summer and one in winter.
-        for [friday, saturday, sunday] in [
-            ["2026-07-10", "2026-07-11", "2026-07-12"],
-            ["2026-12-04", "2026-12-05", "2026-12-06"],
-        ] {
+        for [friday, saturday, sunday] in
+            [["2026-07-10", "2026-07-11", "2026-07-12"], ["2026-12-04", "2026-12-05", "2026-12-06"]]
+        {
             assert_eq!([of(friday), of(saturday), of(sunday)], [*mon_fri, *sat, *sun], "{region} {friday}");
         }
     }
@@ -67,7 +66,10 @@ fn each_state_has_its_hours() {
 fn alabama_has_holidays() {
     let book = Rulebook::built_in();
     let of = |day: &str| hours_of_day(&book, "America/Chicago", &["US-AL"], day);
-    assert_eq!([of("2026-12-24"), of("2026-12-25"), of("2026-11-26"), of("2027-01-18")], ["08-20", "none", "none", "none"]);
+    assert_eq!(
+        [of("2026-12-24"), of("2026-12-25"), of("2026-11-26"), of("2027-01-18")],
+        ["08-20", "none", "none", "none"]
+    );
     assert_eq!(hours_of_day(&book, "America/Chicago", &["US-TX"], "2026-12-25"), "09-21", "Texas has none");
 }
 
@@ -121,10 +123,15 @@ fn a_message_inside_its_hours_goes_at_once_and_one_after_them_waits_for_the_next
     let chicago = place(&["America/Chicago"], &["US-NE"]);
     let at = |time: &str| spoken(&book, &chicago, time);
     let next = ("2026-07-11T13:00:00Z".to_owned(), "2026-07-12T02:00:00Z".to_owned());
-    assert_eq!(at("2026-07-10T17:23:45Z"), ("2026-07-10T17:23:45Z".to_owned(), "2026-07-11T02:00:00Z".to_owned()));
+    assert_eq!(
+        at("2026-07-10T17:23:45Z"),
+        ("2026-07-10T17:23:45Z".to_owned(), "2026-07-11T02:00:00Z".to_owned())
+    );
     assert_eq!(at("2026-07-11T01:58:59Z").0, "2026-07-11T01:58:59Z");
     // The last minute is the carrier's.
-    for late in ["2026-07-11T01:59:00Z", "2026-07-11T02:00:00Z", "2026-07-11T08:00:00Z", "2026-07-11T12:59:59Z"] {
+    for late in
+        ["2026-07-11T01:59:00Z", "2026-07-11T02:00:00Z", "2026-07-11T08:00:00Z", "2026-07-11T12:59:59Z"]
+    {
         assert_eq!(at(late), next, "{late}");
     }
     let held = window(&book, &ask(&chicago, None, ms("2026-07-11T02:00:00Z")));
