@@ -8,6 +8,7 @@ pub mod delivery;
 pub mod edge;
 pub mod engine;
 pub mod failpoints;
+pub mod hours;
 pub mod leave;
 pub mod meta;
 pub mod node;

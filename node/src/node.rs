@@ -22,6 +22,7 @@ use crate::edge::update::Updates;
 use crate::engine::identity::Identity;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
+use crate::hours::Hours;
 use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
@@ -85,12 +86,14 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(provider, handle.clone(), meta.clone()));
     let events = engine.take_driver_events();
+    let hours = Hours::default();
     let delivery = delivery::start(
         &config,
         handle.clone(),
         Arc::clone(&keyring),
         Arc::clone(&channels),
         meta.clone(),
+        hours.clone(),
         events,
     )?;
     tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
@@ -129,6 +132,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         handle: handle.clone(),
         keyring: Arc::clone(&keyring),
         classes: Arc::clone(&classes),
+        hours: hours.clone(),
         lanes: delivery.looker.clone(),
         connect: delivery.connect.clone(),
         lab: config.lab,
@@ -168,6 +172,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
         connect: delivery.connect.clone(),
+        hours,
         desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);

@@ -6,7 +6,9 @@ use prost::Message as _;
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+pub use tonic_types::FieldViolation;
 
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "carillon.v1";

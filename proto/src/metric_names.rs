@@ -64,6 +64,14 @@ pub const CATALOGUE: &[Metric] = &[
         "carillon_retention_lag_seconds",
         "How late the oldest thing is that retention should have dropped.",
     ),
+    counter(
+        "carillon_hours_held_total",
+        "Messages that wait for the recipient's hours, by when that was found: accept, window_over, rules_changed.",
+    ),
+    counter(
+        "carillon_hours_opened_total",
+        "Messages that had waited for the recipient's hours and were begun.",
+    ),
     histogram("carillon_raft_entry_commands_size", "Commands in one raft entry."),
     gauge("carillon_engine_kept", "What the shard keeps because a thread has no room for it, by thread."),
     gauge("carillon_raft_groups_led", "Groups led by this node, meta group included."),
@@ -174,7 +182,10 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_twilio_redactions_total", "Texts removed at the carrier, by carrier and result."),
     counter("carillon_callbacks_without_carrier_total", "Callbacks to a path that is no account's."),
     gauge("carillon_contract_faults", "Contract files that cannot be used; the versions before them go on."),
-    counter("carillon_refused_without_baa_total", "Messages refused because their carrier may not carry PHI."),
+    counter(
+        "carillon_refused_without_baa_total",
+        "Messages refused because their carrier may not carry PHI.",
+    ),
     gauge("carillon_reconcile_waiting", "Messages that their carrier will be asked about."),
     counter("carillon_reconciled_total", "Messages whose fate a look-up told, by result."),
     counter(

@@ -4,8 +4,9 @@ use crate::api::{Api, Shared};
 use crate::config::{Config, Tuning};
 use crate::map::{MapCache, watch};
 use crate::nodes::Dialer;
+use crate::phone;
 use crate::size::{self, REQUEST_BYTES_MAX};
-use crate::{phone, zones};
+use carillon_proto::local_time;
 use carillon_proto::public::appointments_server::AppointmentsServer;
 use carillon_proto::public::messages_server::MessagesServer;
 use carillon_proto::telemetry::ReadyCheck;
@@ -56,7 +57,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// Starts serving on `listener`.
 pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, StartError> {
     phone::warm_up();
-    zones::warm_up();
+    local_time::warm_up();
     let address = listener.local_addr()?;
     let public_tls = tls::server_config(&config.public_tls)?;
     let node_tls = tls::client_config(&config.node_tls)?;

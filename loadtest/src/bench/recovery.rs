@@ -223,8 +223,7 @@ pub async fn install(args: &InstallArgs) -> anyhow::Result<Install> {
         let load = bench.parts_of(others, &args.load, Pace::Rate(args.rate), true, BODY_BYTES)?;
         Load::new(load.0, load.1, load.2).run().await
     };
-    let (during, installed) =
-        tokio::join!(measured, until_installed(&args.load.lab, args.victim, begun));
+    let (during, installed) = tokio::join!(measured, until_installed(&args.load.lab, args.victim, begun));
     let (during, (took_ms, received_mib)) = (during?, installed?);
     balanced(&ctl, bench.lab.nodes.len()).await?;
     settled(&args.load.lab, 0).await?;

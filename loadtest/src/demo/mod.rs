@@ -2,11 +2,12 @@
 //! nothing was lost, sent twice or sent too fast.
 //!
 //! Owns: the order of a run: begin the ground truth anew, put the profile into effect, play and watch, kill and start a
-//! node, wait until every message is final or held, compare.
+//! node, show a message that is held for the night, wait until every message is final or held, compare.
 //! Does not: start or stop the lab.
 
 pub mod book;
 pub mod live;
+mod night;
 mod outlook;
 pub mod play;
 mod show;
@@ -197,6 +198,7 @@ async fn play_and_settle(
         "All answered: {} streams, {} batches sent, {} messages repeated on the way.",
         stats.streams_opened, stats.requests_sent, stats.messages_repeated
     ));
+    night::hold(stage, day, show, now_ms()?).await?;
     let until = stage.start + Duration::from_secs(args.time_limit_s);
     if settle(&stage.client, stage.start_ms, until).await? {
         show.say("Every message is final or held.".to_owned());

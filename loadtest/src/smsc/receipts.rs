@@ -16,8 +16,8 @@ use super::addr::Addr;
 use super::center::{Center, Event};
 use super::decide::State;
 use super::journal::Line;
-use super::stats::seconds;
 use super::rest::Rest;
+use super::stats::seconds;
 use super::text;
 use super::wire::{self, ReceiptPdu, Submit, status};
 

@@ -26,8 +26,11 @@ pub struct SendRequest {
     /// As counted when the message was accepted.
     pub encoding: Encoding,
     pub segments: u32,
-    /// Time until the message expires; the carrier is asked to give up then. `None`: the carrier's default.
+    /// Time until the message expires or the recipient's hours end; the carrier is asked to give up then. `None`: the
+    /// carrier's default.
     pub validity: Option<Duration>,
+    /// The same moment, ms since the epoch; 0 = the carrier's default.
+    pub valid_until_ms: u64,
     /// No byte may be written at or after this.
     pub send_by: Instant,
 }
@@ -118,13 +121,21 @@ pub struct LookUp {
 /// What the carrier knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookUpAnswer {
-    Found { carrier_ref: String, state: ReceiptState, code: String },
+    Found {
+        carrier_ref: String,
+        state: ReceiptState,
+        code: String,
+    },
     /// The carrier does not have it. `proven`: by its contract it was never taken over.
-    Absent { proven: bool },
+    Absent {
+        proven: bool,
+    },
     /// More than one message fits: nobody can tell.
     Several,
     /// The carrier did not answer, or its quota is used up.
-    NotNow { retry_after: Duration },
+    NotNow {
+        retry_after: Duration,
+    },
     Unsupported,
 }
 

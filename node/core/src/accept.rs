@@ -49,7 +49,10 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
     if let Some(index) = indexes.reference {
         turn.tables.put(keys::reference(accept.practice_no, &index, &id), Vec::new());
     }
-    let step = if accept.not_before_ms > turn.now_ms {
+    let step = if accept.due_ms > accept.not_before_ms.max(turn.now_ms) {
+        // The leader found that the recipient's hours begin later.
+        Step::wait(WaitingReason::QuietHours, accept.due_ms)
+    } else if accept.not_before_ms > turn.now_ms {
         Step::wait(WaitingReason::Schedule, accept.not_before_ms)
     } else {
         Step::accepted(turn.now_ms)
@@ -125,6 +128,8 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         recipient_index,
         route_no: accept.route_no,
         dead_letter: accept.dead_letter_listed.then(|| DeadLetter { listed: true, ..Default::default() }),
+        open_until_ms: accept.open_until_ms,
+        hours_stamp: accept.hours_stamp,
         ..Default::default()
     }
 }

@@ -17,7 +17,7 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, SetHours, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
@@ -109,6 +109,10 @@ pub struct Permit {
     pub segments: u32,
     pub expires_at_ms: u64,
     pub send_by_ms: u64,
+    /// The recipient's hours: nothing is handed over at or after this; 0 = no hours apply.
+    pub open_until_ms: u64,
+    /// It has waited for the recipient's hours.
+    pub was_held: bool,
 }
 
 /// The answer to a cancel for one message.
@@ -152,6 +156,8 @@ pub enum Refusal {
     VersionReused,
     /// UpdateByReference: the reference has a message that the command does not know. AdvanceSeries: it stands elsewhere. Read again.
     MovedOn,
+    /// BeginAttempt: the recipient's hours are over.
+    QuietHours,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.
@@ -176,6 +182,10 @@ pub struct DueEntry {
     pub deadline_ms: u64,
     pub carrier_no: u32,
     pub attempt_no: u32,
+    /// Nothing is handed over at or after this; 0 = no hours apply.
+    pub open_until_ms: u64,
+    /// The rules by which that was computed; 0 = it was not.
+    pub hours_stamp: u32,
 }
 
 /// Everything that one batch caused.

@@ -57,5 +57,6 @@ pub use quarantine::RESOLVE_LIMIT_MAX;
 pub use records::applied_record;
 pub use restore::{EVENTS_GAP, Fate, base_of_restored_events, fate};
 pub use retire::{Cutoffs, RETIRE_LIMIT_MAX};
+pub use schedule::DETAIL_QUIET_HOURS;
 pub use tables::{MemTables, ReadTables, TableError, Tables};
 pub use update::{DETAIL_CHANGED, UPDATES_MAX};

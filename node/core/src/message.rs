@@ -297,6 +297,9 @@ impl Message {
         self.status.due_ms = due_ms.min(self.status.expires_at_ms);
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, from, self.stored);
+    /// Goes on waiting as before; what the scheduler knows of it has changed.
+    pub fn stay(&mut self, turn: &mut Turn) {
+        self.move_rows(turn, self.stored, self.stored);
         self.save(turn);
     }
 
@@ -385,6 +388,8 @@ impl Message {
             deadline_ms: status.deadline_ms,
             carrier_no: status.carrier_no,
             attempt_no: next_attempt_no(status),
+            open_until_ms: status.open_until_ms,
+            hours_stamp: status.hours_stamp,
         }
     }
 }
@@ -398,6 +403,8 @@ fn due_record(entry: &DueEntry) -> DueRecord {
         deadline_ms: entry.deadline_ms,
         carrier_no: entry.carrier_no,
         attempt_no: entry.attempt_no,
+        open_until_ms: entry.open_until_ms,
+        hours_stamp: entry.hours_stamp,
     }
 }
 

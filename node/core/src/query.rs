@@ -207,6 +207,8 @@ pub fn due_page(
             deadline_ms: record.deadline_ms,
             carrier_no: record.carrier_no,
             attempt_no: record.attempt_no,
+            open_until_ms: record.open_until_ms,
+            hours_stamp: record.hours_stamp,
         })
     })
 }

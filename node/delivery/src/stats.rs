@@ -37,6 +37,8 @@ pub struct SchedulerStats {
     pub chosen_total: u64,
     pub refused_total: u64,
     pub expired_total: u64,
+    /// Hours that had to be computed anew.
+    pub closed_total: u64,
     /// Rows that fit no window: a bug of the core if not 0.
     pub misfits_total: u64,
 }
@@ -69,6 +71,7 @@ impl Scheduler {
             chosen_total: self.counts.chosen,
             refused_total: self.counts.refused,
             expired_total: self.counts.expired,
+            closed_total: self.counts.closed,
             misfits_total: self.counts.misfits,
             lanes,
         }

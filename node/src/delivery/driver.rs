@@ -2,8 +2,8 @@
 //!
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
-use super::backlog::{LaneLook, Looker};
 use super::agreement;
+use super::backlog::{LaneLook, Looker};
 use super::connect::Connect;
 use super::facts::Facts;
 use super::failover::Failover;
@@ -13,6 +13,7 @@ use super::lanes::{LaneBuilder, LaneChange, LaneTable};
 use super::leases::{Leases, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::reconcile::Reconciler;
+use super::renewal::Renewal;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
 use crate::clock::now_ms as clock_ms;
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
 use crate::failpoints;
+use crate::hours::Hours;
 use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
@@ -121,6 +123,7 @@ struct Driver {
     leases: Leases,
     grants: Grants,
     channels: Arc<PeerChannels>,
+    renewal: Renewal,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
@@ -136,6 +139,7 @@ pub fn start(
     keyring: Arc<Keyring>,
     channels: Arc<PeerChannels>,
     meta: MetaClient,
+    hours: Hours,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
     let connect = Connect::load(&config.secrets_dir, &config.carriers)?;
@@ -159,6 +163,7 @@ pub fn start(
     let (shares, health) = (ShareKeeper::default(), Health::default());
     let grants = Grants::new(handle.clone(), clock, shares.clone());
     let reconciler = Reconciler::start(handle.clone(), keyring.clone(), facts.clone(), lanes.clone());
+    let sweeper = handle.clone();
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
@@ -178,6 +183,7 @@ pub fn start(
         leases,
         grants: grants.clone(),
         channels,
+        renewal: Renewal { handle: sweeper, hours },
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -291,6 +297,11 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
+        if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
+            for partition in self.terms.keys() {
+                tokio::spawn(self.renewal.clone().sweep(*partition));
+            }
+        }
     }
 
     /// What is held has changed.
@@ -406,6 +417,13 @@ impl Driver {
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.propose(partition, commands).await.map(drop) });
         }
+        let mut closed: BTreeMap<u32, Vec<MessageId>> = BTreeMap::new();
+        for (partition, id) in decision.closed {
+            closed.entry(partition).or_default().push(id);
+        }
+        for (partition, ids) in closed {
+            tokio::spawn(self.renewal.clone().renew(partition, ids));
+        }
         for request in self.scheduler.wants_pages(now_ms) {
             self.page(request);
         }
@@ -475,6 +493,9 @@ impl Driver {
                 // Without an answer (leadership lost) nothing is sent: if it did commit, the next leader finds it.
                 let begun = match answers.next() {
                     Some(CommandResult::Begun(permit)) => {
+                        if permit.was_held {
+                            metrics::counter!("carillon_hours_opened_total").increment(1);
+                        }
                         permits.push(*permit);
                         BeginResult::Ok
                     }

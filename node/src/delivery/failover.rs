@@ -3,9 +3,9 @@
 //! One task. Once a second it looks at the carriers whose breaker is open and reads what waits for them in the partitions that this
 //! node leads; what a route allows to move is proposed as `Reroute`, at most [`MOVES_MAX`] in a second. Apply refuses it for a message
 //! that may have been handed over, so this only has to ask.
-use crate::clock::now_ms as clock_ms;
 use super::health::Health;
 use super::lanes::{LaneTable, MonoClock};
+use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use bytes::Bytes;
 use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};

@@ -1,7 +1,7 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group. What they may send is in `leases.rs`.
+use super::connect::{Connect, Connected};
 use super::leases::Leases;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
-use super::connect::{Connect, Connected};
 use carillon_carriers::contract::ContractHandle;
 use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
@@ -140,7 +140,8 @@ pub struct LaneTable {
 
 /// What is needed to build lanes.
 pub struct LaneBuilder {
-    pub connect: Connect, pub leases: Leases,
+    pub connect: Connect,
+    pub leases: Leases,
     pub node_id: u64,
     pub sink: Arc<dyn Fn(u32) -> Arc<dyn InboundSink> + Send + Sync>,
 }

@@ -120,7 +120,8 @@ impl Leases {
     pub fn set_demand(&self, demand: BTreeMap<LimitId, u32>) {
         let now = self.0.clock.now();
         let before = std::mem::replace(&mut *self.0.demand.lock(), demand.clone());
-        let new = demand.iter().filter(|(limit, waits)| **waits > 0 && before.get(limit).is_none_or(|w| *w == 0));
+        let new =
+            demand.iter().filter(|(limit, waits)| **waits > 0 && before.get(limit).is_none_or(|w| *w == 0));
         let mut holder = self.0.holder.lock();
         if new.into_iter().any(|(limit, _)| holder.view(*limit, now).tokens == 0) {
             holder.hurry(now);
@@ -225,7 +226,9 @@ impl Leases {
 /// Of this process; nobody had it before.
 fn incarnation() -> u64 {
     let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).expect("the system has random numbers, or no key could have been made");
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the system has random numbers, or no key could have been made");
     u64::from_be_bytes(bytes)
 }
 

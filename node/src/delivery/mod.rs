@@ -8,29 +8,30 @@
 //!  - A connector is called only with a permit that this node's own proposal brought back in its own term (P3, D10).
 //!  - A receipt is acknowledged to the carrier only after it is recorded, or when it can never be.
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
-pub mod backlog;
 mod agreement;
+pub mod backlog;
 mod connect;
-mod driver;
 mod day;
+mod driver;
 mod facts;
 mod failover;
-mod health;
 mod grants;
+mod health;
 mod lanes;
 mod leases;
 mod receipts;
 mod reconcile;
 mod refused;
+mod renewal;
 mod sending;
 mod shares;
 
-pub use day::day_of;
 pub use connect::{Connect, has_baa};
+pub use day::day_of;
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts};
-pub use health::{BreakerLook, Health};
 pub use grants::Grants;
+pub use health::{BreakerLook, Health};
 pub use lanes::{LaneStatus, LaneTable};
 pub use leases::MonoClock;
 pub use receipts::{ReceiptRouter, ReceiptSink};

@@ -1,9 +1,9 @@
 //! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
+use super::agreement;
 use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::{Lane, NodeGate};
 use super::leases::Leases;
-use super::agreement;
 use super::reconcile::{Note, Reconciler, wants_note};
 use crate::engine::NodeHandle;
 use crate::failpoints;
@@ -11,6 +11,7 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_delivery::hours::MARGIN_MS;
 use carillon_delivery::lease::stack;
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
@@ -132,7 +133,8 @@ impl Sender {
             sender: None,
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
-            validity: Some(Duration::from_millis(permit.expires_at_ms.saturating_sub(now_ms))),
+            validity: Some(Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))),
+            valid_until_ms: valid_until_ms(permit),
             send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
         })
     }
@@ -151,6 +153,14 @@ impl Sender {
             })),
         };
         self.facts.push(partition, Fact { command, done: None }).await;
+    }
+}
+
+/// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.
+fn valid_until_ms(permit: &Permit) -> u64 {
+    match permit.open_until_ms {
+        0 => permit.expires_at_ms,
+        until_ms => permit.expires_at_ms.min(until_ms + MARGIN_MS),
     }
 }
 

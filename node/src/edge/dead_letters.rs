@@ -2,9 +2,9 @@
 //! the new id and accepted like any other, and apply lets each dead letter be replayed once.
 use super::backup::led;
 use super::ingest::{self, Ingest, keyring_status};
-use crate::clock::now_ms as clock_ms;
 use super::quarantine::practice_no;
 use super::{internal, propose_status};
+use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use crate::engine::handle::COMMANDS_MAX;
 use crate::seal::{Context, Field, Keyring};

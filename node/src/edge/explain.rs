@@ -1,10 +1,10 @@
 //! Why one message has not left yet, for routers: what the tables, the lane and a forecast of the lane say together.
 //!
 //! A message in line is found by running its lane ahead, so the work grows with what waits before it; bounded by `backlog::ROWS_MAX`.
-use super::ingest::{keyring_status};
-use crate::clock::now_ms as clock_ms;
+use super::ingest::keyring_status;
 use super::query::{Queries, not_leader};
 use super::{internal, view};
+use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
 use carillon_core::message::{state_of, waits};
 use carillon_delivery::explain::{Explanation, explain};

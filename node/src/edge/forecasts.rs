@@ -1,6 +1,6 @@
 //! Forecasts for operators: what each lane will do with the messages that this node leads, also under another limit.
-use crate::clock::now_ms as clock_ms;
 use super::internal;
+use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
 use carillon_delivery::forecast::{Capacity, Forecast, Waiting, forecast as run};
 use carillon_proto::admin::{GetForecastRequest, GetForecastResponse, LaneForecast, LateMessage};

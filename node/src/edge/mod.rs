@@ -11,6 +11,7 @@ pub mod delivery_admin;
 pub mod events;
 pub mod explain;
 mod forecasts;
+mod hours;
 pub mod ingest;
 pub mod lanes;
 mod members;

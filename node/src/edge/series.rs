@@ -1,9 +1,9 @@
 //! Series of recurring messages: made, looked at, ended. The rule is checked here and sealed with the message; [`crate::series`] makes the messages.
 use super::ingest::{keyring_status, restoring};
-use crate::clock::now_ms as clock_ms;
 use super::query::{missing, not_leader};
 use super::view::timestamp;
 use super::{internal, propose_status};
+use crate::clock::now_ms as clock_ms;
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring};
 use carillon_core::meta::level::LEVEL_DELIVERY;

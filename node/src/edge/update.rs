@@ -1,11 +1,11 @@
 //! Changes of an appointment: reads its messages, resolves what the caller asked for each, seals new texts, and proposes one command.
 //!
 //! A message that is accepted between the reading and the command makes apply refuse it; then everything is read again.
-use super::ingest::{keyring_status};
-use crate::clock::now_ms as clock_ms;
+use super::ingest::keyring_status;
 use super::query::not_leader;
 use super::view::timestamp;
 use super::{internal, propose_status};
+use crate::clock::now_ms as clock_ms;
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError};
 use carillon_core::classes::ClassTable;

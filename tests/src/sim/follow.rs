@@ -1,11 +1,12 @@
 //! What the canonical history says: events, opt-outs and attempts, shown to the oracle once, when the first replica applies an entry.
+use super::nights;
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::{MetaEffects, MetaRefusal, level};
 use carillon_core::{CommandResult, Effects, Refusal, Retired, applied_record, message, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, CommandBatch, EventRecord, MetaBatch, command::Kind};
-use carillon_proto::public::MessageState;
+use carillon_proto::public::{MessageState, WaitingReason};
 use prost::Message as _;
 use prost::bytes::Bytes;
 
@@ -101,6 +102,13 @@ impl World {
                     let Some((payload, status)) = found else { continue };
                     let Some(accept) = payload.accept else { continue };
                     self.follow_begin(begin, &accept.sealed_body, &status);
+                    if self.plan.nights && accept.place.is_some() {
+                        self.oracle.hours_of_begun(
+                            &begin.message_id,
+                            nights::hours_of(&accept),
+                            batch.now_ms,
+                        );
+                    }
                     self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
                 }
                 (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
@@ -118,6 +126,11 @@ impl World {
                 (Some(Kind::AdvanceSeries(_)), _) => self.trace.count("series_step_refused"),
                 (Some(Kind::UpdateByReference(update)), result) => {
                     self.follow_update(node, partition, update, result);
+                (Some(Kind::SetHours(set)), CommandResult::Done) => {
+                    self.trace.count("hours_renewed");
+                    if set.due_ms > 0 {
+                        self.trace.count("held_for_hours");
+                    }
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
@@ -148,7 +161,17 @@ impl World {
             (MessageState::Unknown, MessageState::Waiting) => self.trace.count("resent_by_policy"),
             (_, MessageState::OptedOut) if event.detail == "opted_out" => self.trace.count("ended_by_stop"),
             (_, MessageState::Canceled) => self.trace.count("canceled"),
-            (_, MessageState::Expired) => self.trace.count("expired"),
+            (_, MessageState::Expired) => {
+                self.trace.count("expired");
+                if event.detail == carillon_core::DETAIL_QUIET_HOURS {
+                    self.trace.count("expired_in_quiet_hours");
+                }
+            }
+            (MessageState::Unspecified, MessageState::Waiting)
+                if event.waiting_reason == WaitingReason::QuietHours as i32 =>
+            {
+                self.trace.count("held_for_hours");
+            }
             (MessageState::InFlight, _) if taken && event.attempt == 0 => {
                 self.trace.count("receipt_before_outcome");
             }
@@ -173,6 +196,8 @@ fn needed(command: &Command) -> u32 {
         }
         Some(Kind::BeginAttempt(begin)) if !begin.sender.is_empty() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
+        Some(Kind::SetHours(_)) => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.place.is_some() => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,
     }

@@ -1,12 +1,16 @@
 //! A call at a node, as the simulator runs it: a mirror of `node/src/edge/ingest.rs`, `cancel.rs` and `query.rs`.
 use super::client::{Answer, RECIPIENTS, Request, TENANT, practice_name};
 use super::engine::Refused;
+use super::nights;
 use super::node::{Read, Waiter};
 use super::plant::Plant;
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::level;
-use carillon_proto::internal::{Accept, Cancel, Command, OptOut, RetryPolicy, UnknownPolicy, command::Kind};
+use carillon_delivery::hours::{Ask, HoursPlan};
+use carillon_proto::internal::{
+    Accept, Cancel, Command, OptOut, Place, RetryPolicy, UnknownPolicy, command::Kind,
+};
 use carillon_proto::{MessageId, Slot};
 use prost::bytes::Bytes;
 
@@ -121,14 +125,23 @@ impl World {
             [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
         let life_ms = [1_500, 20_000, 40_000, 40_000][draw as usize % 4];
         let later = if draw >> 8 & 7 == 0 { now_ms + (draw >> 12) % 6_000 } else { 0 };
+        let (class, priority) = (1 + ((draw >> 32) % 11) as i32, 1 + ((draw >> 36) % 4) as i32);
+        let from_ms = later.max(now_ms);
+        let hours = self.hours(node, practice_no, content, (class, priority), (from_ms, from_ms + life_ms));
+        let (place, plan) = hours.unzip();
+        let plan = plan.unwrap_or_default();
         let long = (draw >> 24) % 1000 < self.plan.long;
         Accept {
             message_id: id.to_bytes(),
             practice_no,
-            class: 1 + ((draw >> 32) % 11) as i32,
-            priority: 1 + ((draw >> 36) % 4) as i32,
+            class,
+            priority,
             not_before_ms: later,
-            expires_at_ms: later.max(now_ms) + life_ms,
+            expires_at_ms: from_ms + life_ms,
+            place,
+            due_ms: plan.due_ms,
+            open_until_ms: plan.open_until_ms,
+            hours_stamp: plan.stamp,
             time_zone: String::new(),
             sealed_recipient: content.to_be_bytes().to_vec().into(),
             recipient_index: recipient_index(draw >> 16),
@@ -151,6 +164,36 @@ impl World {
             }),
             ..Default::default()
         }
+    }
+}
+
+impl World {
+    /// What ingest finds out about the recipient's hours; nothing below their feature level.
+    fn hours(
+        &self,
+        node: usize,
+        practice_no: u32,
+        content: u64,
+        (class, priority): (i32, i32),
+        (from_ms, expires_at_ms): (u64, u64),
+    ) -> Option<(Place, HoursPlan)> {
+        let meta = &self.nodes[node].meta;
+        if meta.level < level::LEVEL_DELIVERY {
+            return None;
+        }
+        let place = nights::place_of(content);
+        let mut believed = place.clone();
+        if self.planted(Plant::HoursByFixedOffset) {
+            let summer = |zone: &mut String| *zone = zone.replace("America/New_York", "Etc/GMT+4");
+            believed.time_zones.iter_mut().for_each(summer);
+        }
+        let practice = meta.practices.get(&practice_no).and_then(|record| record.hours.as_ref());
+        let mut plan =
+            self.book.plan(&Ask { place: &believed, class, priority, practice, from_ms }, expires_at_ms);
+        if self.planted(Plant::HoursOnlyAtAccept) {
+            plan.open_until_ms = 0;
+        }
+        Some((place, plan))
     }
 }
 

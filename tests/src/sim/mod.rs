@@ -30,7 +30,8 @@
 //!    messages never were
 //!  - I6 no lane passes its limit in any second, whatever happens to the shares; nothing leaves after its expiry; no attempt begins
 //!    after a committed STOP
-//!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set
+//!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set; no attempt begins and nothing leaves outside the
+//!    recipient's hours (`nights.rs`)
 //!  - I8 after the trouble everything ends in bounded time: messages, moves of replicas, repairs, the rise of the feature level
 //!  - I10 a change of an appointment takes effect for all its messages or for none, versions rise, and no attempt begins with an older
 //!    text; what a carrier may have is never given to another one; an occurrence of a series comes into being once
@@ -61,6 +62,7 @@ mod lanes;
 mod log_writer;
 mod maintenance;
 mod members;
+mod nights;
 mod node;
 mod operator;
 mod oracle;

@@ -5,7 +5,6 @@ use super::members::LogTask;
 use super::steward::Steward;
 use super::store::SimStore;
 use super::wing::{FactBatch, LeaseCall, Wing};
-use super::world::START_MS;
 use carillon_consensus::{Awaited, Group, Proposals, Release, SnapshotMark};
 use carillon_core::clock::ClusterClock;
 use carillon_core::meta::{MetaView, level};
@@ -148,6 +147,7 @@ impl Cell {
 /// The clocks of a node. The monotonic one drifts and never jumps; the wall clock does both.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
+    start_ms: u64,
     offset_ms: i64,
     drift_ppm: i64,
     /// When the wall clock was last set.
@@ -164,7 +164,7 @@ impl Clock {
     }
 
     pub fn wall_ms(&self, now_ms: u64) -> u64 {
-        (START_MS as i64 + now_ms as i64 + self.offset_ms + self.drift_us(now_ms) / 1000) as u64
+        (self.start_ms as i64 + now_ms as i64 + self.offset_ms + self.drift_us(now_ms) / 1000) as u64
     }
 
     pub fn true_ms(&self, mono_ms: u64) -> u64 {
@@ -247,7 +247,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(index: usize, (offset_ms, drift_ppm): (i64, i64)) -> Self {
+    pub fn new(index: usize, start_ms: u64, (offset_ms, drift_ppm): (i64, i64)) -> Self {
         Self {
             index,
             id: index as u64 + 1,
@@ -259,7 +259,7 @@ impl Node {
             level: level::LEVEL,
             epoch: 0,
             frozen_until: 0,
-            clock: Clock { offset_ms, drift_ppm, jumped_ms: None },
+            clock: Clock { start_ms, offset_ms, drift_ppm, jumped_ms: None },
             store_id: index as u64 + 101,
             ready: false,
             known_stores: BTreeMap::new(),

@@ -324,7 +324,7 @@ impl World {
         while self.nodes.len() < token.node_id as usize {
             let index = self.nodes.len();
             let clock = self.plan.clocks[index % self.plan.clocks.len()];
-            let mut node = Node::new(index, clock);
+            let mut node = Node::new(index, self.plan.start_ms(), clock);
             node.level = level::LEVEL;
             self.nodes.push(node);
         }

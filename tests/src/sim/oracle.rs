@@ -80,6 +80,8 @@ pub struct Oracle {
     pub lost: BTreeSet<MessageId>,
     /// (practice, recipient) of the opt-outs that are committed.
     pub stopped: BTreeSet<(u32, Bytes)>,
+    /// Hours of messages that were begun.
+    hours: BTreeMap<MessageId, (u64, u64)>,
     pub truth: Truth,
     pub changes: super::care::Changes,
 }
@@ -169,6 +171,17 @@ impl Oracle {
         }
     }
 
+    /// I7: no attempt begins outside of the recipient's hours, by the clock of the log. The last minute is the carrier's.
+    pub fn hours_of_begun(&mut self, message_id: &[u8], hours: Option<(u64, u64)>, begun_ms: u64) {
+        let (Ok(id), Some((open_ms, close_ms))) = (MessageId::from_bytes(message_id), hours) else { return };
+        self.hours.insert(id, (open_ms, close_ms));
+        if begun_ms < open_ms || begun_ms + 60_000 > close_ms {
+            self.fail(format!(
+                "I7 an attempt of message {id} begun at {begun_ms}, its hours are {open_ms} to {close_ms}"
+            ));
+        }
+    }
+
     /// I2: what a client was told about a key.
     pub fn submitted(
         &mut self,
@@ -225,6 +238,17 @@ impl Oracle {
     pub fn wrote(&mut self, write: &super::truth::Write) {
         if let Err(text) = self.truth.wrote(write) {
             self.fail(text);
+        }
+        // By right clocks, and with the minute that is kept for the carrier for those that are wrong.
+        if let Some((open_ms, close_ms)) = self.hours.get(&write.id).copied()
+            && !write.clock_jumped
+            && (write.wall_ms + write.wall_error_ms < open_ms
+                || write.wall_ms >= close_ms + write.wall_error_ms.saturating_sub(60_000))
+        {
+            self.fail(format!(
+                "I7 message {} left at {}, its hours are {open_ms} to {close_ms}",
+                write.id, write.wall_ms
+            ));
         }
         let state = self.messages.get(&write.id).map_or(MessageState::Unspecified, |seen| seen.state);
         if matches!(

@@ -1,8 +1,11 @@
 //! What one run does, drawn from its seed before it starts (swarm testing: each seed enables its own subset of faults
 //! with its own weights). Because faults are data with a time, a failing run can be cut: fewer faults, an earlier end.
 use super::draw::{KEPT_S, faults, levels, more_faults, rates};
+use super::nights;
 use super::plant::Plant;
 use super::rng::Rng;
+use super::world::START_MS;
+use carillon_core::meta::level;
 use std::collections::BTreeSet;
 
 /// Trouble that begins at a moment. Nodes are indexes.
@@ -247,6 +250,8 @@ pub struct Plan {
     /// How long final messages and idempotency keys are kept.
     pub finals_kept_s: u64,
     pub keys_kept_s: u64,
+    /// Recipients have hours, some of which end or begin within the run.
+    pub nights: bool,
     /// Wall clock offset (ms) and drift (ppm) of each node.
     pub clocks: Vec<(i64, i64)>,
     /// How far a stamp may be from the true time: only for plans in which one clock at a time is wrong.
@@ -300,6 +305,7 @@ impl Plan {
             levels,
             care: operator.pick(&[0, 20, 200]),
             replaces: operator.chance(700),
+            nights: Rng::stream(seed, "nights").chance(250),
             small_limits: rng.chance(500),
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
@@ -315,6 +321,11 @@ impl Plan {
             plant: None,
             check_promises: true,
         }
+    }
+
+    /// What right clocks show at the begin.
+    pub fn start_ms(&self) -> u64 {
+        if self.nights { nights::BEGIN_MS } else { START_MS }
     }
 
     /// The same run without some of its trouble.

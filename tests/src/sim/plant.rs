@@ -49,6 +49,10 @@ pub enum Plant {
     SeriesKeyForgotten,
     /// A change of an appointment is acknowledged before it is committed.
     UpdateAssumed,
+    /// The end of the recipient's hours is looked at when a message is accepted, not again before it is begun.
+    HoursOnlyAtAccept,
+    /// Hours are computed with the offset that the zone has now, as if clocks were never changed.
+    HoursByFixedOffset,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
     /// A node believes its own wall clock, whatever its peers say.
@@ -72,7 +76,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -95,6 +99,8 @@ impl Plant {
         Self::WaitersOfOldTerms,
         Self::UpdateAssumed,
         Self::SeriesKeyForgotten,
+        Self::HoursOnlyAtAccept,
+        Self::HoursByFixedOffset,
         Self::Priorities,
         Self::ClockUnbounded,
         Self::RetiredEarly,

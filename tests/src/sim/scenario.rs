@@ -34,10 +34,12 @@ pub enum Scenario {
     WrongClocks,
     /// Entries of logs rot, followers lag and nodes restart.
     RottenLogs,
+    /// Hours of recipients begin and end, clocks are changed, and nodes die and leaders move all the while.
+    Nights,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -52,6 +54,7 @@ impl Scenario {
         Self::Restores,
         Self::WrongClocks,
         Self::RottenLogs,
+        Self::Nights,
     ];
 
     /// As given on a command line.
@@ -99,6 +102,12 @@ impl Scenario {
             | Self::WrongClocks
             | Self::RottenLogs => {
                 self.shape_storage(plan, &mut faults);
+            Self::Nights => {
+                three(plan);
+                plan.nights = true;
+                (plan.safety_ms, plan.ops_per_second) = (110_000, 8);
+                (plan.rates.net_ms_max, plan.rates.disk_ms_max) = (20, 5);
+                each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
             }
             _ => self.shape_members(plan, &mut faults),
         }

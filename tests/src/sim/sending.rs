@@ -4,7 +4,7 @@ use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
-use super::world::{Event, START_MS, World};
+use super::world::{Event, World};
 use carillon_core::Permit;
 use carillon_delivery::lease::Wait;
 use carillon_proto::internal::LaneAnswers;
@@ -131,7 +131,9 @@ impl World {
             // A drifting clock, and the millisecond in which it is looked at.
             send_within_ms: send_within_ms + 10,
             clock_jumped: jumped,
-            expires_ms: expires.saturating_sub(START_MS) + send_within_ms + error_ms + 1_000,
+            wall_ms: self.plan.start_ms() + self.now_ms,
+            wall_error_ms: error_ms + 1_000,
+            expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
         });
         let words =
             [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];

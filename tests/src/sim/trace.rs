@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 72] = [
+pub const SOMETIMES: [&str; 76] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -77,6 +77,10 @@ pub const SOMETIMES: [&str; 72] = [
     "lease_ended",
     "grantor_changed",
     "lane_eased",
+    "held_for_hours",
+    "hours_renewed",
+    "begun_after_hold",
+    "expired_in_quiet_hours",
 ];
 
 /// See the module documentation.

@@ -15,6 +15,10 @@ pub struct Write {
     /// When the attempt was decided, and how long after that its writer may still write.
     pub decided_ms: u64,
     pub send_within_ms: u64,
+    /// What right clocks show.
+    pub wall_ms: u64,
+    /// How wrong the others may be.
+    pub wall_error_ms: u64,
     /// The writer's wall clock jumped in between: only I4 holds then.
     pub clock_jumped: bool,
     /// The last moment (true time) at which a clock inside the assumed bound may hold the message for not expired.

@@ -138,6 +138,7 @@ impl Default for Wing {
             pages_in_flight_max: 4,
             prefetch_attempts_max: 32,
             expire_max: 16,
+            closed_max: 16,
             ageing_ms: 20_000,
             ..SchedulerConfig::default()
         };
@@ -278,12 +279,29 @@ impl World {
         for (partition, commands) in expire {
             self.propose(node, partition, commands, Waiter::Nobody);
         }
+        self.renew_hours(node, decision.closed, now_ms);
         for request in self.nodes[node].wing.scheduler.wants_pages(now_ms) {
             self.page(node, request);
         }
         let pause =
             decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
         self.wake_driver(node, pause);
+    }
+
+    /// A mirror of `node/src/delivery/renewal.rs`.
+    fn renew_hours(&mut self, node: usize, closed: Vec<(u32, MessageId)>, now_ms: u64) {
+        let mut commands: BTreeMap<u32, Vec<Command>> = BTreeMap::new();
+        for (partition, id) in closed {
+            let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
+            let Some((payload, status)) = query::message(store, &id).ok().flatten() else { continue };
+            let Some(accept) = payload.accept else { continue };
+            let practice = self.nodes[node].meta.practices.get(&accept.practice_no);
+            let set = self.book.renew(&id, &accept, &status, practice, now_ms);
+            commands.entry(partition).or_default().push(Command { kind: Some(Kind::SetHours(set)) });
+        }
+        for (partition, list) in commands {
+            self.propose(node, partition, list, Waiter::Nobody);
+        }
     }
 
     fn begin(&mut self, node: usize, partition: u32, list: Vec<BeginDecision>, now_ms: u64) {
@@ -342,6 +360,8 @@ impl World {
                 segments: decided.segments,
                 expires_at_ms: decided.expires_at_ms,
                 send_by_ms: now_ms + SEND_WITHIN_MS,
+                open_until_ms: 0,
+                was_held: false,
             };
             self.nodes[node].wing.early.insert((permit.message_id, permit.attempt_no));
             self.start_send(node, (partition, term), permit, now_ms, self.now_ms);
@@ -362,6 +382,9 @@ impl World {
         for decided in list {
             let begun = match results.next() {
                 Some(CommandResult::Begun(permit)) => {
+                    if permit.was_held {
+                        self.trace.count("begun_after_hold");
+                    }
                     permits.push(*permit);
                     BeginResult::Ok
                 }

@@ -4,6 +4,7 @@ use super::backup::Backups;
 use super::carrier::Carrier;
 use super::client::Clients;
 pub use super::event::{Event, FrameHead};
+use super::nights;
 use super::node::Node;
 use super::operator::Operator;
 use super::oracle::Oracle;
@@ -11,8 +12,13 @@ use super::plan::Plan;
 use super::plant::Plant;
 use super::rng::Rng;
 use super::trace::Trace;
+use super::wing::PeerCall;
+use carillon_consensus::SnapshotFetch;
+use carillon_delivery::hours::Rulebook;
+use carillon_proto::internal::RaftMessage;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 
 /// The wall clock at the start of every run, ms since the epoch.
 pub const START_MS: u64 = 1_793_000_000_000;
@@ -49,6 +55,8 @@ pub struct Net {
 /// See the module documentation.
 pub struct World {
     pub plan: Plan,
+    /// The rules of the hours.
+    pub book: Arc<Rulebook>,
     pub now_ms: u64,
     pub trace: Trace,
     pub oracle: Oracle,
@@ -88,9 +96,10 @@ impl World {
             operator: stream("operator"),
             care: stream("care"),
         };
-        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.clocks[n])).collect();
+        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.start_ms(), plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();
         let mut world = Self {
+            book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
             oracle: Oracle::default(),

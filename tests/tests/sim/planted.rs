@@ -142,6 +142,16 @@ fn forgetting_idempotency_keys() {
     found_by(Plant::KeyForgotten, 10, &["I2"]);
 }
 
+#[test]
+fn looking_at_the_hours_only_when_a_message_is_accepted() {
+    found_in(Scenario::Nights, Plant::HoursOnlyAtAccept, 10, &["I7"]);
+}
+
+#[test]
+fn hours_that_do_not_know_that_clocks_are_changed() {
+    found_in(Scenario::Nights, Plant::HoursByFixedOffset, 10, &["I7"]);
+}
+
 /// Found by the simulator: a leader that regained a shorter log never appended again, or never knew that it led.
 #[test]
 fn keeping_waiters_of_lost_entries() {

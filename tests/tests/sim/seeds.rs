@@ -148,6 +148,15 @@ fn logs_rot_and_nothing_is_lost() {
         8,
         &[("log_rotten", 8), ("replica_fenced", 4), ("replica_repaired", 4)],
     );
+/// Hours begin and end and clocks are changed while nodes lose power: held, begun in time, expired with a reason, and nothing at night.
+#[test]
+fn nobody_is_texted_at_night() {
+    let total = sim::swarm(0, threads(), |number| number < 8, |plan| Scenario::Nights.shape(plan));
+    println!("{}", total.summary());
+    must_hold(&total);
+    for what in ["held_for_hours", "hours_renewed", "begun_after_hold", "expired_in_quiet_hours"] {
+        assert!(total.counts.contains_key(what), "{what}: {:?}", total.counts);
+    }
 }
 
 #[test]

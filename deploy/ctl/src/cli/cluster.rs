@@ -3,7 +3,9 @@ use super::Verdict;
 use super::carrier::Terms;
 use super::output::{Format, print};
 use super::target::Target;
-use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use carillon_proto::internal::{
+    CarrierRecord, PracticeHours, PutPractice, ReceiptIdFormat, RecipientZones, SmppSettings,
+};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
@@ -24,7 +26,30 @@ pub enum PracticeCommand {
         /// The carrier account that its messages use.
         #[arg(long)]
         carrier: String,
+        /// The practice's own hours, inside of what the rules allow: "09:00-18:00", "none" or "all day".
+        #[arg(long)]
+        mon_fri: Option<String>,
+        #[arg(long)]
+        sat: Option<String>,
+        #[arg(long)]
+        sun: Option<String>,
+        /// A day without messages, for example 2026-12-24; may be given several times.
+        #[arg(long)]
+        closed_date: Vec<String>,
+        /// Which zone counts for a recipient when a message names none.
+        #[arg(long, value_enum, default_value_t = Zones::Practice)]
+        recipient_zones: Zones,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Zones {
+    /// The practice's.
+    Practice,
+    /// All those of the number's area code.
+    AreaCode,
+    /// All of them together.
+    Both,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -92,8 +117,14 @@ pub enum LogFilterCommand {
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier } = command;
-    let put = PutPractice { tenant, practice, time_zone, carrier, ..Default::default() };
+    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, .. } = &command;
+    let put = PutPractice {
+        tenant: tenant.clone(),
+        practice: practice.clone(),
+        time_zone: time_zone.clone(),
+        carrier: carrier.clone(),
+        ..hours_of(&command)
+    };
     let stored = target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
@@ -103,6 +134,25 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
         println!("practice {} of {} has number {}", stored.practice, stored.tenant, stored.practice_no);
     })?;
     Ok(Verdict::Done)
+}
+
+/// What the command says of hours; nothing if it does not.
+fn hours_of(command: &PracticeCommand) -> PutPractice {
+    let PracticeCommand::Put { mon_fri, sat, sun, closed_date, recipient_zones, .. } = command;
+    let any = mon_fri.is_some() || sat.is_some() || sun.is_some() || !closed_date.is_empty();
+    let text = |own: &Option<String>| own.clone().unwrap_or_default();
+    let hours = PracticeHours {
+        mon_fri: text(mon_fri),
+        sat: text(sat),
+        sun: text(sun),
+        closed_dates: closed_date.clone(),
+    };
+    let zones = match recipient_zones {
+        Zones::Practice => RecipientZones::Practice,
+        Zones::AreaCode => RecipientZones::AreaCode,
+        Zones::Both => RecipientZones::Both,
+    };
+    PutPractice { hours: any.then_some(hours), recipient_zones: zones.into(), ..Default::default() }
 }
 
 impl PutCarrierArgs {

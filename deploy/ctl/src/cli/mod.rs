@@ -6,15 +6,16 @@ mod carrier;
 mod cluster;
 mod dead_letter;
 mod forecast;
+mod hours;
 mod lab;
 mod lanes;
 mod members;
 mod message;
 mod output;
 mod quarantine;
-mod status;
 mod route;
 mod series;
+mod status;
 mod storage;
 mod target;
 
@@ -65,6 +66,9 @@ enum Command {
     /// Practices.
     #[command(subcommand)]
     Practice(cluster::PracticeCommand),
+    /// When recipients may be texted.
+    #[command(subcommand)]
+    Hours(hours::Command),
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(carrier::CarrierCommand),
@@ -123,6 +127,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Route(command) => route::run(command, format).await,
         Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
+        Command::Hours(command) => hours::run(command, format).await,
         Command::Carrier(command) => carrier::carrier(command, format).await,
         Command::Lane(command) => lanes::lane(command, format).await,
         Command::Limit(command) => lanes::limit(command, format).await,
@@ -196,6 +201,10 @@ mod tests {
         assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl backup create --to d --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));
         assert_eq!(parse("carillonctl restore --from d --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --phone +18505550123 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --practice p --lab lab"), Err(2), "of which tenant");
+        assert_eq!(parse("carillonctl hours replace --lab lab"), Err(2), "by what");
+        assert_eq!(parse("carillonctl hours replace --built-in --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine drop --all --dry-run --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine release --lab lab"), Err(2), "say of whom");
         assert_eq!(parse("carillonctl quarantine release --tenant t --practice p --all --lab lab"), Err(2));

@@ -1,7 +1,8 @@
 //! What a new cluster must be told before it can send: the carrier and the practices.
 use super::plan::{REST_ACCOUNT_SID, SYSTEM_ID, TENANT};
-use super::{Lab, LabError};
-use crate::admin::{Admin, retry};
+use super::{Lab, LabError, LabOptions};
+use crate::admin::{Admin, AdminError, retry};
+use carillon_proto::admin::PutHoursRequest;
 use carillon_proto::internal::{
     Baa, CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings, TwilioSettings,
 };
@@ -89,7 +90,9 @@ async fn until_level(admin: &Admin, limit: Duration) -> Result<(), LabError> {
     let until = Instant::now() + limit;
     while retry(limit, || admin.status()).await?.feature_level < LEVEL_OF_HTTP {
         if Instant::now() >= until {
-            return Err(LabError::Wrong(format!("the cluster did not come to feature level {LEVEL_OF_HTTP}")));
+            return Err(LabError::Wrong(format!(
+                "the cluster did not come to feature level {LEVEL_OF_HTTP}"
+            )));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -100,10 +103,28 @@ fn admins(lab: &Lab) -> Result<Vec<Admin>, LabError> {
     lab.node_ids().into_iter().map(|id| lab.admin(id)).collect()
 }
 
-/// Registers the carrier, then the practices; repeating it changes nothing.
-pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration) -> Result<(), LabError> {
+/// Rules under which messages go at any hour, except to Antarctica, where quiet hours can be tried.
+pub const ALL_DAY: &str = r#"name = "lab: any hour"
+
+[[rule]]
+region = "*"
+every_day = "all day"
+source = "a lab texts nobody"
+
+[[rule]]
+region = "AQ"
+every_day = "08:00-21:00"
+source = "to try quiet hours"
+"#;
+
+/// Registers the rules of the hours and the carrier, then the practices; repeating it changes nothing.
+pub(super) async fn register(lab: &Lab, options: &LabOptions, limit: Duration) -> Result<(), LabError> {
     let plan = lab.plan();
     let admins = admins(lab)?;
+    if let Some(rules) = &options.hours {
+        put_hours(&admins[0], rules, limit).await?;
+    }
+    let practices = &options.practices;
     let carrier = carrier_record(plan.smsc(), plan.lane_limit);
     retry(limit, || admins[0].put_carrier(carrier.clone())).await?;
     if plan.with_rest {
@@ -127,6 +148,22 @@ pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration)
         .try_for_each(|_| async { Ok(()) })
         .await?;
     Ok(())
+}
+
+/// A new cluster has to rise to the feature level of hours first: it is asked until it has.
+async fn put_hours(admin: &Admin, rules: &str, limit: Duration) -> Result<(), LabError> {
+    let until = Instant::now() + limit;
+    let put = PutHoursRequest { rules: rules.to_owned(), ..Default::default() };
+    loop {
+        match retry(limit, || admin.put_hours(put.clone())).await {
+            Err(AdminError::Refused(status))
+                if status.code() == tonic::Code::FailedPrecondition && Instant::now() < until =>
+            {
+                tokio::time::sleep(POLL).await;
+            }
+            result => return Ok(result.map(drop)?),
+        }
+    }
 }
 
 /// Waits until every node is bound to the carrier: before that, what is due waits.

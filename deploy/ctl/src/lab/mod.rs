@@ -14,7 +14,7 @@ mod process;
 mod ready;
 mod simulators;
 
-pub use bootstrap::{CARRIER, HTTP_CARRIER, Practice, carrier_record};
+pub use bootstrap::{ALL_DAY, CARRIER, HTTP_CARRIER, Practice, carrier_record};
 pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
@@ -76,6 +76,9 @@ pub struct LabOptions {
     pub log_filter: String,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     pub node_config: String,
+    /// Rules of the hours in which recipients may be texted (TOML); `None` = those built in. A lab's default lets messages go
+    /// at any hour, so that what it shows does not depend on the time of day.
+    pub hours: Option<String>,
     /// For all waiting together, in milliseconds.
     pub ready_limit_ms: u64,
     /// Of node 1, 2 and so on; those that are missing run on loopback.
@@ -96,6 +99,7 @@ impl Default for LabOptions {
             profile: "realistic".to_owned(),
             log_filter: "info".to_owned(),
             node_config: String::new(),
+            hours: Some(ALL_DAY.to_owned()),
             ready_limit_ms: 60_000,
             placements: Vec::new(),
             smsc_address: None,
@@ -200,7 +204,7 @@ impl Lab {
         }
         lab.start_router()?;
         lab.until_ready(limit).await?;
-        bootstrap::register(&lab, &options.practices, limit).await?;
+        bootstrap::register(&lab, options, limit).await?;
         bootstrap::until_bound(&lab, limit).await?;
         lab.write_lab_json()?;
         Ok(lab)

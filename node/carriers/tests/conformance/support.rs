@@ -352,6 +352,7 @@ pub fn request(n: u64, body: &str) -> SendRequest {
         encoding: counted.encoding,
         segments: counted.segments,
         validity: Some(Duration::from_secs(3600)),
+        valid_until_ms: 0,
         send_by: Instant::now() + PATIENCE,
     }
 }

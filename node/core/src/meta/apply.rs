@@ -1,7 +1,7 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, limits, members, place, replicas, restore, routes, rows, shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, replicas, restore, routes, rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -70,6 +70,8 @@ pub enum MetaRefusal {
     BadToken,
     #[error("the address is that of node {node_id}; give each node its own")]
     AddressTaken { node_id: u64 },
+    #[error("the rules of the hours are at version {version} now; look at them and repeat")]
+    OtherHours { version: u64 },
     #[error("a restore is under way; wait until it is done, or let it go on with `carillonctl restore`")]
     Restoring,
     #[error("this cluster was begun with another backup; restore into a new cluster")]
@@ -174,6 +176,7 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
             None => Ok(Err(MetaRefusal::Empty)),
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::PutHours(c) => hours::put(tables, now_ms, c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -257,6 +260,8 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
         carrier_no,
         campaign: command.campaign,
         brand: command.brand,
+        hours: command.hours,
+        recipient_zones: command.recipient_zones,
     };
     if rows::level(tables)? < level::LEVEL_DELIVERY {
         // An older program drops what it does not know.

@@ -4,7 +4,7 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat, RouteRecord, SmppSettings, TwilioSettings,
+    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PracticeHours, PutDataKey, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord, SmppSettings, TwilioSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -18,6 +18,10 @@ const PEM_BYTES_MAX: usize = 64 * 1024;
 const TARGETS_MAX: usize = 16;
 /// Segments per second of any limit.
 const RATE_MAX: u32 = 1_000_000;
+/// Rules of hours.
+const HOURS_BYTES_MAX: usize = 256 * 1024;
+/// Days on which a practice sends nothing.
+const CLOSED_DATES_MAX: usize = 100;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
@@ -49,6 +53,7 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
     match kind {
         Kind::Bootstrap(c) => bootstrap(c),
         Kind::PutPractice(c) => practice(c, level),
+        Kind::PutHours(c) => require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB"),
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), |record| carrier(record, level)),
         Kind::PutDataKey(c) => data_key(c),
         Kind::CreateToken(c) => token(c),
@@ -115,7 +120,19 @@ fn practice(command: &PutPractice, level: u32) -> Check {
         "practice",
         "must be 1 to 128 bytes without control characters",
     )?;
-    require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")
+    require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")?;
+    let zones = RecipientZones::try_from(command.recipient_zones);
+    require(zones.is_ok(), "recipient_zones", "is unknown")?;
+    command.hours.as_ref().map_or(Ok(()), practice_hours)
+}
+
+/// What the texts mean is checked by the node that proposes them; here only that they are bounded.
+fn practice_hours(hours: &PracticeHours) -> Check {
+    let short = |text: &String| text.len() <= 16;
+    let days = [&hours.mon_fri, &hours.sat, &hours.sun].into_iter().all(short);
+    require(days, "hours", "must be like 09:00-18:00")?;
+    require(hours.closed_dates.len() <= CLOSED_DATES_MAX, "hours.closed_dates", "must be at most 100")?;
+    require(hours.closed_dates.iter().all(short), "hours.closed_dates", "must be dates")
 }
 
 /// A name of the carrier's world; may be missing.

@@ -47,6 +47,10 @@ pub(super) fn restore() -> Vec<u8> {
     join(b'R', &[])
 }
 
+pub(super) fn hours() -> Vec<u8> {
+    join(b'H', &[])
+}
+
 pub(super) fn practice(practice_no: u32) -> Vec<u8> {
     join(b'P', &[&practice_no.to_be_bytes()])
 }

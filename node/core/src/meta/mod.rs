@@ -16,6 +16,7 @@
 //! | `S` | ShareRecord: which nodes may send |
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
+//! | `H` | HoursRecord: the rules of the hours, if they were ever replaced |
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
 //! | `F` route_no(4) | RouteRecord |
 //! | `f` name | route_no(4) |
@@ -30,6 +31,7 @@
 mod apply;
 mod check;
 mod gather;
+mod hours;
 mod keys;
 pub mod level;
 mod limits;

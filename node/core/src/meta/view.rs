@@ -4,7 +4,7 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord, LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ pub struct MetaView {
     pub lanes: BTreeMap<u32, LaneRecord>,
     /// What is taken of daily caps, by limit.
     pub caps: BTreeMap<u32, CapRecord>,
+    /// The rules of the hours; version 0 = those built in.
+    pub hours: HoursRecord,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -59,6 +61,7 @@ impl MetaView {
         view.shares = rows::shares(tables)?;
         view.level = rows::level(tables)?;
         view.tokens = rows::tokens(tables)?;
+        view.hours = super::hours::record(tables)?;
         view.restore = super::restore::record(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();

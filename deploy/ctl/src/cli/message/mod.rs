@@ -15,8 +15,8 @@ use carillon_proto::public::{
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
 pub use problem::Problem;
-pub(super) use show::{fields as show, word};
 use serde_json::{Value, json};
+pub(super) use show::{fields as show, word};
 use std::path::PathBuf;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -138,7 +138,8 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         }
         Command::Explain { api, id } => {
             let mut router = api.connect()?;
-            let answer = router.client.explain_message(request(ExplainMessageRequest { message_id: id })).await;
+            let answer =
+                router.client.explain_message(request(ExplainMessageRequest { message_id: id })).await;
             let answer = answer.map_err(|s| Problem::of("explain the message", &router.address, &s))?;
             show::fields(format, &explained(&answer.into_inner()))?;
             Ok(Verdict::Done)
