@@ -225,6 +225,9 @@ mod tests {
         table.set(MessageClass::Survey, policy.clone());
         assert_eq!(table.get(MessageClass::Survey), policy);
         assert_eq!(table.get(MessageClass::Recall), default_policy(MessageClass::Recall));
+    }
+
+    #[test]
     fn only_what_goes_to_the_public_is_free_of_phi() {
         assert_eq!(all().filter(|class| is_phi_free(*class)).collect::<Vec<_>>(), [MessageClass::PublicHealth]);
         assert!(!is_phi_free(MessageClass::Unspecified));

@@ -184,6 +184,8 @@ impl Scheduler {
         if attempts_max.is_some() || self.lanes.contains_key(&carrier_no) {
             self.lanes.entry(carrier_no).or_default().breaker_max = attempts_max;
         }
+    }
+
     /// The next permit of the lane is free at this moment of the monotonic clock: attempts begin a little before it, not earlier.
     pub fn lane_opens(&mut self, carrier_no: u32, at: Duration) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
@@ -195,6 +197,8 @@ impl Scheduler {
     pub fn demand(&self) -> impl Iterator<Item = (u32, u32)> {
         let waits = |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
         self.lanes.iter().map(move |(carrier_no, lane)| (*carrier_no, waits(lane)))
+    }
+
     /// Other rules of the hours are in force: what was computed by the old ones is not begun.
     /// True if they are others than before.
     pub fn set_hours(&mut self, stamps: Stamps) -> bool {

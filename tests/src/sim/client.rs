@@ -327,6 +327,8 @@ impl World {
                 }
                 Asker::Backup { no } => {
                     self.copy_partition(node, group, no);
+                    continue;
+                }
                 Asker::Lease(call) => {
                     self.grant(node, &call);
                     continue;

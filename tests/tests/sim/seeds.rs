@@ -148,6 +148,8 @@ fn logs_rot_and_nothing_is_lost() {
         8,
         &[("log_rotten", 8), ("replica_fenced", 4), ("replica_repaired", 4)],
     );
+}
+
 /// Hours begin and end and clocks are changed while nodes lose power: held, begun in time, expired with a reason, and nothing at night.
 #[test]
 fn nobody_is_texted_at_night() {
