@@ -297,6 +297,9 @@ impl Message {
         self.status.due_ms = due_ms.min(self.status.expires_at_ms);
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, from, self.stored);
+        self.save(turn);
+    }
+
     /// Goes on waiting as before; what the scheduler knows of it has changed.
     pub fn stay(&mut self, turn: &mut Turn) {
         self.move_rows(turn, self.stored, self.stored);
