@@ -1,7 +1,8 @@
 //! `carillonctl carrier ...`: accounts at carriers.
 use super::Verdict;
-use super::cluster::{PutCarrierArgs, Target};
+use super::cluster::PutCarrierArgs;
 use super::output::{Format, print};
+use super::target::Target;
 use carillon_proto::internal::{Baa, CarrierRecord, TwilioSettings};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -96,7 +97,7 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
         CarrierCommand::Put(args) => args.record()?,
         CarrierCommand::PutTwilio(args) => args.record()?,
     };
-    let stored = target.connect()?.put_carrier(record).await?;
+    let stored = target.any().await?.put_carrier(record).await?;
     let value = json!({
         "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
     });

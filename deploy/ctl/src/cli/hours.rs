@@ -1,7 +1,7 @@
 //! `carillonctl hours ...`: the rules that say when recipients may be texted, and what they mean for one recipient.
 use super::Verdict;
-use super::cluster::Target;
 use super::output::{Format, print};
+use super::target::Target;
 use carillon_proto::admin::{CheckHoursRequest, CheckHoursResponse, PutHoursRequest};
 use carillon_proto::local_time;
 use carillon_proto::place;
@@ -71,7 +71,7 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
     match command {
         Command::Check(args) => check(*args, format).await,
         Command::Show { target } => {
-            let hours = target.connect()?.hours().await?;
+            let hours = target.any().await?.hours().await?;
             let value = json!({ "version": hours.version, "stamp": hours.stamp, "rules": hours.rules });
             print(format, &value, || {
                 match hours.version {
@@ -85,7 +85,7 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
         Command::Replace { target, file, built_in: _, replaces, dry_run } => {
             let rules = file.as_ref().map(fs_err::read_to_string).transpose()?.unwrap_or_default();
             let put = PutHoursRequest { rules, replaces, trial: dry_run };
-            let version = target.connect()?.put_hours(put).await?;
+            let version = target.any().await?.put_hours(put).await?;
             print(format, &json!({ "version": version, "dry_run": dry_run }), || match dry_run {
                 true => println!("the rules are right; version {version} stays in force"),
                 false => println!("version {version} is in force"),
@@ -113,7 +113,7 @@ async fn check(args: Check, format: Format) -> anyhow::Result<Verdict> {
         class: class as i32,
         priority: priority as i32,
     };
-    let answer = args.target.connect()?.check_hours(request).await?;
+    let answer = args.target.any().await?.check_hours(request).await?;
     let place = answer.place.clone().unwrap_or_default();
     let value = json!({
         "zones": place.time_zones, "regions": place.regions, "source": place.source().as_str_name(),

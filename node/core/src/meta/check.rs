@@ -4,7 +4,8 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PracticeHours, PutDataKey, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord, SmppSettings, TwilioSettings,
+    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PracticeHours,
+    PutDataKey, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord, SmppSettings, TwilioSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -74,7 +75,9 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
         Kind::PutRoute(c) => c.route.as_ref().map_or(Ok(()), route),
         Kind::SetBreaker(c) => require(BreakerMode::try_from(c.mode).is_ok(), "mode", "is unknown"),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
-        Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level)),
+        Kind::RestoreMeta(c) => {
+            c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level))
+        }
     }
 }
 
@@ -159,7 +162,12 @@ fn limit(record: &LimitRecord) -> Check {
     label(&record.network, "network")?;
     let networked = matches!(scope, LimitScope::Campaign | LimitScope::Brand);
     let keyed = networked || scope == LimitScope::Sender;
-    goes_with(keyed, !record.key.is_empty(), "key", "goes with a sender, campaign or brand, and only with them")?;
+    goes_with(
+        keyed,
+        !record.key.is_empty(),
+        "key",
+        "goes with a sender, campaign or brand, and only with them",
+    )?;
     require(networked || record.network.is_empty(), "network", "goes with a campaign or brand only")?;
     let of_practice = scope == LimitScope::Practice;
     goes_with(of_practice, record.practice_no > 0, "practice", "goes with the scope of a practice only")
@@ -216,7 +224,8 @@ fn twilio_settings(twilio: &TwilioSettings) -> Check {
     let both = key.is_empty() == key_secret.is_empty() && secret_name(key_secret);
     require(both, "twilio.api_key_secret", "must be letters, digits, '.', '_' or '-', with api_key_sid")?;
     let (from, service) = (&twilio.from, &twilio.messaging_service_sid);
-    let from_possible = from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
+    let from_possible =
+        from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
     require(from_possible, "twilio.from", "must be up to 20 letters, digits, '+' and spaces")?;
     let service_possible = service.is_empty() || sid(service, "MG");
     require(service_possible, "twilio.messaging_service_sid", "must be MG and 32 hex digits")?;
@@ -239,7 +248,11 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     let printable = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
     let system_id = (1..=15).contains(&smpp.system_id.len()) && printable(&smpp.system_id);
     require(system_id, "smpp.system_id", "must be 1 to 15 printable characters")?;
-    require(secret_name(&smpp.password_secret), "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
+    require(
+        secret_name(&smpp.password_secret),
+        "smpp.password_secret",
+        "must be letters, digits, '.', '_' or '-'",
+    )?;
     require((1..=64).contains(&smpp.binds_per_node), "smpp.binds_per_node", "must be 1 to 64")?;
     require((1..=10_000).contains(&smpp.window), "smpp.window", "must be 1 to 10000")?;
     require(smpp.response_timeout_ms > 0, "smpp.response_timeout_ms", "must be at least 1")?;

@@ -35,6 +35,8 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
         Kind::PutLimit(_) | Kind::DropLimit(_) | Kind::SetLane(_) | Kind::EaseLane(_) | Kind::TakeCap(_) => {
+            LEVEL_DELIVERY
+        }
         Kind::RestoreMeta(command)
             if command.rows.iter().flat_map(|rows| &rows.carriers).any(beyond_smpp) =>
         {

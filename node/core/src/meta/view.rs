@@ -4,7 +4,9 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord, LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord,
+    LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord,
+    TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -141,7 +143,8 @@ impl MetaView {
 
     /// Numbers of the limits besides its account's that apply to a practice on a carrier.
     pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
-        let (Some(carrier), Some(practice)) = (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
+        let (Some(carrier), Some(practice)) =
+            (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
         else {
             return Vec::new();
         };

@@ -85,7 +85,18 @@ impl Holder {
     /// `incarnation` must differ from that of every earlier process of the node.
     pub fn new(settings: LeaseSettings, gate: GateSettings, node_id: u64, incarnation: u64) -> Self {
         let (limits, caps) = (BTreeMap::new(), BTreeMap::new());
-        Self { settings, gate, node_id, incarnation, seq: 0, asked_at: None, ask_at: Duration::ZERO, limits, caps, ended: 0 }
+        Self {
+            settings,
+            gate,
+            node_id,
+            incarnation,
+            seq: 0,
+            asked_at: None,
+            ask_at: Duration::ZERO,
+            limits,
+            caps,
+            ended: 0,
+        }
     }
 
     pub fn settings(&self) -> &LeaseSettings {

@@ -225,8 +225,7 @@ impl Round<'_> {
     fn may_lead(&self, node_id: u64, group: u32) -> bool {
         let shares = &self.view.shares;
         let sends = self.view.leases()
-            || shares.senders.contains(&node_id)
-                && (!shares.changing || shares.next.contains(&node_id));
+            || shares.senders.contains(&node_id) && (!shares.changing || shares.next.contains(&node_id));
         let clock_off = self.seen.nodes.get(&node_id).is_some_and(|n| n.clock_off);
         self.takes_replicas(node_id) && !clock_off && (group == 0 || sends)
     }
