@@ -225,6 +225,10 @@ impl World {
 
     /// Ends the report, unless its message may still turn up.
     fn conclude(&mut self, node: usize, report_no: u64, result: FactResult) -> bool {
+        // Concluded by another way meanwhile, perhaps long ago.
+        if !self.nodes[node].wing.reports.open.contains_key(&report_no) {
+            return true;
+        }
         match result {
             FactResult::Unspecified | FactResult::UnknownReference => return false,
             FactResult::Recorded => {}
