@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// How long what a peer said about its clock counts.
 const FRESH_MS: u64 = 60_000;
 /// A peer's clock is judged by the best frame of this long and of as long before.
-const WINDOW_MS: u64 = 5_000;
+const WINDOW_MS: u64 = 1_000;
 const CLOCKS_MIN: usize = 3;
 
 /// Distance of a wall clock from this node's monotonic clock.

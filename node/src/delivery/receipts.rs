@@ -222,8 +222,9 @@ impl ReceiptRouter {
         let partition = id.slot().partition(self.handle.partitions());
         let command = Command { kind: Some(Kind::RecordReceipt(report.receipt.clone())) };
         let back = self.back.clone();
+        let restoring = self.handle.meta().is_restoring();
         let done: super::facts::Done = Box::new(move |result| {
-            if let Some(report) = report.conclude(result)
+            if let Some(report) = report.conclude(while_restoring(restoring, result))
                 && let Err(full) = back.try_send(report)
             {
                 full.into_inner().refuse("busy");
@@ -249,8 +250,10 @@ impl ReceiptRouter {
             return;
         }
         let receipts: Vec<RecordReceipt> = lookups.iter().map(|report| report.receipt.clone()).collect();
+        let restoring = self.handle.meta().is_restoring();
         let results = self.record_anywhere(receipts).await;
         for (report, result) in lookups.into_iter().zip(results) {
+            let result = while_restoring(restoring, result);
             let Some(report) = report.conclude(result) else { continue };
             if report.lookups < LOOKUPS.len() {
                 parked.push_back(report);
@@ -332,6 +335,15 @@ impl ReceiptRouter {
             let Ok(tables) = self.handle.local_tables(*partition) else { return false };
             rows.iter().any(|row| matches!(tables.get(row), Ok(Some(_))))
         })
+    }
+}
+
+/// A partition knows that it is being restored from its first piece on; before that it has no message at all. So while the cluster is
+/// being restored "no such message" says nothing. `restoring` is from before the question was asked.
+fn while_restoring(restoring: bool, result: FactResult) -> FactResult {
+    match result {
+        FactResult::NotFound if restoring => FactResult::Unspecified,
+        result => result,
     }
 }
 

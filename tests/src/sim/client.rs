@@ -238,6 +238,10 @@ impl World {
         if self.now_ms >= open.deadline_ms {
             return self.give_up(op);
         }
+        // Routers are led to a new cluster when its restore is done.
+        if !self.operator.is_done() {
+            return self.at(500, Event::Call { op });
+        }
         open.call_no += 1;
         let (call_no, request, partition) = (open.call_no, Box::new(open.request.clone()), open.partition);
         let node = match self.clients.leaders.get(&partition) {
@@ -364,7 +368,11 @@ impl World {
         id: Option<MessageId>,
         result: Result<Vec<CommandResult>, Refused>,
     ) {
+        let restoring = |results: &[CommandResult]| {
+            matches!(results.first(), Some(CommandResult::Refused(Refusal::Restoring)))
+        };
         let answer = match (result, id) {
+            (Ok(results), _) if restoring(&results) => Answer::Refused(Refused::Busy),
             (Err(refused), _) => Answer::Refused(refused),
             (Ok(results), Some(id)) => match results.into_iter().next() {
                 Some(result) => {

@@ -4,6 +4,7 @@
 //! refuse it, and a receipt is acknowledged to the carrier only when it was recorded or can never match.
 use super::engine::Refused;
 use super::node::Waiter;
+use super::plant::Plant;
 use super::wing::{FactBatch, PeerCall};
 use super::world::{Event, World};
 use carillon_core::{CommandResult, Permit, ReadTables as _, keys};
@@ -59,6 +60,8 @@ struct Report {
     fast_tries: u32,
     /// Its fact is on the way.
     handed: bool,
+    /// The cluster was being restored when it was last asked for.
+    restoring: bool,
 }
 
 /// Receipts that are not known here, and the references of messages that this node handed over.
@@ -225,7 +228,13 @@ impl World {
 
     /// Ends the report, unless its message may still turn up.
     fn conclude(&mut self, node: usize, report_no: u64, result: FactResult) -> bool {
+        // Concluded by another way meanwhile, perhaps long ago.
+        if !self.nodes[node].wing.reports.open.contains_key(&report_no) {
+            return true;
+        }
+        let restoring = self.nodes[node].wing.reports.open.get(&report_no).is_some_and(|r| r.restoring);
         match result {
+            FactResult::NotFound if restoring && !self.planted(Plant::ReceiptsLostInRestore) => return false,
             FactResult::Unspecified | FactResult::UnknownReference => return false,
             FactResult::Recorded => {}
             // Retention dropped it, or a lost cluster took it along.
@@ -300,8 +309,16 @@ impl World {
         let reports = &mut self.nodes[node].wing.reports;
         reports.next_no += 1;
         let report_no = epoch << 32 | reports.next_no;
-        let report =
-            Report { carrier, receipt_no, receipt, since_ms, lookups: 0, fast_tries: 0, handed: false };
+        let report = Report {
+            carrier,
+            receipt_no,
+            receipt,
+            since_ms,
+            lookups: 0,
+            fast_tries: 0,
+            handed: false,
+            restoring: false,
+        };
         reports.open.insert(report_no, report);
         self.look_again(node, report_no);
     }
@@ -318,8 +335,10 @@ impl World {
         }
         let epoch = self.nodes[node].epoch;
         if self.now_ms >= report.since_ms + LOOKUPS_MS[report.lookups] {
+            let restoring = self.nodes[node].meta.is_restoring();
             if let Some(open) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
                 open.lookups += 1;
+                open.restoring = restoring;
             }
             self.look_here(node, node, report_no, report.receipt.clone());
             for to in (0..self.nodes.len()).filter(|to| *to != node) {
@@ -340,9 +359,11 @@ impl World {
         let given = MessageId::from_bytes(&report.receipt.message_id).ok().filter(|_| report.fast_tries == 0);
         let known = given.or_else(|| self.nodes[node].wing.reports.find(&report.receipt));
         let Some(id) = known else { return false };
+        let restoring = self.nodes[node].meta.is_restoring();
         if let Some(open) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
             open.fast_tries += 1;
             open.handed = true;
+            open.restoring = restoring;
             open.receipt.message_id = id.to_bytes();
         }
         let receipt = RecordReceipt { message_id: id.to_bytes(), ..report.receipt.clone() };

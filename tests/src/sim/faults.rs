@@ -85,7 +85,10 @@ impl World {
             Fault::PowerAll { down_ms } => {
                 (0..self.nodes.len()).for_each(|node| self.stop(node, true, down_ms));
             }
-            Fault::Freeze { node, ms } => self.nodes[node].frozen_until = self.now_ms + ms,
+            Fault::Freeze { node, ms } => {
+                let until = &mut self.nodes[node].frozen_until;
+                *until = (*until).max(self.now_ms + ms);
+            }
             Fault::Clog { links, ms } => {
                 for link in links {
                     let until = self.net.clogged.entry(link).or_default();

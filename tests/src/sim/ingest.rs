@@ -31,11 +31,11 @@ impl World {
             let hint = self.nodes[node].leader_hint(partition);
             return self.reply(node, op, call_no, Answer::Refused(Refused::NotLeader(hint)));
         }
+        // Nothing new and no answer before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            return self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
+        }
         match request {
-            // Nothing new before everything that a backup knows is back.
-            Request::Submit { .. } if self.nodes[node].meta.is_restoring() => {
-                self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
-            }
             Request::Submit { .. } if self.refuses_for_space(node) => {
                 self.reply(node, op, call_no, Answer::NearlyFull);
             }

@@ -174,6 +174,7 @@ impl World {
     /// After an apply: a replica that is removed goes.
     pub fn leave_if_removed(&mut self, node: usize, group: u32, applied: u64) {
         if self.nodes[node].cells.get(&group).is_some_and(|cell| cell.release.has_left(applied)) {
+            self.trace.count("replica_moved");
             self.leave(node, group);
         }
     }

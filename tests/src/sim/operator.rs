@@ -101,7 +101,8 @@ impl Operator {
     /// Creates a cluster of the same name and restores a backup into it. How many orders that takes.
     pub fn restoring(&mut self, plan: &Plan, backup: &Backup) -> u64 {
         let backup_id: prost::bytes::Bytes = backup.id().into();
-        let mut kinds = founding(plan);
+        // No carrier yet: an empty cluster would take the receipts of the old one for nonsense and acknowledge them.
+        let mut kinds = vec![founding(plan).remove(0)];
         let begin = BeginRestore { backup_id: backup_id.clone(), backup_now_ms: backup.now_ms() };
         kinds.push(Kind::BeginRestore(begin));
         kinds.push(Kind::RestoreMeta(RestoreMeta { backup_id, rows: Some(backup.meta.clone()) }));

@@ -71,12 +71,14 @@ pub enum Plant {
     BackupUnconfirmed,
     /// A restore forgets that the old cluster may have sent since the backup.
     GuardForgotten,
+    /// "No such message" ends a receipt while the cluster is being restored (a real bug, found by the simulator).
+    ReceiptsLostInRestore,
     /// A damaged entry of the log is read as if nothing was wrong.
     LogRotIgnored,
 }
 
 impl Plant {
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -110,6 +112,7 @@ impl Plant {
         Self::FullForEver,
         Self::BackupUnconfirmed,
         Self::GuardForgotten,
+        Self::ReceiptsLostInRestore,
         Self::LogRotIgnored,
     ];
 

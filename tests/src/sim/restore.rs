@@ -100,7 +100,9 @@ impl World {
                         .is_ok_and(|rows| rows.iter().any(|(_, other)| other == id));
                     // A receipt that the old cluster acknowledged since does not come again.
                     if !message::is_final(seen.state) {
-                        self.carriers.iter_mut().for_each(|carrier| drop(carrier.receipts_lost.insert(*id)));
+                        for carrier in &mut self.carriers {
+                            carrier.receipts_lost.insert(*id);
+                        }
                     }
                 }
                 None if seen.retired => {}

@@ -157,7 +157,7 @@ impl Scenario {
                 each(plan, 5_000, 5_000, |n| {
                     let delta_ms = if n / 5_000 % 2 == plan.seed % 2 { 20_000 } else { -20_000 };
                     faults.push((n, Fault::ClockJump { node: turn(n / 5_000), delta_ms }));
-                    faults.push((n + 3_000, Fault::ClockJump { node: turn(n / 5_000), delta_ms: -delta_ms }));
+                    faults.push((n + 2_200, Fault::ClockJump { node: turn(n / 5_000), delta_ms: -delta_ms }));
                 });
             }
             Self::RottenLogs => {

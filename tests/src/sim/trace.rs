@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 76] = [
+pub const SOMETIMES: [&str; 77] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -33,6 +33,7 @@ pub const SOMETIMES: [&str; 76] = [
     "expired",
     "joint_configuration",
     "replica_destroyed",
+    "replica_moved",
     "leader_transfer",
     "node_joined",
     "node_removed",

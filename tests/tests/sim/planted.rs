@@ -205,6 +205,12 @@ fn forgetting_the_resend_guard() {
     found_in(Scenario::Restores, Plant::GuardForgotten, 10, &["I5", "I4"]);
 }
 
+/// Found by the simulator: a partition whose restore had not begun said that there is no such message, and the receipt was acknowledged.
+#[test]
+fn ending_receipts_during_a_restore() {
+    found_in(Scenario::Restores, Plant::ReceiptsLostInRestore, 20, &["I8"]);
+}
+
 #[test]
 fn believing_a_wrong_clock() {
     found_in(Scenario::WrongClocks, Plant::ClockUnbounded, 5, &["I11"]);
