@@ -5,11 +5,11 @@ mod storage;
 use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
 use carillon_proto::tls::{TlsError, TlsFiles};
+pub use carriers::{Callbacks, Carriers};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-pub use carriers::{Callbacks, Carriers};
 pub use storage::{Disk, Retention, Scrub};
 
 /// Everything a node must be told.

@@ -151,7 +151,10 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_twilio_redactions_total", "Texts removed at the carrier, by carrier and result."),
     counter("carillon_callbacks_without_carrier_total", "Callbacks to a path that is no account's."),
     gauge("carillon_contract_faults", "Contract files that cannot be used; the versions before them go on."),
-    counter("carillon_refused_without_baa_total", "Messages refused because their carrier may not carry PHI."),
+    counter(
+        "carillon_refused_without_baa_total",
+        "Messages refused because their carrier may not carry PHI.",
+    ),
     gauge("carillon_reconcile_waiting", "Messages that their carrier will be asked about."),
     counter("carillon_reconciled_total", "Messages whose fate a look-up told, by result."),
     counter(

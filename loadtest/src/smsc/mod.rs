@@ -168,7 +168,10 @@ impl SmscConfig {
             ),
             ((1..=16_000_000).contains(&self.records_max), "records_max is not 1 to 16000000"),
             ((1..=16_000_000).contains(&self.pending_max), "pending_max is not 1 to 16000000"),
-            (self.rest.as_ref().is_none_or(RestConfig::is_possible), "the rest account is AC and 32 hex digits, with a token and a possible contract"),
+            (
+                self.rest.as_ref().is_none_or(RestConfig::is_possible),
+                "the rest account is AC and 32 hex digits, with a token and a possible contract",
+            ),
             (self.server_id.len() <= 15 && self.server_id.is_ascii(), "server_id is over 15 octets"),
         ];
         match checks.iter().find(|(good, _)| !good) {

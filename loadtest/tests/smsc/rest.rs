@@ -49,7 +49,13 @@ async fn api(profile: &str, contract: Contract) -> Api {
 }
 
 impl Api {
-    async fn call(&self, method: Method, path: &str, form: &[(&str, &str)], token: &str) -> (u16, HeaderMap, Value) {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        form: &[(&str, &str)],
+        token: &str,
+    ) -> (u16, HeaderMap, Value) {
         let (status, headers, body) = self.try_call(method, path, form, token).await.expect("an answer");
         (status, headers, serde_json::from_slice(&body).unwrap_or_default())
     }
@@ -94,10 +100,8 @@ struct Hook {
 /// A listener of callbacks: answers with `answers` first, then with 204.
 async fn hook(answers: &[u16]) -> (String, mpsc::Receiver<(String, BTreeMap<String, String>, String)>) {
     let (calls, received) = mpsc::channel(64);
-    let hook = Hook {
-        calls,
-        answers: Arc::new(std::sync::Mutex::new(answers.iter().rev().copied().collect())),
-    };
+    let hook =
+        Hook { calls, answers: Arc::new(std::sync::Mutex::new(answers.iter().rev().copied().collect())) };
     let take = |State(hook): State<Hook>, uri: axum::http::Uri, headers: HeaderMap, body: Bytes| async move {
         let fields = form_urlencoded::parse(&body).into_owned().collect();
         let signature = headers["x-twilio-signature"].to_str().unwrap().to_owned();
@@ -130,7 +134,10 @@ async fn a_create_is_answered_reported_signed_and_repeated_until_it_is_taken() {
     let api = api("[receipts]\nretry_delay_ms = 10", Contract::default()).await;
     let (url, mut calls) = hook(&[503, 503]).await;
     let (status, _, message) = api.create("+12125550123", "Hello", &format!("{url}/c?m=7#rc=5")).await;
-    assert_eq!((status, &message["status"], &message["num_segments"]), (201, &Value::from("queued"), &Value::from("1")));
+    assert_eq!(
+        (status, &message["status"], &message["num_segments"]),
+        (201, &Value::from("queued"), &Value::from("1"))
+    );
     let mut expected = None;
     for _ in 0..3 {
         let (uri, fields, signature) = next(&mut calls).await;
@@ -173,7 +180,9 @@ async fn faults_are_told_in_the_words_of_the_api() {
         assert_eq!((got, headers.contains_key("retry-after")), (status, status == 429), "{fault}");
     }
     // Accepted or not: the caller hears nothing, and the ground truth knows.
-    for (fault, copies) in [("drop_after_accept", 1), ("drop_before_read", 0), ("lost_accepted", 1), ("lost_refused", 0)] {
+    for (fault, copies) in
+        [("drop_after_accept", 1), ("drop_before_read", 0), ("lost_accepted", 1), ("lost_refused", 0)]
+    {
         api.smsc.set_profile(Profile::from_toml(&format!("[faults]\n{fault} = 1.0")).unwrap()).unwrap();
         let form = [("To", "+12125550123"), ("From", "+12025550100"), ("Body", fault)];
         let call = api.try_call(Method::POST, "Messages.json", &form, TOKEN);
@@ -181,7 +190,11 @@ async fn faults_are_told_in_the_words_of_the_api() {
             Ok(answer) => assert!(answer.is_none() && fault.starts_with("drop"), "{fault}"),
             Err(_) => assert!(fault.starts_with("lost"), "{fault}"),
         }
-        assert_eq!(api.smsc.copies_of(truth_key(&TruthKey::default(), "+12125550123", fault)), copies, "{fault}");
+        assert_eq!(
+            api.smsc.copies_of(truth_key(&TruthKey::default(), "+12125550123", fault)),
+            copies,
+            "{fault}"
+        );
     }
 }
 
@@ -226,7 +239,8 @@ async fn the_contract_counts_segments_and_throttles_by_them() {
     let contract = Contract { limit: 4, window_ms: 60_000, slack_ms: 0 };
     let api = api("throttle_over_contract = true", contract).await;
     // Three segments, then one, then one more than the contract has.
-    for (n, body, expected) in [(0, "a".repeat(400), 201), (1, "b".to_owned(), 201), (2, "c".to_owned(), 429)] {
+    for (n, body, expected) in [(0, "a".repeat(400), 201), (1, "b".to_owned(), 201), (2, "c".to_owned(), 429)]
+    {
         assert_eq!(api.create("+12125550123", &body, "").await.0, expected, "{n}");
     }
     let stats = api.smsc.stats(0);

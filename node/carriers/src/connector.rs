@@ -118,13 +118,21 @@ pub struct LookUp {
 /// What the carrier knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookUpAnswer {
-    Found { carrier_ref: String, state: ReceiptState, code: String },
+    Found {
+        carrier_ref: String,
+        state: ReceiptState,
+        code: String,
+    },
     /// The carrier does not have it. `proven`: by its contract it was never taken over.
-    Absent { proven: bool },
+    Absent {
+        proven: bool,
+    },
     /// More than one message fits: nobody can tell.
     Several,
     /// The carrier did not answer, or its quota is used up.
-    NotNow { retry_after: Duration },
+    NotNow {
+        retry_after: Duration,
+    },
     Unsupported,
 }
 

@@ -19,5 +19,6 @@ pub mod twilio;
 pub use clear::Clear;
 pub use connector::{
     BoxFuture, Callback, CallbackAnswer, Connector, ConnectorState, ConnectorStatus, GateClosed, InboundSink,
-    LateAnswer, LookUp, LookUpAnswer, OpenGate, ReceiptAck, ReceiptReport, SegmentGate, SendOutcome, SendRequest,
+    LateAnswer, LookUp, LookUpAnswer, OpenGate, ReceiptAck, ReceiptReport, SegmentGate, SendOutcome,
+    SendRequest,
 };

@@ -77,7 +77,8 @@ async fn no_log_holds_a_number_a_text_or_a_token() {
     carrier.api.next().await.hang_up();
     assert_eq!(outcome(lost).await.code, "connection_lost");
     let id = sid(3);
-    let fields = [("MessageSid", id.as_str()), ("MessageStatus", "delivered"), ("To", "+12125557777"), ("Body", TEXT)];
+    let fields =
+        [("MessageSid", id.as_str()), ("MessageStatus", "delivered"), ("To", "+12125557777"), ("Body", TEXT)];
     let answer = carrier.spawn_callback(callback(TOKEN, "tenant=a%20b", &fields));
     carrier.inbox.receipt().await.ack.commit();
     assert_eq!(fixture::told(answer).await, fixture::Told::Taken);

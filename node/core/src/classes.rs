@@ -121,7 +121,10 @@ mod tests {
 
     #[test]
     fn only_what_goes_to_the_public_is_free_of_phi() {
-        assert_eq!(all().filter(|class| is_phi_free(*class)).collect::<Vec<_>>(), [MessageClass::PublicHealth]);
+        assert_eq!(
+            all().filter(|class| is_phi_free(*class)).collect::<Vec<_>>(),
+            [MessageClass::PublicHealth]
+        );
         assert!(!is_phi_free(MessageClass::Unspecified));
     }
 

@@ -53,7 +53,8 @@ pub fn split(
         let class = read.flatten().map_or(0, |(_, status)| status.class);
         is_phi_free(MessageClass::try_from(class).unwrap_or(MessageClass::Unspecified))
     };
-    let (list, held): (Vec<_>, Vec<_>) = list.into_iter().partition(|decided| !bare(decided) || is_free(decided));
+    let (list, held): (Vec<_>, Vec<_>) =
+        list.into_iter().partition(|decided| !bare(decided) || is_free(decided));
     // Older programs do not know the reason.
     let known = handle.meta().level >= LEVEL_DELIVERY;
     let reason = if known { WaitingReason::CarrierWithoutBaa } else { WaitingReason::Paused };

@@ -48,7 +48,8 @@ impl Connect {
             _ => return Err("the carrier has no settings".to_owned()),
         };
         let name = if record.contract.is_empty() { built_in } else { record.contract.as_str() };
-        let handle = self.contracts.get(name).ok_or_else(|| format!("there is no contract {name} on this node"))?;
+        let handle =
+            self.contracts.get(name).ok_or_else(|| format!("there is no contract {name} on this node"))?;
         let contract = handle.get();
         if contract.protocol != protocol {
             return Err(format!("contract {name} is for another protocol"));

@@ -1,6 +1,6 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group.
-use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
 use super::connect::{Connect, Connected};
+use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
 use carillon_carriers::contract::ContractHandle;
 use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;

@@ -16,7 +16,8 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::{Clear, LookUp, LookUpAnswer};
 use carillon_core::query::{self, ListFilter};
 use carillon_proto::internal::{
-    AttemptRecord, Command, MessagePayload, MessageStatus, ReceiptState, RecordOutcome, RecordReceipt, command::Kind,
+    AttemptRecord, Command, MessagePayload, MessageStatus, ReceiptState, RecordOutcome, RecordReceipt,
+    command::Kind,
 };
 use carillon_proto::public::{MessageState, Outcome};
 use carillon_proto::slot::SLOTS;
@@ -94,7 +95,9 @@ struct Desk {
 enum Asked {
     /// Nothing more to ask.
     Done,
-    Again { after_ms: u64 },
+    Again {
+        after_ms: u64,
+    },
 }
 
 fn clock_ms() -> u64 {
@@ -143,7 +146,8 @@ impl Desk {
 
     /// `after_ms`: as the carrier said; otherwise as its contract says.
     fn take(&mut self, note: Note, questions: u32, after_ms: Option<u64>) {
-        let Some(terms) = self.asker.lanes.get(note.carrier_no).and_then(|lane| lane.connector.look_up_terms())
+        let Some(terms) =
+            self.asker.lanes.get(note.carrier_no).and_then(|lane| lane.connector.look_up_terms())
         else {
             return;
         };
@@ -266,7 +270,12 @@ impl Asker {
     }
 
     /// The question about the attempt that is in doubt, with the text opened.
-    fn question(&self, note: &Note, payload: &MessagePayload, status: &MessageStatus) -> Option<(u32, LookUp)> {
+    fn question(
+        &self,
+        note: &Note,
+        payload: &MessagePayload,
+        status: &MessageStatus,
+    ) -> Option<(u32, LookUp)> {
         let in_doubt = [i32::from(Outcome::Ambiguous), i32::from(Outcome::Accepted)];
         let of_carrier =
             |a: &&AttemptRecord| a.carrier_no == note.carrier_no && in_doubt.contains(&a.outcome);

@@ -1,8 +1,8 @@
 //! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
+use super::agreement;
 use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::Lane;
-use super::agreement;
 use super::reconcile::{Note, Reconciler, wants_note};
 use crate::engine::NodeHandle;
 use crate::failpoints;

@@ -1,7 +1,7 @@
 //! `carillonctl carrier ...`: accounts at carriers.
+use super::Verdict;
 use super::cluster::{PutCarrierArgs, Target};
 use super::output::{Format, print};
-use super::Verdict;
 use carillon_proto::internal::{Baa, CarrierRecord, TwilioSettings};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;

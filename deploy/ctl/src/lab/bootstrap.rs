@@ -89,7 +89,9 @@ async fn until_level(admin: &Admin, limit: Duration) -> Result<(), LabError> {
     let until = Instant::now() + limit;
     while retry(limit, || admin.status()).await?.feature_level < LEVEL_OF_HTTP {
         if Instant::now() >= until {
-            return Err(LabError::Wrong(format!("the cluster did not come to feature level {LEVEL_OF_HTTP}")));
+            return Err(LabError::Wrong(format!(
+                "the cluster did not come to feature level {LEVEL_OF_HTTP}"
+            )));
         }
         tokio::time::sleep(POLL).await;
     }

@@ -167,8 +167,11 @@ mod tests {
     #[test]
     fn ports_are_different_and_an_even_number_of_nodes_is_refused() {
         let plan = Plan::new(&LabOptions::default()).unwrap();
-        let mut ports: Vec<u16> =
-            plan.nodes.iter().flat_map(|n| [n.peer_port, n.admin_port, n.http_port, n.callback_port]).collect();
+        let mut ports: Vec<u16> = plan
+            .nodes
+            .iter()
+            .flat_map(|n| [n.peer_port, n.admin_port, n.http_port, n.callback_port])
+            .collect();
         ports.extend([plan.router_port, plan.router_http_port, plan.smsc_port, plan.smsc_http_port]);
         ports.extend([plan.rest_port, plan.rest_http_port]);
         let count = ports.len();

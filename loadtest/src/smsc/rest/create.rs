@@ -34,7 +34,12 @@ pub struct Create {
 
 /// What the caller sees.
 pub enum Reply {
-    Answer { status: u16, retry_after_s: Option<u32>, body: String, after: Duration },
+    Answer {
+        status: u16,
+        retry_after_s: Option<u32>,
+        body: String,
+        after: Duration,
+    },
     /// Nothing, ever.
     Silence,
     /// The connection is closed.
@@ -43,7 +48,8 @@ pub enum Reply {
 
 impl Reply {
     pub fn problem(status: u16, code: u32, after_us: u64) -> Self {
-        let body = json!({ "code": code, "message": "refused by the simulator", "status": status }).to_string();
+        let body =
+            json!({ "code": code, "message": "refused by the simulator", "status": status }).to_string();
         let retry_after_s = (status == 429).then_some(1);
         Self::Answer { status, retry_after_s, body, after: Duration::from_micros(after_us) }
     }

@@ -53,7 +53,8 @@ impl Center {
         let wall_us = self.wall_us(now_us);
         let Some(rest) = &mut self.rest else { return Reply::HangUp };
         rest.stats.lists += 1;
-        let size = query.get("PageSize").and_then(|size| size.parse().ok()).unwrap_or(PAGE).clamp(1, PAGE_MAX);
+        let size =
+            query.get("PageSize").and_then(|size| size.parse().ok()).unwrap_or(PAGE).clamp(1, PAGE_MAX);
         let at: usize = query.get("Page").and_then(|page| page.parse().ok()).unwrap_or(0);
         let (to, since) = (query.get("To"), query.get("DateSent>").map(|day| day_us(day)));
         if since == Some(None) {

@@ -107,7 +107,8 @@ fn is_authorized(server: &Server, request: &Request<Incoming>) -> bool {
     let Some(rest) = &server.config.rest else { return false };
     let wanted = format!("{}:{}", rest.account_sid, rest.auth_token);
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Basic ")).and_then(|b64| STANDARD.decode(b64).ok());
+    let given =
+        given.and_then(|value| value.strip_prefix("Basic ")).and_then(|b64| STANDARD.decode(b64).ok());
     given.is_some_and(|given| given == wanted.as_bytes())
 }
 
@@ -150,7 +151,8 @@ async fn write(reply: Reply) -> Answer {
                 tokio::time::sleep(after).await;
             }
             let status = StatusCode::from_u16(status).map_err(io::Error::other)?;
-            let mut response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
+            let mut response =
+                Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
             if let Some(seconds) = retry_after_s {
                 response = response.header(header::RETRY_AFTER, seconds);
             }

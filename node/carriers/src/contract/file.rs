@@ -162,7 +162,8 @@ impl Contract {
         checks.range("send.retry_after_s_max", read.send.retry_after_s_max, 1, 86_400)?;
         checks.range("receipts.ack_timeout_ms", read.receipts.ack_timeout_ms, 100, 60_000)?;
         let fragment = &read.receipts.url_fragment;
-        if fragment.len() > 64 || !fragment.bytes().all(|b| b.is_ascii_alphanumeric() || b"&=-_.".contains(&b))
+        if fragment.len() > 64
+            || !fragment.bytes().all(|b| b.is_ascii_alphanumeric() || b"&=-_.".contains(&b))
         {
             return checks.fail("receipts.url_fragment", "must be at most 64 of letters, digits and &=-_.");
         }
@@ -206,7 +207,8 @@ fn seconds(s: u32) -> Duration {
 }
 
 fn look_up(checks: &Checks<'_>, terms: &LookUp) -> Result<LookUpTerms, ContractError> {
-    let proof_s = checks.range("look_up.absence_is_proof_after_s", terms.absence_is_proof_after_s, 0, 86_400)?;
+    let proof_s =
+        checks.range("look_up.absence_is_proof_after_s", terms.absence_is_proof_after_s, 0, 86_400)?;
     Ok(LookUpTerms {
         quota_per_minute: checks.range("look_up.quota_per_minute", terms.quota_per_minute, 1, 60_000)?,
         page_size: checks.range("look_up.page_size", terms.page_size, 1, 1_000)?,

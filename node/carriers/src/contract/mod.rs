@@ -141,7 +141,9 @@ pub enum ContractError {
     Directory { path: String, reason: String },
     #[error("contract {name}: the text changed but the version is still {version}; raise it")]
     SameVersion { name: String, version: u32 },
-    #[error("contract {name}: version {version} is older than {loaded}, which is loaded; raise it to go back")]
+    #[error(
+        "contract {name}: version {version} is older than {loaded}, which is loaded; raise it to go back"
+    )]
     OlderVersion { name: String, version: u32, loaded: u32 },
     #[error("contract {name}: the protocol of a contract does not change; use another name")]
     OtherProtocol { name: String },

@@ -103,9 +103,11 @@ fn each_fault_of_a_file_is_named() {
 }
 
 fn own(version: u32, body_chars_max: u32) -> String {
-    TWILIO_TEXT
-        .replacen("version = 1", &format!("version = {version}"), 1)
-        .replacen("body_chars_max = 1600", &format!("body_chars_max = {body_chars_max}"), 1)
+    TWILIO_TEXT.replacen("version = 1", &format!("version = {version}"), 1).replacen(
+        "body_chars_max = 1600",
+        &format!("body_chars_max = {body_chars_max}"),
+        1,
+    )
 }
 
 #[test]
@@ -126,7 +128,10 @@ fn a_file_takes_the_place_of_a_built_in_contract_while_connectors_use_it() {
     // Nothing of a file that is wrong counts, and it is told each time.
     for _ in 0..2 {
         let (changed, errors) = put(&own(2, 400));
-        assert_eq!((changed.len(), errors), (0, vec![ContractError::SameVersion { name: "twilio".into(), version: 2 }]));
+        assert_eq!(
+            (changed.len(), errors),
+            (0, vec![ContractError::SameVersion { name: "twilio".into(), version: 2 }])
+        );
     }
     assert!(matches!(put(&own(1, 400)).1[..], [ContractError::OlderVersion { version: 1, loaded: 2, .. }]));
     assert!(matches!(put("schema = ").1[..], [ContractError::Syntax { .. }]));

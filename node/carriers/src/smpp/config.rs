@@ -205,9 +205,7 @@ pub(crate) fn international_digits(number: &str) -> Option<&str> {
 
 /// Digits of an international number.
 pub(crate) fn is_e164(digits: &str) -> bool {
-    (7..=15).contains(&digits.len())
-        && digits.bytes().all(|b| b.is_ascii_digit())
-        && !digits.starts_with('0')
+    (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0')
 }
 
 #[cfg(test)]

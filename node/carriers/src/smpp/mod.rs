@@ -23,10 +23,10 @@ mod send;
 mod session;
 pub mod status;
 
-pub use config::{SmppConfig, SmppConfigError, SmppTuning};
-pub use id::{candidates as receipt_id_candidates, canonical as canonical_id};
 pub use crate::tls::TlsError;
+pub use config::{SmppConfig, SmppConfigError, SmppTuning};
 pub(crate) use config::{international_digits, is_e164};
+pub use id::{candidates as receipt_id_candidates, canonical as canonical_id};
 
 use crate::connector::{
     BoxFuture, Connector, ConnectorStatus, InboundSink, SegmentGate, SendOutcome, SendRequest,
@@ -99,7 +99,8 @@ fn tls_of(config: &SmppConfig) -> Result<Option<Tls>, TlsError> {
     }
     let own = Some(settings.tls_ca_pem.as_str()).filter(|pem| !pem.is_empty());
     let pem = own.or(config.default_ca_pem.as_deref()).ok_or(TlsError::NoCa)?;
-    let host = if settings.tls_server_name.is_empty() { &settings.address } else { &settings.tls_server_name };
+    let host =
+        if settings.tls_server_name.is_empty() { &settings.address } else { &settings.tls_server_name };
     Tls::to(host, pem).map(Some)
 }
 

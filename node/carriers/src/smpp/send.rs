@@ -98,7 +98,8 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
         Some(own) => own,
         None => None,
     };
-    let (source, contract) = (own.as_ref().unwrap_or(&shared.pool.account.source), shared.pool.account.contract.get());
+    let (source, contract) =
+        (own.as_ref().unwrap_or(&shared.pool.account.source), shared.pool.account.contract.get());
     let reference = shared.concatenation_reference.fetch_add(1, Ordering::Relaxed);
     let Ok(parts) = Parts::cut(request.body.expose(), reference) else {
         return progress.end(Outcome::RejectedContent, "too_many_parts".into(), None);

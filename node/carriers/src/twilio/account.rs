@@ -70,11 +70,15 @@ impl Default for TwilioTuning {
 pub enum TwilioConfigError {
     #[error("{field}: must be between {min} and {max}")]
     Range { field: &'static str, min: u32, max: u32 },
-    #[error("base_url: must be https://host or https://host:port without a path; http only to a loopback address")]
+    #[error(
+        "base_url: must be https://host or https://host:port without a path; http only to a loopback address"
+    )]
     BaseUrl,
     #[error("callback_url: must be https://host/path without a fragment; http only to a loopback address")]
     CallbackUrl,
-    #[error("from: must be an e.164 number, a short code, or up to 11 characters; or give messaging_service_sid")]
+    #[error(
+        "from: must be an e.164 number, a short code, or up to 11 characters; or give messaging_service_sid"
+    )]
     From,
     #[error("auth_token: must be 1 to 128 ascii characters")]
     AuthToken,
@@ -140,7 +144,8 @@ impl Account {
         if callback_url.as_ref().is_some_and(|url| !is_callback_url(url)) {
             return Err(TwilioConfigError::CallbackUrl);
         }
-        let millis = |field, value| in_range(field, value, 10, 3_600_000).map(u64::from).map(Duration::from_millis);
+        let millis =
+            |field, value| in_range(field, value, 10, 3_600_000).map(u64::from).map(Duration::from_millis);
         Ok(Self {
             carrier,
             origin,
@@ -228,7 +233,9 @@ pub(crate) mod tests {
     fn settings_are_checked() {
         use TwilioConfigError as E;
         assert_eq!(check(|_| ()), None);
-        for url in ["http://api.example", "https://", "https://a/path", "ftp://a", "https://a b", "http://10.0.0.1"] {
+        for url in
+            ["http://api.example", "https://", "https://a/path", "ftp://a", "https://a b", "http://10.0.0.1"]
+        {
             assert_eq!(check(|c| c.settings.base_url = url.into()), Some(E::BaseUrl), "{url}");
         }
         for url in ["http://texts.example/c", "https://texts.example/c#x", "texts.example"] {
@@ -247,13 +254,19 @@ pub(crate) mod tests {
         assert_eq!(check(|c| c.contract = smpp), Some(E::Contract));
         let range = |field, min, max| Some(E::Range { field, min, max });
         assert_eq!(check(|c| c.settings.connections_per_node = 0), range("connections_per_node", 1, 1_000));
-        assert_eq!(check(|c| c.settings.response_timeout_ms = 9), range("response_timeout_ms", 10, 3_600_000));
+        assert_eq!(
+            check(|c| c.settings.response_timeout_ms = 9),
+            range("response_timeout_ms", 10, 3_600_000)
+        );
     }
 
     #[test]
     fn an_api_key_takes_the_place_of_the_account_and_its_token() {
         let plain = Account::check(config()).unwrap();
-        assert_eq!(*plain.authorization.expose(), format!("Basic {}", STANDARD.encode(format!("AC{:032x}:token", 1))));
+        assert_eq!(
+            *plain.authorization.expose(),
+            format!("Basic {}", STANDARD.encode(format!("AC{:032x}:token", 1)))
+        );
         let mut keyed = config();
         keyed.settings.api_key_sid = "SKx".into();
         keyed.api_key_secret = Some(Clear::new("secret".into()));

@@ -20,7 +20,8 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
-        let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let seconds =
+            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         Self { status, retry_after: seconds.map(Duration::from_secs), body }
     }
 }
@@ -115,7 +116,10 @@ mod tests {
     fn each_answer_has_its_outcome() {
         let sid = format!("SM{:032x}", 7);
         let accepted = (Outcome::Accepted, "http_201".to_owned(), Some(sid.clone()));
-        assert_eq!(verdict(201, &format!("{{\"sid\":\"{sid}\",\"status\":\"queued\",\"body\":\"x\"}}")), accepted);
+        assert_eq!(
+            verdict(201, &format!("{{\"sid\":\"{sid}\",\"status\":\"queued\",\"body\":\"x\"}}")),
+            accepted
+        );
         let ambiguous = |code: &str| (Outcome::Ambiguous, code.to_owned(), None);
         for unreadable in ["", "<html>", "{}", "{\"sid\":\"SM1\"}"] {
             assert_eq!(verdict(201, unreadable), ambiguous("answer_unreadable"), "{unreadable}");

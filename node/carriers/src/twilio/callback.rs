@@ -50,7 +50,8 @@ async fn judge(shared: &Shared, callback: Callback) -> (CallbackAnswer, &'static
         return (CallbackAnswer::BadSignature, "bad_signature");
     }
     let field = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| &**value);
-    let (Some(sid), Some(word)) = (field("MessageSid").or_else(|| field("SmsSid")), field("MessageStatus")) else {
+    let (Some(sid), Some(word)) = (field("MessageSid").or_else(|| field("SmsSid")), field("MessageStatus"))
+    else {
         return (CallbackAnswer::Malformed, "malformed");
     };
     if !is_message_sid(sid) || field("AccountSid").is_some_and(|of| of != account.account_sid) {

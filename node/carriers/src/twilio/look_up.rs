@@ -150,10 +150,8 @@ async fn by_list(shared: &Shared, terms: LookUpTerms, question: &LookUp) -> Look
     // The list is by day, in UTC.
     let day = from.strftime("%Y-%m-%d");
     let base = shared.account().messages_path();
-    let mut path = Zeroizing::new(format!(
-        "{base}.json?To=%2B{digits}&DateSent%3E={day}&PageSize={}",
-        terms.page_size
-    ));
+    let mut path =
+        Zeroizing::new(format!("{base}.json?To=%2B{digits}&DateSent%3E={day}&PageSize={}", terms.page_size));
     let mut fitting: Option<LookUpAnswer> = None;
     for _ in 0..terms.pages_max {
         let answer = match get(shared, terms, &path).await {

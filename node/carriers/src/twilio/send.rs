@@ -122,7 +122,8 @@ async fn wait(
     };
     match heard {
         Ok(Heard::Answered(verdict)) => {
-            let pause = shared.pool.paused_until().map(|until| until.saturating_duration_since(Instant::now()));
+            let pause =
+                shared.pool.paused_until().map(|until| until.saturating_duration_since(Instant::now()));
             let slow = matches!(verdict.outcome, Outcome::Throttled | Outcome::CapReached);
             let broken = verdict.broken.map(|_| shared.account().tuning.broken_retry);
             SendOutcome {
@@ -264,7 +265,8 @@ fn form(account: &Account, request: &SendRequest) -> Option<Zeroizing<Vec<u8>>> 
     let number = request.recipient.expose();
     let to = Clear::new(format!("+{}", international_digits(number)?));
     // Room for everything at once: a buffer that grows leaves a copy behind.
-    let text = Zeroizing::new(String::with_capacity(3 * (request.body.expose().len() + number.len()) + 2_048));
+    let text =
+        Zeroizing::new(String::with_capacity(3 * (request.body.expose().len() + number.len()) + 2_048));
     let mut form = form_urlencoded::Serializer::new(Taken(text));
     form.append_pair("To", to.expose());
     match (&request.sender, &account.sender) {
@@ -307,7 +309,11 @@ impl form_urlencoded::Target for Taken {
 }
 
 /// A seat with its connection and all permissions, in the order of arrival.
-async fn in_line(shared: &Arc<Shared>, request: &SendRequest, gate: &dyn SegmentGate) -> Result<Seat, Refusal> {
+async fn in_line(
+    shared: &Arc<Shared>,
+    request: &SendRequest,
+    gate: &dyn SegmentGate,
+) -> Result<Seat, Refusal> {
     let pool = &shared.pool;
     let mut view = pool.watch();
     let now = *view.borrow_and_update();
@@ -342,7 +348,12 @@ async fn in_line(shared: &Arc<Shared>, request: &SendRequest, gate: &dyn Segment
 
 /// Waits for the end of the pause and for the gate. A pause that began while the gate was waited for makes the first
 /// permission stale: it would add to the burst after the pause.
-async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate, first: bool) -> Result<(), Refusal> {
+async fn permission(
+    pool: &Pool,
+    send_by: Instant,
+    gate: &dyn SegmentGate,
+    first: bool,
+) -> Result<(), Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= send_by {

@@ -58,7 +58,8 @@ fn other_port(url: &str) -> Option<String> {
     if let Some(host) = authority.strip_suffix(standard) {
         return Some(format!("{scheme}://{host}{path}"));
     }
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    let has_port =
+        authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     (!has_port).then(|| format!("{scheme}://{authority}{standard}{path}"))
 }
 

@@ -1,7 +1,7 @@
 //! What the suite needs of a carrier: its side of the wire, and the connector that talks to it.
 use crate::support::{Inbox, within};
-use carillon_carriers::{Connector, GateClosed, SegmentGate};
 use carillon_carriers::{BoxFuture, ConnectorState};
+use carillon_carriers::{Connector, GateClosed, SegmentGate};
 use carillon_proto::internal::ReceiptState;
 use carillon_proto::public::Outcome;
 use std::sync::Arc;

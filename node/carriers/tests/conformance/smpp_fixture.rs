@@ -11,11 +11,24 @@ use tokio::sync::{mpsc, oneshot};
 
 /// What the carrier's task is asked to do.
 enum Order {
-    Accept { sequence: u32, id: String },
-    Refuse { sequence: u32, status: u32 },
+    Accept {
+        sequence: u32,
+        id: String,
+    },
+    Refuse {
+        sequence: u32,
+        status: u32,
+    },
     HangUp,
-    Receipt { text: String, told: oneshot::Sender<Told> },
-    Raw { octets: Vec<u8>, sequence: u32, told: oneshot::Sender<Told> },
+    Receipt {
+        text: String,
+        told: oneshot::Sender<Told>,
+    },
+    Raw {
+        octets: Vec<u8>,
+        sequence: u32,
+        told: oneshot::Sender<Told>,
+    },
     /// Probes until the connector had every chance to write.
     Silence(oneshot::Sender<()>),
 }

@@ -47,7 +47,8 @@ async fn a_throttle_pauses_the_lane_and_keeps_the_order<C: CarrierUnderTest>() {
     assert!(throttled.retry_after.is_some_and(|after| after > Duration::from_millis(100)), "{throttled:?}");
     assert!(connector.status().paused_for.is_some());
     // A message that cannot wait for the end of the pause is given back at once, with the time to come again.
-    let hurried = SendRequest { send_by: Instant::now() + Duration::from_millis(20), ..request(2, "hurried") };
+    let hurried =
+        SendRequest { send_by: Instant::now() + Duration::from_millis(20), ..request(2, "hurried") };
     let hurried = within(connector.send(hurried, &OpenGate)).await;
     assert_eq!((hurried.outcome, hurried.code.as_str()), (Outcome::NotSent, "paused"));
     assert!(hurried.retry_after.is_some());

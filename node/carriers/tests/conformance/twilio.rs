@@ -40,7 +40,10 @@ async fn a_create_says_everything_that_the_contract_knows() {
     };
     let sending = spawn_send(&carrier.connector, long);
     let exchange = carrier.api.next().await;
-    assert_eq!((exchange.form["ValidityPeriod"].as_str(), exchange.form["From"].as_str()), ("36000", "+12025550111"));
+    assert_eq!(
+        (exchange.form["ValidityPeriod"].as_str(), exchange.form["From"].as_str()),
+        ("36000", "+12025550111")
+    );
     carrier.accept(exchange, 2).await;
     outcome(sending).await;
 }
@@ -68,9 +71,17 @@ async fn a_messaging_service_sends_without_a_number() {
 async fn what_cannot_travel_never_reaches_the_socket() {
     let mut carrier = Twilio::with(|_| ()).await;
     for (bad, expected, code) in [
-        (SendRequest { recipient: Clear::new("911x".into()), ..request(1, "Hi") }, Outcome::RejectedNumber, "bad_number"),
+        (
+            SendRequest { recipient: Clear::new("911x".into()), ..request(1, "Hi") },
+            Outcome::RejectedNumber,
+            "bad_number",
+        ),
         (request(2, &"a".repeat(1_601)), Outcome::RejectedContent, "too_long"),
-        (SendRequest { sender: Some("no sender at all".into()), ..request(3, "Hi") }, Outcome::LaneBroken, "bad_sender"),
+        (
+            SendRequest { sender: Some("no sender at all".into()), ..request(3, "Hi") },
+            Outcome::LaneBroken,
+            "bad_sender",
+        ),
     ] {
         let outcome = within(carrier.connector.send(bad, &OpenGate)).await;
         assert_eq!((outcome.outcome, outcome.code.as_str(), outcome.segments), (expected, code, 0));
@@ -147,7 +158,8 @@ async fn a_callback_names_the_message_that_its_url_was_made_for() {
     let url = exchange.form["StatusCallback"].clone();
     let (_, query) = url.split('#').next().unwrap().split_once('?').unwrap();
     let id = sid(9);
-    let fields = [("MessageSid", id.as_str()), ("MessageStatus", "delivered"), ("AccountSid", &account_sid())];
+    let fields =
+        [("MessageSid", id.as_str()), ("MessageStatus", "delivered"), ("AccountSid", &account_sid())];
     let told = carrier.spawn_callback(callback(TOKEN, query, &fields));
     let report = carrier.inbox.receipt().await;
     assert_eq!((report.known, report.state), (Some(message_id(42)), ReceiptState::Delivered));
@@ -236,11 +248,8 @@ async fn a_message_without_an_id_is_found_by_number_text_and_time() {
         listed(2, "+12125550123", "Other text", "sent", 3),
         listed(4, "+12125550123", "Hi", "sent", 600),
     ];
-    let found = LookUpAnswer::Found {
-        carrier_ref: sid(3),
-        state: ReceiptState::Delivered,
-        code: "delivered".into(),
-    };
+    let found =
+        LookUpAnswer::Found { carrier_ref: sid(3), state: ReceiptState::Delivered, code: "delivered".into() };
     let mut all = others.to_vec();
     all.push(ours.clone());
     assert_eq!(asked(&mut carrier, question(None), &[page(&all, None)]).await, found);
@@ -325,7 +334,11 @@ async fn a_final_state_that_is_recorded_takes_the_text_away() {
         let fields = [("MessageSid", id.as_str()), ("MessageStatus", word)];
         let answer = carrier.spawn_callback(callback(TOKEN, "tenant=a%20b", &fields));
         let report = carrier.inbox.receipt().await;
-        if commit { report.ack.commit() } else { report.ack.refuse() }
+        if commit {
+            report.ack.commit()
+        } else {
+            report.ack.refuse()
+        }
         assert_eq!(told(answer).await, if commit { Told::Taken } else { Told::Again });
         if word == "sent" || !commit {
             carrier.assert_silent().await;

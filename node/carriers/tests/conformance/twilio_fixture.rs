@@ -219,7 +219,9 @@ impl CarrierUnderTest for Twilio {
         self.spawn_callback(match wrong {
             Wrong::Signature => callback("another token", query, &good),
             Wrong::Oversized => callback(TOKEN, query, &[good[0], good[1], ("To", long.as_str())]),
-            Wrong::Malformed => callback(TOKEN, query, &[("MessageSid", "SM1"), ("MessageStatus", "delivered")]),
+            Wrong::Malformed => {
+                callback(TOKEN, query, &[("MessageSid", "SM1"), ("MessageStatus", "delivered")])
+            }
         })
     }
 }

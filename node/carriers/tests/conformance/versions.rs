@@ -49,7 +49,9 @@ async fn a_carrier_that_says_how_full_it_is_slows_the_lane_before_it_refuses() {
 #[tokio::test]
 async fn a_message_may_have_a_sender_of_its_own() {
     let (_smsc, connector, _inbox, mut peer) = one_bind().await;
-    for (sender, expected) in [(None, "12025550100"), (Some("12025550111"), "12025550111"), (Some("Clinic"), "Clinic")] {
+    for (sender, expected) in
+        [(None, "12025550100"), (Some("12025550111"), "12025550111"), (Some("Clinic"), "Clinic")]
+    {
         let own = SendRequest { sender: sender.map(str::to_owned), ..request(1, "Hi") };
         let sending = spawn_send(&connector, own);
         let (sequence, submit) = peer.submit().await;

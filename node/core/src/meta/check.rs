@@ -147,7 +147,8 @@ fn twilio_settings(twilio: &TwilioSettings) -> Check {
     let both = key.is_empty() == key_secret.is_empty() && secret_name(key_secret);
     require(both, "twilio.api_key_secret", "must be letters, digits, '.', '_' or '-', with api_key_sid")?;
     let (from, service) = (&twilio.from, &twilio.messaging_service_sid);
-    let from_possible = from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
+    let from_possible =
+        from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
     require(from_possible, "twilio.from", "must be up to 20 letters, digits, '+' and spaces")?;
     let service_possible = service.is_empty() || sid(service, "MG");
     require(service_possible, "twilio.messaging_service_sid", "must be MG and 32 hex digits")?;
@@ -170,7 +171,11 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     let printable = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
     let system_id = (1..=15).contains(&smpp.system_id.len()) && printable(&smpp.system_id);
     require(system_id, "smpp.system_id", "must be 1 to 15 printable characters")?;
-    require(secret_name(&smpp.password_secret), "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
+    require(
+        secret_name(&smpp.password_secret),
+        "smpp.password_secret",
+        "must be letters, digits, '.', '_' or '-'",
+    )?;
     require((1..=64).contains(&smpp.binds_per_node), "smpp.binds_per_node", "must be 1 to 64")?;
     require((1..=10_000).contains(&smpp.window), "smpp.window", "must be 1 to 10000")?;
     require(smpp.response_timeout_ms > 0, "smpp.response_timeout_ms", "must be at least 1")?;

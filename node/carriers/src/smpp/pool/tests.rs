@@ -1,8 +1,8 @@
 //! Tests of the pool of binds.
-use crate::contract::{ContractHandle, SMPP_GENERIC};
 use super::super::config::{SmppConfig, SmppTuning};
 use super::*;
 use crate::clear::Clear;
+use crate::contract::{ContractHandle, SMPP_GENERIC};
 use carillon_proto::internal::SmppSettings;
 use futures::FutureExt as _;
 
