@@ -43,7 +43,7 @@ struct ProfileQuery {
 pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
         .route("/stats", get(stats))
         .route("/truth", get(truth))
         .route("/profile", get(profile).post(set_profile))
@@ -65,6 +65,13 @@ fn json(value: &impl Serialize) -> Response {
 fn refusal(status: StatusCode, why: &str) -> Response {
     let body = serde_json::json!({ "error": why }).to_string();
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn readyz(State(server): State<Arc<Server>>) -> Response {
+    match server.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
 }
 
 async fn stats(State(server): State<Arc<Server>>, Query(query): Query<StatsQuery>) -> Response {

@@ -1,7 +1,8 @@
 //! `carillonctl carrier ...`: accounts at carriers.
 use super::Verdict;
-use super::cluster::{PutCarrierArgs, Target};
+use super::cluster::PutCarrierArgs;
 use super::output::{Format, print};
+use super::target::Target;
 use carillon_proto::internal::{Baa, CarrierRecord, TwilioSettings};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
