@@ -34,9 +34,16 @@ pub const SOON: [(&str, &str); 3] = [
 ];
 
 /// Puts Twilio's contract with changes into the lab's directory of contracts.
-pub fn write_contract(lab: &Lab, version: u32, changes: impl IntoIterator<Item = (&'static str, &'static str)>) {
-    let mut text = include_str!("../../../node/carriers/contracts/twilio.toml")
-        .replacen("version = 1", &format!("version = {version}"), 1);
+pub fn write_contract(
+    lab: &Lab,
+    version: u32,
+    changes: impl IntoIterator<Item = (&'static str, &'static str)>,
+) {
+    let mut text = include_str!("../../../node/carriers/contracts/twilio.toml").replacen(
+        "version = 1",
+        &format!("version = {version}"),
+        1,
+    );
     for (from, to) in changes {
         assert!(text.contains(from), "{from}");
         text = text.replacen(from, to, 1);
@@ -80,7 +87,10 @@ impl<'a> Story<'a> {
         until("every node knows the practice's carrier", LIMIT, async || {
             for node in self.rig.lab.node_ids() {
                 let status = self.rig.status(node).await?;
-                if !status.practices.iter().any(|p| p.practice_no == record.practice_no && p.carrier_no == record.carrier_no)
+                if !status
+                    .practices
+                    .iter()
+                    .any(|p| p.practice_no == record.practice_no && p.carrier_no == record.carrier_no)
                 {
                     return Err(format!("node {node} does not"));
                 }
@@ -160,7 +170,8 @@ impl<'a> Story<'a> {
 
     pub async fn throttled(&self) {
         self.carrier.set_profile(THROTTLED).await.unwrap();
-        let specs: Vec<MessageSpec> = (0..6).map(|at| self.spec(&format!("throttled-{at}"), 40 + at)).collect();
+        let specs: Vec<MessageSpec> =
+            (0..6).map(|at| self.spec(&format!("throttled-{at}"), 40 + at)).collect();
         let accepted = self.rig.submit(specs).await;
         for message in accepted {
             self.rig.until_state(&message.message_id, MessageState::Delivered, LIMIT).await;
@@ -223,7 +234,11 @@ impl<'a> Story<'a> {
     async fn until_version(&self, version: u32) {
         until("every node has the new version", LIMIT, async || {
             let seen = self.versions().await?;
-            if seen.iter().all(|(name, seen)| name == "twilio" && *seen == version) { Ok(()) } else { Err(format!("{seen:?}")) }
+            if seen.iter().all(|(name, seen)| name == "twilio" && *seen == version) {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}"))
+            }
         })
         .await;
     }
@@ -249,7 +264,9 @@ impl<'a> Story<'a> {
         until("the fault is a metric of every node", LIMIT, async || {
             let pages = self.rig.metrics().await;
             let faulty = |id: &u64| {
-                pages.get(&format!("node-{id}")).is_some_and(|page| page.contains("carillon_contract_faults 1"))
+                pages
+                    .get(&format!("node-{id}"))
+                    .is_some_and(|page| page.contains("carillon_contract_faults 1"))
             };
             let nodes = self.rig.lab.node_ids();
             if nodes.iter().all(faulty) { Ok(()) } else { Err("not everywhere".to_owned()) }
@@ -278,7 +295,8 @@ impl<'a> Story<'a> {
         })
         .await;
         let reminder = spec(&practice, "bare-reminder", 60);
-        let notice = MessageSpec { class: MessageClass::PublicHealth as i32, ..spec(&practice, "bare-notice", 61) };
+        let notice =
+            MessageSpec { class: MessageClass::PublicHealth as i32, ..spec(&practice, "bare-notice", 61) };
         self.sent.lock().unwrap().extend([reminder.clone(), notice.clone()]);
         let request = SubmitMessagesRequest { messages: vec![reminder, notice], validate_only: false };
         let results = self.rig.client.submit(request).await.unwrap().results;
@@ -295,8 +313,12 @@ impl<'a> Story<'a> {
         later.not_before = carillon_tests::api::from_now(6_000);
         let id = self.rig.submit(vec![later]).await.remove(0).message_id;
         let status = self.rig.status(1).await.unwrap();
-        let mut record =
-            status.carriers.iter().filter_map(|c| c.carrier.clone()).find(|c| c.name == HTTP_CARRIER).unwrap();
+        let mut record = status
+            .carriers
+            .iter()
+            .filter_map(|c| c.carrier.clone())
+            .find(|c| c.name == HTTP_CARRIER)
+            .unwrap();
         let admin = self.rig.lab.admin(1).unwrap();
         record.baa = Baa::None.into();
         admin.put_carrier(record.clone()).await.unwrap();
@@ -315,10 +337,8 @@ impl<'a> Story<'a> {
 
     pub async fn canary(&self) {
         let sent = self.sent.lock().unwrap().clone();
-        let marks: Vec<String> = sent
-            .iter()
-            .flat_map(|spec| [spec.body.clone(), number_of(spec)[2..].to_owned()])
-            .collect();
+        let marks: Vec<String> =
+            sent.iter().flat_map(|spec| [spec.body.clone(), number_of(spec)[2..].to_owned()]).collect();
         let token = fs_err::read_to_string(self.rig.lab.dir().join("secrets/sim-http-token")).unwrap();
         let marks: Vec<String> = marks.into_iter().chain([token.trim().to_owned()]).collect();
         let search = Canary::new(&marks).in_tree(&self.rig.lab.dir().join("logs"));

@@ -64,10 +64,14 @@ async fn play(
                         0x64 => Told::Again,
                         _ => Told::Refused,
                     };
-                    drop(told.remove(&sequence).map(|told| told.send(answer)));
+                    if let Some(told) = told.remove(&sequence) {
+                        let _ = told.send(answer);
+                    }
                 }
                 Some(Seen::Nacked(sequence)) => {
-                    drop(told.remove(&sequence).map(|told| told.send(Told::Refused)));
+                    if let Some(told) = told.remove(&sequence) {
+                        let _ = told.send(Told::Refused);
+                    }
                 }
                 None => return,
             },
@@ -89,7 +93,7 @@ async fn play(
                 }
                 Some(Order::Silence(done)) => {
                     peer.assert_silent().await;
-                    drop(done.send(()));
+                    let _ = done.send(());
                 }
             },
         }
