@@ -1,6 +1,6 @@
 //! `carillonctl lane ...` and `carillonctl limit ...`: what carriers allow, who holds it, and how much of it is used.
 use super::Verdict;
-use super::cluster::Target;
+use super::target::Target;
 use super::output::{Format, print, table};
 use carillon_proto::admin::{
     DropLimitRequest, LaneStatus, ListLanesRequest, ListLanesResponse, PutLimitRequest,
@@ -101,7 +101,7 @@ pub async fn lane(command: LaneCommand, format: Format) -> anyhow::Result<Verdic
         LaneCommand::Show { target, carrier } => show(&target, Some(&carrier), format).await,
         LaneCommand::SetLimit { target, carrier, segments_per_second } => {
             let request = SetAccountLimitRequest { carrier, segments_per_second };
-            target.connect()?.set_account_limit(request).await?;
+            target.any().await?.set_account_limit(request).await?;
             Ok(Verdict::Done)
         }
         LaneCommand::Pause { target, carrier } => set(&target, carrier, true).await,
@@ -112,7 +112,7 @@ pub async fn lane(command: LaneCommand, format: Format) -> anyhow::Result<Verdic
 pub async fn limit(command: LimitCommand, format: Format) -> anyhow::Result<Verdict> {
     match command {
         LimitCommand::List(target) => {
-            let answer = target.connect()?.list_lanes(ListLanesRequest {}).await?;
+            let answer = target.any().await?.list_lanes(ListLanesRequest {}).await?;
             let lanes: Vec<&LaneStatus> = answer.lanes.iter().filter(|lane| lane.limit.is_some()).collect();
             let value: Vec<Value> = lanes.iter().map(|lane| lane_json(lane)).collect();
             print(format, &value, || show_table(&lanes))?;
@@ -136,18 +136,18 @@ pub async fn limit(command: LimitCommand, format: Format) -> anyhow::Result<Verd
             };
             let (carrier, tenant, practice) = (args.carrier, args.tenant, args.practice);
             let request = PutLimitRequest { limit: Some(limit), carrier, tenant, practice };
-            let number = args.target.connect()?.put_limit(request).await?.limit.map_or(0, |l| l.limit_no);
+            let number = args.target.any().await?.put_limit(request).await?.limit.map_or(0, |l| l.limit_no);
             print(format, &json!({ "limit_no": number }), || println!("limit {number}"))?;
         }
         LimitCommand::Drop { target, number } => {
-            target.connect()?.drop_limit(DropLimitRequest { limit_no: number }).await?;
+            target.any().await?.drop_limit(DropLimitRequest { limit_no: number }).await?;
         }
     }
     Ok(Verdict::Done)
 }
 
 async fn set(target: &Target, carrier: String, paused: bool) -> anyhow::Result<Verdict> {
-    target.connect()?.set_lane(SetLaneRequest { carrier, paused }).await?;
+    target.any().await?.set_lane(SetLaneRequest { carrier, paused }).await?;
     Ok(Verdict::Done)
 }
 
