@@ -138,6 +138,10 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_attempts_total", "Attempts ended, by carrier and outcome."),
     counter("carillon_fact_retries_total", "Outcomes or receipts that had to be proposed again."),
     gauge("carillon_lane_share_segments_per_second", "This node's share of a carrier's limit."),
+    gauge(
+        "carillon_lane_ease_permille",
+        "How much of its limit a carrier's lane may use: less after the carrier said that it was too fast.",
+    ),
     counter("carillon_lease_requests_total", "Requests for leases of lane budgets, by outcome."),
     counter("carillon_leases_ended_total", "Leases that ended on this node because nobody renewed them."),
     counter(

@@ -6,6 +6,7 @@
 //! Does not: start or stop the lab.
 
 pub mod book;
+mod lane;
 pub mod live;
 mod night;
 mod outlook;
@@ -169,14 +170,16 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
             move |event| tracker.lock().apply(event),
         ))
     };
-    let show = Show::new(&day, http, &lab, stage.clone(), tracker);
+    let show = Show::new(&day, http.clone(), &lab, stage.clone(), tracker);
+    let nodes = lab.nodes.iter().map(|node| node.http.clone()).collect();
+    let lane = tokio::spawn(lane::watch(show.clone(), http, nodes, stop.clone()));
     let printer = tokio::spawn(show.clone().run(stop.clone()));
     let played = tokio::select! {
         played = play_and_settle(&args, &lab, &stage, &day, &show) => played,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     stop.cancel();
-    let _printer_has_stopped = printer.await;
+    let _printers_have_stopped = tokio::join!(printer, lane);
     if let Ok(Err(status)) = follower.await {
         println!("The event stream was refused: {:?} {}", status.code(), status.message());
     }

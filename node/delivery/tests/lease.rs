@@ -332,7 +332,7 @@ fn a_paused_limit_sends_nothing_and_an_eased_one_that_much_less() {
 #[test]
 fn another_limit_begins_when_the_old_one_is_at_rest() {
     for seed in 0..4 {
-        let mut world = World::new(seed, limit(600, 1), 3, Trouble { lost_permille: 50, ..CALM });
+        let mut world = World::new(seed, limit(600, 1), 3, Trouble { lost_permille: 10, ..CALM });
         world.run(4_000);
         world.rule = LimitRule::of(limit(60, 1));
         world.run(2_600);

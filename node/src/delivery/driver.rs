@@ -27,6 +27,7 @@ use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
+use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, query};
 use carillon_delivery::lease::LIMIT_BASE;
@@ -438,6 +439,12 @@ impl Driver {
     }
 
     fn report(&self, now_ms: u64) {
+        let view = self.handle.meta();
+        for carrier in view.carriers.values() {
+            let eased = ease_permille(view.lanes.get(&carrier.carrier_no), now_ms);
+            metrics::gauge!("carillon_lane_ease_permille", "carrier" => carrier.name.clone())
+                .set(f64::from(eased));
+        }
         let stats = self.scheduler.stats(now_ms, self.clock.now());
         metrics::gauge!("carillon_scheduler_ready").set(stats.ready as f64);
         metrics::gauge!("carillon_scheduler_in_flight").set(stats.in_flight_attempts as f64);

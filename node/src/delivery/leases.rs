@@ -201,7 +201,7 @@ impl Leases {
         };
         let answers: Vec<LaneAnswers> = std::mem::take(&mut *self.0.answers.lock()).into_values().collect();
         let leader = handle.leadership(0).leader;
-        let limit = self.0.holder.lock().settings().ttl / 2;
+        let limit = self.0.holder.lock().settings().patience();
         let answer = async {
             if leader == handle.node_id() {
                 return grants.serve(request, &answers).await;

@@ -118,6 +118,7 @@ impl World {
                 }
                 (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {
                     self.count_while_full(node, "outcome_while_nearly_full");
+                }
                 (Some(Kind::Accept(accept)), CommandResult::Accepted) => {
                     let wrong = self.oracle.changes.accepted(accept);
                     wrong.into_iter().for_each(|text| self.oracle.fail(text));
@@ -126,6 +127,7 @@ impl World {
                 (Some(Kind::AdvanceSeries(_)), _) => self.trace.count("series_step_refused"),
                 (Some(Kind::UpdateByReference(update)), result) => {
                     self.follow_update(node, partition, update, result);
+                }
                 (Some(Kind::SetHours(set)), CommandResult::Done) => {
                     self.trace.count("hours_renewed");
                     if set.due_ms > 0 {

@@ -22,7 +22,9 @@ impl World {
         decided_ms: u64,
     ) {
         let left_ms = permit.send_by_ms.saturating_sub(now_ms);
-        let send_within_ms = self.send_within_ms(node, permit.carrier_no, permit.segments);
+        // As it was when the attempt was decided: what is held has changed since.
+        let then_ms = now_ms.saturating_sub(self.now_ms - decided_ms);
+        let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
         let wing = &mut self.nodes[node].wing;

@@ -39,6 +39,11 @@ pub enum PracticeCommand {
         /// Which zone counts for a recipient when a message names none.
         #[arg(long, value_enum, default_value_t = Zones::Practice)]
         recipient_zones: Zones,
+        /// 10DLC campaign and brand of its messages; the carrier's if not given.
+        #[arg(long, default_value = "")]
+        campaign: String,
+        #[arg(long, default_value = "")]
+        brand: String,
     },
 }
 
@@ -102,6 +107,11 @@ pub struct PutCarrierArgs {
     receipt_ids: ReceiptIds,
     #[arg(long, default_value_t = 1_000)]
     throttle_pause_ms: u32,
+    /// 10DLC campaign and brand of messages whose practice names none.
+    #[arg(long, default_value = "")]
+    campaign: String,
+    #[arg(long, default_value = "")]
+    brand: String,
     #[command(flatten)]
     terms: Terms,
 }
@@ -117,12 +127,14 @@ pub enum LogFilterCommand {
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, .. } = &command;
+    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, campaign, brand, .. } = &command;
     let put = PutPractice {
         tenant: tenant.clone(),
         practice: practice.clone(),
         time_zone: time_zone.clone(),
         carrier: carrier.clone(),
+        campaign: campaign.clone(),
+        brand: brand.clone(),
         ..hours_of(&command)
     };
     let stored = target.any().await?.put_practice(put).await?;
@@ -185,6 +197,8 @@ impl PutCarrierArgs {
                 throttle_pause_ms: self.throttle_pause_ms,
             }),
             segments_per_second: self.segments_per_second,
+            campaign: self.campaign,
+            brand: self.brand,
             ..Default::default()
         };
         Ok((self.target, self.terms.apply(record)))

@@ -10,10 +10,14 @@ use std::time::Duration;
 
 /// A lane is eased when at least one attempt in so many was too fast, ...
 const THROTTLED_ONE_IN: u64 = 20;
+/// ... and at least so many of them in a few seconds (one is bad luck), ...
+const THROTTLED_MIN: u32 = 3;
 /// ... to so many permille of what it had, ...
 const EASE_TO_PERMILLE: u32 = 700;
 /// ... and not again before this time: the last step must show first.
 const EASE_EVERY: Duration = Duration::from_secs(2);
+/// Answers are counted together for this long.
+const COUNT_FOR: Duration = Duration::from_secs(5);
 /// A carrier's word is heard up to this pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -22,6 +26,15 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 pub struct Easer {
     paused: BTreeMap<u32, Duration>,
     eased: BTreeMap<u32, Duration>,
+    heard: BTreeMap<u32, Heard>,
+}
+
+/// Answers of a carrier since a moment.
+#[derive(Debug, Default)]
+struct Heard {
+    since: Duration,
+    attempts: u64,
+    throttled: u64,
 }
 
 impl Easer {
@@ -34,8 +47,18 @@ impl Easer {
         mono: Duration,
     ) -> Option<EaseLane> {
         let LaneAnswers { carrier_no, attempts, throttled, pause_ms } = *answer;
-        let few = u64::from(throttled) * THROTTLED_ONE_IN < u64::from(attempts);
-        if throttled == 0 || few || !view.carriers.contains_key(&carrier_no) {
+        if !view.carriers.contains_key(&carrier_no) {
+            return None;
+        }
+        let heard = self.heard.entry(carrier_no).or_default();
+        if mono.saturating_sub(heard.since) > COUNT_FOR {
+            *heard = Heard { since: mono, ..Heard::default() };
+        }
+        heard.attempts += u64::from(attempts);
+        heard.throttled += u64::from(throttled);
+        let few =
+            heard.throttled < u64::from(THROTTLED_MIN) || heard.throttled * THROTTLED_ONE_IN < heard.attempts;
+        if throttled == 0 || few {
             return None;
         }
         let until = mono + Duration::from_millis(pause_ms.into()).min(PAUSE_MAX);
@@ -45,6 +68,7 @@ impl Easer {
             return None;
         }
         self.eased.insert(carrier_no, mono);
+        self.heard.remove(&carrier_no);
         let lane = view.lanes.get(&carrier_no);
         let permille = ease_permille(lane, now_ms) * EASE_TO_PERMILLE / 1_000;
         Some(EaseLane { carrier_no, permille, expected: lane.map_or(0, |lane| lane.eased) })
@@ -74,8 +98,9 @@ mod tests {
         let at = Duration::from_millis;
         let said = |attempts, throttled| LaneAnswers { carrier_no: 3, attempts, throttled, pause_ms: 1_500 };
         let mut easer = Easer::default();
-        assert_eq!(easer.hear(&said(100, 4), &view, 0, at(0)), None);
-        let command = easer.hear(&said(100, 5), &view, 0, at(0));
+        assert_eq!(easer.hear(&said(1, 1), &view, 0, at(0)), None, "one is bad luck");
+        assert_eq!(easer.hear(&said(100, 4), &view, 0, at(0)), None, "one in twenty would be 5.05");
+        let command = easer.hear(&said(10, 5), &view, 0, at(0));
         assert_eq!(command, Some(EaseLane { carrier_no: 3, permille: 700, expected: 0 }));
         assert_eq!(easer.hear(&said(10, 10), &view, 0, at(1_000)), None, "the last step must show first");
         let paused = |easer: &mut Easer, ms| {

@@ -125,13 +125,9 @@ impl Grantor {
         }
     }
 
-    /// Tokens that are out never exceed the limit; the first limit of which that is not true, for tests and the simulator.
+    /// A limit of which more was given out than there is, for tests and the simulator.
     pub fn overdrawn(&self) -> Option<LimitId> {
-        let over = |lane: &Lane| {
-            let (held, resting) = lane.out();
-            lane.surprises == 0 && held + resting > lane.frame().tokens
-        };
-        self.lanes.iter().find(|(_, lane)| over(lane)).map(|(limit, _)| *limit)
+        self.lanes.iter().find(|(_, lane)| lane.overdrawn).map(|(limit, _)| *limit)
     }
 
     pub fn view(&self, limit: LimitId) -> Option<LaneView> {

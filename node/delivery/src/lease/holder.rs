@@ -144,7 +144,7 @@ impl Holder {
         held.closed_until = held.closed_until.max(until);
     }
 
-    /// When to ask next. An answer that takes longer than half a lease is given up.
+    /// When to ask next. An answer that takes longer than [`LeaseSettings::patience`] is given up.
     pub fn ask_at(&self) -> Duration {
         self.ask_at
     }
@@ -160,7 +160,7 @@ impl Holder {
     pub fn ask(&mut self, demand: &BTreeMap<LimitId, u32>, mono: Duration) -> LeaseRequest {
         self.seq += 1;
         self.asked_at = Some(mono);
-        self.ask_at = mono + self.settings.ttl / 2;
+        self.ask_at = mono + self.settings.patience();
         let mut wants = Vec::with_capacity(demand.len().min(WANTS_MAX));
         for (limit, segments) in demand.iter().take(WANTS_MAX) {
             if let Some(slice) = self.caps.get(limit) {

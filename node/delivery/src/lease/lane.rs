@@ -1,7 +1,7 @@
 //! The books of one limit at the grantor: who may hold how many tokens, and which ones rest.
 //!
-//! Invariant: what nodes may hold, what rests and what is reserved is never more than the tokens of the frame, unless a node
-//! says that it holds more than it can (which is counted and never made worse).
+//! Invariant: nothing is given out unless what nodes may hold, what rests and what is reserved stays within the tokens of the frame. What is
+//! counted may be more for a moment (an old request of a node that comes late after a change of the leader): it errs to under-send.
 use super::split::{Claim, split};
 use super::{Frame, LeaseSettings, Limit, LimitRule, Want};
 use std::collections::BTreeMap;
@@ -41,6 +41,8 @@ pub(super) struct Lane {
     resting: Vec<(u32, Duration)>,
     /// Nodes that held more than was known.
     pub surprises: u64,
+    /// It gave out what was not there: a defect.
+    pub overdrawn: bool,
 }
 
 /// What a node gets.
@@ -55,7 +57,15 @@ impl Lane {
     pub fn new(limit: Limit, gate: &crate::GateSettings, unknown_until: Option<Duration>) -> Option<Self> {
         let frame = Frame::of(limit, gate)?;
         let ready_at = unknown_until.map_or(Duration::ZERO, |until| until + frame.length);
-        Some(Self { limit, frame, ready_at, holders: BTreeMap::new(), resting: Vec::new(), surprises: 0 })
+        Some(Self {
+            limit,
+            frame,
+            ready_at,
+            holders: BTreeMap::new(),
+            resting: Vec::new(),
+            surprises: 0,
+            overdrawn: false,
+        })
     }
 
     /// The same lane under another limit, once it is clear; who asks for it stays known.
@@ -199,6 +209,8 @@ impl Lane {
                 holds.since.get_or_insert(mono);
             }
         }
+        let (held, resting) = self.out();
+        self.overdrawn |= given > now && held + resting + reserved > self.frame.tokens;
         let next = match mono < self.ready_at {
             true => Some(self.ready_at),
             false => self.resting.iter().map(|(_, until)| *until).min(),

@@ -76,6 +76,11 @@ impl Default for LeaseSettings {
 }
 
 impl LeaseSettings {
+    /// How long a node waits for an answer: two may be lost in a row before its lease ends.
+    pub fn patience(&self) -> Duration {
+        self.ttl * 2 / 5
+    }
+
     /// How long the grantor counts a lease.
     pub fn counted(&self) -> Duration {
         self.ttl + self.ttl * self.drift_permille / 1_000 + Duration::from_millis(10)
