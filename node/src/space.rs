@@ -71,7 +71,7 @@ impl Space {
 
     /// Whether a peer has sent nothing for `limit`; one that never sent anything is silent.
     pub fn is_silent(&self, node: u64, limit: Duration) -> bool {
-        self.peers.lock().get(&node).is_none_or(|(_, heard)| heard.elapsed() >= limit)
+        self.peers.lock().silent_ms(node, self.now_ms()).is_none_or(|ms| ms >= limit.as_millis() as u64)
     }
 
     /// Whether submits are refused now.

@@ -100,6 +100,11 @@ impl PeerSpace {
         }
     }
 
+    /// Since when a peer has said nothing; `None` if it never said anything.
+    pub fn silent_ms(&self, node: u64, now_ms: u64) -> Option<u64> {
+        self.peers.get(&node).map(|(_, at_ms)| now_ms.saturating_sub(*at_ms))
+    }
+
     /// Whether submits are refused now; `here` is what this node's own gate says.
     pub fn refusal(&self, here: bool, now_ms: u64) -> Option<NearFull> {
         if here {

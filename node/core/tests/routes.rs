@@ -55,6 +55,7 @@ impl Group {
             practice: "north".into(),
             time_zone: "America/Chicago".into(),
             carrier: "main".into(),
+            ..Default::default()
         };
         group.one(Kind::PutPractice(practice)).unwrap();
         group

@@ -3,7 +3,8 @@
 //! Reads at most [`ROWS_MAX`] rows for one question, on a blocking thread; says so when there are more.
 use super::driver::Local;
 use super::health::{BreakerLook, Health};
-use super::lanes::{LaneTable, MonoClock};
+use super::lanes::LaneTable;
+use super::leases::MonoClock;
 use crate::engine::NodeHandle;
 use carillon_carriers::connector::ConnectorState;
 use carillon_core::query;
@@ -49,7 +50,7 @@ impl Looker {
         drop(self.local.send(Local::Look { carrier_no, reply }).await);
         let look: LaneLook = answer.await.unwrap_or_default();
         let lane = self.lanes.get(carrier_no);
-        let breaker = self.breaker(carrier_no);
+        let (breaker, held) = (self.breaker(carrier_no), self.lanes.held(carrier_no));
         let view = self.handle.meta();
         let name = view.carriers.get(&carrier_no).map(|c| c.name.clone()).unwrap_or_default();
         let until = |wait_ms: u64| if wait_ms > 0 { now_ms + wait_ms } else { 0 };
@@ -57,7 +58,7 @@ impl Looker {
             name,
             configured: lane.is_some(),
             connected: lane.as_ref().is_some_and(|l| l.connector.status().state == ConnectorState::Up),
-            segments_per_second: lane.as_ref().map_or(0, |l| l.gate.share()),
+            segments_per_second: u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX),
             paused_until_ms: until(look.paused_for_ms),
             breaker_until_ms: until(breaker.open_for_ms),
             closed_by_operator: breaker.open && breaker.mode == BreakerMode::Open,

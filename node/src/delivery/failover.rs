@@ -4,7 +4,8 @@
 //! node leads; what a route allows to move is proposed as `Reroute`, at most [`MOVES_MAX`] in a second. Apply refuses it for a message
 //! that may have been handed over, so this only has to ask.
 use super::health::Health;
-use super::lanes::{LaneTable, MonoClock};
+use super::lanes::LaneTable;
+use super::leases::MonoClock;
 use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use bytes::Bytes;

@@ -184,10 +184,10 @@ impl DeadLetters<'_> {
         let tenant = view.practices.get(&dead.practice_no).map(|p| p.tenant.clone()).unwrap_or_default();
         let practice = self.ingest.practice(&tenant, partition, dead.practice_no).await?;
         let message = self.opened(dead, due_ms)?;
-        let (id, accept) =
+        let (told, accept) =
             self.ingest.seal_one(&practice, message).map_err(|_| internal("sealing failed"))?;
         let accept = Accept { replay_of: dead.id.to_bytes(), ..accept };
-        Ok((id, ingest::encode(accept)))
+        Ok((told.id, ingest::encode(accept)))
     }
 
     fn opened(&self, dead: &Dead, due_ms: u64) -> Result<IngestMessage, Status> {
@@ -224,6 +224,8 @@ impl DeadLetters<'_> {
             labels: details.labels,
             encoding: accept.encoding,
             segments: accept.segments,
+            place: accept.place,
+            not_before_local: String::new(),
         })
     }
 

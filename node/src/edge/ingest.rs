@@ -353,8 +353,8 @@ pub(crate) fn encode(accept: Accept) -> Bytes {
 
 /// What the caller is told of a message that is new.
 #[derive(Debug, Clone, Copy)]
-struct Told {
-    id: MessageId,
+pub(crate) struct Told {
+    pub id: MessageId,
     first_send_ms: u64,
     expires_before: bool,
 }

@@ -139,7 +139,8 @@ impl Updates {
         };
         let empty = carillon_proto::internal::Accept::default();
         let accept = row.payload.accept.as_ref().unwrap_or(&empty);
-        let mut update = MessageUpdate { message_id, cancel: change.cancel, ..times(change, row) };
+        let mut update =
+            MessageUpdate { message_id, cancel: change.cancel, ..times(change, row, &self.classes) };
         if !change.body.is_empty() {
             let keys = self.keyring.of_epoch(accept.practice_no, accept.key_epoch);
             let keys = keys.map_err(|e| keyring_status(&e))?;
@@ -312,10 +313,11 @@ mod tests {
             status: carillon_proto::internal::MessageStatus::default(),
         };
         (row.status.class, row.status.expires_at_ms) = (MessageClass::Reminder as i32, 10_000);
-        let moved = times(&NodeChange { shift_ms: -4_000, ..Default::default() }, &row);
+        let moved =
+            times(&NodeChange { shift_ms: -4_000, ..Default::default() }, &row, &ClassTable::default());
         assert_eq!((moved.not_before_ms, moved.expires_at_ms, moved.deadline_ms), (0, 6_000, 0));
         let deadline_ms = clock_ms() + 3_600_000;
-        let new = times(&NodeChange { deadline_ms, ..Default::default() }, &row);
+        let new = times(&NodeChange { deadline_ms, ..Default::default() }, &row, &ClassTable::default());
         assert_eq!((new.expires_at_ms, new.deadline_ms), (deadline_ms, deadline_ms));
     }
 }

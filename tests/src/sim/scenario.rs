@@ -102,6 +102,7 @@ impl Scenario {
             | Self::WrongClocks
             | Self::RottenLogs => {
                 self.shape_storage(plan, &mut faults);
+            }
             Self::Nights => {
                 three(plan);
                 plan.nights = true;

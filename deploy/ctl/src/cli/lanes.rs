@@ -2,7 +2,6 @@
 use super::Verdict;
 use super::output::{Format, print, table};
 use super::target::Target;
-use super::target::Target;
 use carillon_proto::admin::{
     DropLimitRequest, LaneStatus, ListLanesRequest, ListLanesResponse, PutLimitRequest,
     SetAccountLimitRequest, SetLaneRequest,
