@@ -122,6 +122,7 @@ impl World {
                 practices: view.practices.values().cloned().collect(),
                 carriers: view.carriers.values().cloned().collect(),
                 data_keys: Vec::new(),
+                routes: view.routes.values().cloned().collect(),
             };
         }
         self.trace.count("backup_made");

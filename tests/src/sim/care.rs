@@ -3,6 +3,7 @@
 use super::client::{Answer, Request, TENANT, practice_name};
 use super::engine::Refused;
 use super::node::Waiter;
+use super::plan::Fault;
 use super::plant::Plant;
 use super::rng::{hash, mix};
 use super::world::World;
@@ -231,6 +232,10 @@ impl World {
 
     /// The next change of an appointment, or the last one again.
     pub fn draw_update(&mut self) -> Option<Request> {
+        // Versions of a cluster that is lost end with it: the oracle does not follow them into the next one.
+        if self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseAll { .. })) {
+            return None;
+        }
         let clients = &mut self.clients;
         if self.rng.care.chance(6) {
             let practice = self.rng.care.below(u64::from(self.plan.practices)) as u32;

@@ -154,7 +154,10 @@ impl Clients {
         });
         self.ops.retain(|_, op| match &op.request {
             Request::Get { id } | Request::Cancel { id, .. } => ranks.contains_key(id),
-            Request::Submit { .. } | Request::Stop { .. } => true,
+            Request::Submit { .. }
+            | Request::Stop { .. }
+            | Request::Update { .. }
+            | Request::Series { .. } => true,
         });
         self.ops.values_mut().for_each(|op| op.floor = 0);
     }

@@ -73,7 +73,7 @@ impl World {
     /// I11: no entry is stamped with a time that is further from the truth than one wrong clock may lead its leader astray.
     fn judge_stamp(&mut self, node: usize, partition: u32, stamp_ms: u64) {
         let Some(error_ms_max) = self.plan.stamp_error_ms_max else { return };
-        let truth_ms = super::world::START_MS + self.now_ms;
+        let truth_ms = self.plan.start_ms() + self.now_ms;
         // Entries are applied some time after they were stamped; a restart applies old ones.
         if stamp_ms > truth_ms + error_ms_max {
             self.oracle.fail(format!(

@@ -62,7 +62,8 @@ impl World {
         self.note(&[111, backup.no], || format!("REBUILD from backup #{}", backup.no));
         let epoch = self.nodes.iter().map(|node| node.epoch).max().unwrap_or(0) + 1;
         let clocks: Vec<_> = self.nodes.iter().map(|node| (node.clock, node.store_id)).collect();
-        self.nodes = (0..self.plan.nodes).map(|n| Node::new(n, self.plan.clocks[n])).collect();
+        self.nodes =
+            (0..self.plan.nodes).map(|n| Node::new(n, self.plan.start_ms(), self.plan.clocks[n])).collect();
         for (node, (clock, store_id)) in self.nodes.iter_mut().zip(clocks) {
             (node.clock, node.store_id) = (clock, store_id + 10_000);
             (node.founder, node.level, node.epoch) = (true, level::LEVEL, epoch);

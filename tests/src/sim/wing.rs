@@ -13,7 +13,7 @@ use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind};
+    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind,
 };
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,7 +1,9 @@
 //! Leases on real processes: a lane is used where messages wait, and its limit holds whatever happens to nodes and leaders.
 use carillon_ctl::lab::LabOptions;
 use carillon_loadtest::smsc::TruthPage;
-use carillon_proto::admin::{LaneStatus, ListLanesRequest, PutLimitRequest, SetAccountLimitRequest, SetLaneRequest};
+use carillon_proto::admin::{
+    LaneStatus, ListLanesRequest, PutLimitRequest, SetAccountLimitRequest, SetLaneRequest,
+};
 use carillon_proto::internal::{LimitRecord, LimitScope};
 use carillon_proto::public::MessageSpec;
 use carillon_tests::api::spec;
@@ -38,7 +40,8 @@ async fn until_leased(rig: &Rig) {
             }
         }
         let lanes = lanes(rig).await?;
-        let asking = lanes.first().and_then(|lane| lane.books.as_ref()).map_or(0, |books| books.holders.len());
+        let asking =
+            lanes.first().and_then(|lane| lane.books.as_ref()).map_or(0, |books| books.holders.len());
         if asking == rig.lab.node_ids().len() { Ok(()) } else { Err(format!("{asking} nodes ask")) }
     })
     .await;
@@ -108,7 +111,10 @@ async fn a_leased_lane_is_busy_and_its_limit_holds() {
     // Not the first seconds, in which the backlog builds up, and not its tail.
     let (from, to) = (found.len() / 6, found.len() * 5 / 6);
     let used = used_permille(&found, from, to, LIMIT);
-    say(&format!("Zipf-sized practices on three nodes: {used} permille of the limit; fullest window {}", fullest(&found, 1_000_000)));
+    say(&format!(
+        "Zipf-sized practices on three nodes: {used} permille of the limit; fullest window {}",
+        fullest(&found, 1_000_000)
+    ));
     assert!(fullest(&found, WINDOW_US) <= LIMIT as usize);
     assert!(used >= 970, "{used} permille");
 
@@ -199,6 +205,10 @@ async fn limits_are_set_while_messages_wait_and_all_of_them_hold() {
     let found = arrivals(&rig).await;
     assert_eq!(found.len(), first + second);
     assert!(fullest(&found[first + 25..], WINDOW_US) <= 30);
-    let refused = admin.put_limit(PutLimitRequest { limit: Some(sender), carrier: "nobody".into(), ..Default::default() });
+    let refused = admin.put_limit(PutLimitRequest {
+        limit: Some(sender),
+        carrier: "nobody".into(),
+        ..Default::default()
+    });
     assert!(refused.await.is_err());
 }

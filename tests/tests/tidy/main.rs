@@ -1,8 +1,8 @@
 //! Tidy: the house rules as tests. Each rule is a function over text, and has a planted violation that proves it can
 //! fail.
 mod edges;
-mod setup;
 mod pitfalls;
+mod setup;
 mod sources;
 mod words;
 
