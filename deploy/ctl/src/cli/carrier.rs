@@ -97,7 +97,7 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
         CarrierCommand::Put(args) => args.record()?,
         CarrierCommand::PutTwilio(args) => args.record()?,
     };
-    let stored = target.connect()?.put_carrier(record).await?;
+    let stored = target.any().await?.put_carrier(record).await?;
     let value = json!({
         "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
     });
