@@ -140,6 +140,15 @@ pub enum LookUpAnswer {
 pub trait SegmentGate: Send + Sync {
     /// Waits for the permission to write exactly one segment now.
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>>;
+
+    /// The same, with the moment after which the permission is void: the first octet must have left by then, or another
+    /// permission is needed. Whoever was stopped in between must not send on what somebody else has by now.
+    fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
+        Box::pin(async {
+            self.acquire().await?;
+            Ok(Instant::now() + Duration::from_secs(86_400))
+        })
+    }
 }
 
 /// The lane was closed: nothing more may be written.
