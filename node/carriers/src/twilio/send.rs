@@ -74,11 +74,12 @@ async fn attempt(shared: &Arc<Shared>, request: &SendRequest, gate: &dyn Segment
         // A wrong setting: it keeps the messages.
         return end(Outcome::LaneBroken, "bad_sender", 0);
     };
-    let mut seat = match in_line(shared, request, gate).await {
-        Ok(seat) => seat,
+    let (mut seat, fresh_until) = match in_line(shared, request, gate).await {
+        Ok(seated) => seated,
         Err(refusal) => return refusal.outcome(),
     };
-    let (payload, flight) = Payload::until(form, request.send_by);
+    let send_by = request.send_by.min(fresh_until);
+    let (payload, flight) = Payload::until(form, send_by);
     let Ok(create) = create(shared.account(), payload) else {
         return end(Outcome::LaneBroken, "bad_request", 0);
     };
@@ -92,13 +93,14 @@ async fn attempt(shared: &Arc<Shared>, request: &SendRequest, gate: &dyn Segment
     let (reply, answer) = oneshot::channel();
     let exchange = Exchange { shared: shared.clone(), seat, flight: flight.clone(), tag };
     tokio::spawn(exchange.run(answered, reply));
-    wait(shared, request, &flight, answer).await
+    wait(shared, request, send_by, &flight, answer).await
 }
 
 /// Waits for the answer: until `send_by` for the body to leave, then as long as the carrier may take.
 async fn wait(
     shared: &Shared,
     request: &SendRequest,
+    send_by: Instant,
     flight: &Flight,
     mut answer: oneshot::Receiver<Heard>,
 ) -> SendOutcome {
@@ -106,7 +108,7 @@ async fn wait(
         biased;
         heard = &mut answer => Some(heard),
         () = flight.taken() => None,
-        () = sleep_until(request.send_by) => {
+        () = sleep_until(send_by) => {
             if flight.ground() {
                 return Refusal::SendByPassed.outcome();
             }
@@ -308,12 +310,12 @@ impl form_urlencoded::Target for Taken {
     }
 }
 
-/// A seat with its connection and all permissions, in the order of arrival.
+/// A seat with its connection and all permissions, in the order of arrival, and the moment after which they are void.
 async fn in_line(
     shared: &Arc<Shared>,
     request: &SendRequest,
     gate: &dyn SegmentGate,
-) -> Result<Seat, Refusal> {
+) -> Result<(Seat, Instant), Refusal> {
     let pool = &shared.pool;
     let mut view = pool.watch();
     let now = *view.borrow_and_update();
@@ -334,10 +336,12 @@ async fn in_line(
                 }
             }
         }
-        for segment in 0..request.segments.max(1) {
-            permission(pool, request.send_by, gate, segment == 0).await?;
+        let mut fresh_until = permission(pool, request.send_by, gate, true).await?;
+        for _ in 1..request.segments {
+            // The message leaves as a whole with the last one; the earlier ones were spent in time.
+            fresh_until = permission(pool, request.send_by, gate, false).await?;
         }
-        Ok(seat)
+        Ok((seat, fresh_until))
     };
     tokio::select! {
         biased;
@@ -353,7 +357,7 @@ async fn permission(
     send_by: Instant,
     gate: &dyn SegmentGate,
     first: bool,
-) -> Result<(), Refusal> {
+) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= send_by {
@@ -361,9 +365,9 @@ async fn permission(
             }
             sleep_until(until).await;
         }
-        gate.acquire().await.map_err(|_| Refusal::GateClosed)?;
+        let fresh_until = gate.acquire_fresh().await.map_err(|_| Refusal::GateClosed)?;
         if !first || pool.paused_until().is_none() {
-            return Ok(());
+            return Ok(fresh_until);
         }
     }
 }
