@@ -69,6 +69,11 @@ impl Space {
         self.peers.lock().hear(node, near_full, self.now_ms());
     }
 
+    /// Whether a peer has sent nothing for `limit`; one that never sent anything is silent.
+    pub fn is_silent(&self, node: u64, limit: Duration) -> bool {
+        self.peers.lock().get(&node).is_none_or(|(_, heard)| heard.elapsed() >= limit)
+    }
+
     /// Whether submits are refused now.
     pub fn refusal(&self) -> Option<NearFull> {
         self.peers.lock().refusal(self.near_full(), self.now_ms())

@@ -2,6 +2,7 @@
 //! fail.
 mod edges;
 mod pitfalls;
+mod setup;
 mod sources;
 mod words;
 
