@@ -8,7 +8,6 @@ use crate::edge::series::{open, recurrence};
 use crate::engine::NodeHandle;
 use crate::seal::Keyring;
 use bytes::Bytes;
-use carillon_core::classes::default_policy;
 use carillon_core::{CommandResult, series};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{AdvanceSeries, Command, IngestMessage, SeriesRecord, command::Kind};
@@ -78,7 +77,8 @@ impl Maker {
         let tenant = view.practices.get(&record.practice_no).map(|p| p.tenant.clone()).unwrap_or_default();
         let practice = self.ingest.practice(&tenant, partition, record.practice_no).await?;
         let class = MessageClass::try_from(template.class).unwrap_or(MessageClass::Unspecified);
-        let life_ms = if plan.valid_ms > 0 { plan.valid_ms } else { default_policy(class).default_expiry_ms };
+        let life_ms =
+            if plan.valid_ms > 0 { plan.valid_ms } else { self.ingest.classes.get(class).default_expiry_ms };
         let now_ms = clock_ms();
         // Of what was due before the backup was made, nobody knows whether it was sent.
         let guard_ms = view.restore.as_ref().map_or(0, |restore| restore.guard_ms);

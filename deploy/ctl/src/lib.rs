@@ -5,5 +5,6 @@
 pub mod admin;
 pub mod backup;
 pub mod delivery;
+pub mod health;
 pub mod lab;
 pub mod pki;

@@ -7,7 +7,7 @@ use super::view::timestamp;
 use super::{internal, propose_status};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError};
-use carillon_core::classes::default_policy;
+use carillon_core::classes::ClassTable;
 use carillon_core::message::{is_final, state_of, waits};
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::query::{self, ListRow};
@@ -32,6 +32,7 @@ const TRIES: usize = 5;
 pub struct Updates {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub classes: Arc<ClassTable>,
 }
 
 /// A way out of the middle of an update.
@@ -137,7 +138,8 @@ impl Updates {
         };
         let empty = carillon_proto::internal::Accept::default();
         let accept = row.payload.accept.as_ref().unwrap_or(&empty);
-        let mut update = MessageUpdate { message_id, cancel: change.cancel, ..times(change, row) };
+        let mut update =
+            MessageUpdate { message_id, cancel: change.cancel, ..times(&self.classes, change, row) };
         if !change.body.is_empty() {
             let keys = self.keyring.of_epoch(accept.practice_no, accept.key_epoch);
             let keys = keys.map_err(|e| keyring_status(&e))?;
@@ -162,7 +164,7 @@ fn change_for<'a>(request: &'a NodeUpdateRequest, row: &ListRow) -> Option<&'a N
 }
 
 /// The new times; 0 = stays.
-fn times(change: &NodeChange, row: &ListRow) -> MessageUpdate {
+fn times(classes: &ClassTable, change: &NodeChange, row: &ListRow) -> MessageUpdate {
     let moved = |ms: u64| if ms == 0 { 0 } else { ms.saturating_add_signed(change.shift_ms).max(1) };
     let not_before_ms = row.payload.accept.as_ref().map_or(0, |accept| accept.not_before_ms);
     if change.shift_ms != 0 {
@@ -178,7 +180,7 @@ fn times(change: &NodeChange, row: &ListRow) -> MessageUpdate {
         let class = MessageClass::try_from(row.status.class).unwrap_or(MessageClass::Unspecified);
         let begin_ms =
             clock_ms().max(if change.not_before_ms > 0 { change.not_before_ms } else { not_before_ms });
-        expires_at_ms = (begin_ms + default_policy(class).default_expiry_ms).min(change.deadline_ms);
+        expires_at_ms = (begin_ms + classes.get(class).default_expiry_ms).min(change.deadline_ms);
     }
     MessageUpdate {
         not_before_ms: change.not_before_ms,
@@ -310,10 +312,11 @@ mod tests {
             status: carillon_proto::internal::MessageStatus::default(),
         };
         (row.status.class, row.status.expires_at_ms) = (MessageClass::Reminder as i32, 10_000);
-        let moved = times(&NodeChange { shift_ms: -4_000, ..Default::default() }, &row);
+        let moved =
+            times(&ClassTable::default(), &NodeChange { shift_ms: -4_000, ..Default::default() }, &row);
         assert_eq!((moved.not_before_ms, moved.expires_at_ms, moved.deadline_ms), (0, 6_000, 0));
         let deadline_ms = clock_ms() + 3_600_000;
-        let new = times(&NodeChange { deadline_ms, ..Default::default() }, &row);
+        let new = times(&ClassTable::default(), &NodeChange { deadline_ms, ..Default::default() }, &row);
         assert_eq!((new.expires_at_ms, new.deadline_ms), (deadline_ms, deadline_ms));
     }
 }

@@ -1,6 +1,7 @@
 //! `carillonctl appointment ...`: changes all messages of one external reference, as a tenant.
 use super::Verdict;
-use super::message::{Api, explain, request, word};
+use super::message::show::word;
+use super::message::{Api, Problem, request};
 use super::output::{Format, print, table};
 use carillon_proto::public::appointments_client::AppointmentsClient;
 use carillon_proto::public::{MessageChange, UpdateAppointmentRequest, UpdateAppointmentResponse};
@@ -63,8 +64,9 @@ pub async fn run(command: AppointmentCommand, format: Format) -> anyhow::Result<
         changes: vec![change],
         validate_only: what.dry_run,
     };
-    let mut client = AppointmentsClient::new(what.api.channel()?);
-    let answer = client.update_appointment(request(call)).await.map_err(|e| explain(&e))?.into_inner();
+    let (channel, address) = what.api.channel()?;
+    let answer = AppointmentsClient::new(channel).update_appointment(request(call)).await;
+    let answer = answer.map_err(|s| Problem::of("change the appointment", &address, &s))?.into_inner();
     print(format, &described(&answer), || {
         let rows: Vec<Vec<String>> = answer.results.iter().map(row).collect();
         table(&["MESSAGE", "RESULT", "STATE", "HANDED OVER"], &rows);

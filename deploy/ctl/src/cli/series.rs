@@ -1,6 +1,7 @@
 //! `carillonctl series ...`: recurring messages, as a tenant.
 use super::Verdict;
-use super::message::{Api, explain, request, show};
+use super::message::show::fields;
+use super::message::{Api, Problem, request};
 use super::output::Format;
 use carillon_proto::public::appointments_client::AppointmentsClient;
 use carillon_proto::public::message_spec::Recipient;
@@ -55,7 +56,7 @@ pub enum SeriesCommand {
 }
 
 pub async fn run(command: SeriesCommand, format: Format) -> anyhow::Result<Verdict> {
-    let series = match command {
+    let (series, address) = match command {
         SeriesCommand::Create {
             api,
             practice,
@@ -86,18 +87,22 @@ pub async fn run(command: SeriesCommand, format: Format) -> anyhow::Result<Verdi
                 exceptions: except,
                 valid_for: None,
             };
-            AppointmentsClient::new(api.channel()?).create_series(request(call)).await
+            let (channel, address) = api.channel()?;
+            (AppointmentsClient::new(channel).create_series(request(call)).await, address)
         }
         SeriesCommand::Get { api, id } => {
             let call = GetSeriesRequest { series_id: id };
-            AppointmentsClient::new(api.channel()?).get_series(request(call)).await
+            let (channel, address) = api.channel()?;
+            (AppointmentsClient::new(channel).get_series(request(call)).await, address)
         }
         SeriesCommand::End { api, id } => {
             let call = EndSeriesRequest { series_id: id };
-            AppointmentsClient::new(api.channel()?).end_series(request(call)).await
+            let (channel, address) = api.channel()?;
+            (AppointmentsClient::new(channel).end_series(request(call)).await, address)
         }
     };
-    show(format, &described(&series.map_err(|e| explain(&e))?.into_inner()))?;
+    let series = series.map_err(|s| Problem::of("manage the series", &address, &s))?.into_inner();
+    fields(format, &described(&series))?;
     Ok(Verdict::Done)
 }
 
