@@ -1,6 +1,7 @@
 //! `carillonctl appointment ...`: changes all messages of one external reference, as a tenant.
 use super::Verdict;
-use super::message::{Api, Problem, request, word};
+use super::message::show::word;
+use super::message::{Api, Problem, request};
 use super::output::{Format, print, table};
 use carillon_proto::public::appointments_client::AppointmentsClient;
 use carillon_proto::public::{MessageChange, UpdateAppointmentRequest, UpdateAppointmentResponse};

@@ -1,6 +1,7 @@
 //! `carillonctl series ...`: recurring messages, as a tenant.
 use super::Verdict;
-use super::message::{Api, Problem, request, show};
+use super::message::show::fields;
+use super::message::{Api, Problem, request};
 use super::output::Format;
 use carillon_proto::public::appointments_client::AppointmentsClient;
 use carillon_proto::public::message_spec::Recipient;
@@ -100,8 +101,8 @@ pub async fn run(command: SeriesCommand, format: Format) -> anyhow::Result<Verdi
             (AppointmentsClient::new(channel).end_series(request(call)).await, address)
         }
     };
-    let series = series.map_err(|s| Problem::of("work on the series", &address, &s))?;
-    show(format, &described(&series.into_inner()))?;
+    let series = series.map_err(|s| Problem::of("manage the series", &address, &s))?.into_inner();
+    fields(format, &described(&series))?;
     Ok(Verdict::Done)
 }
 

@@ -1,7 +1,7 @@
 //! Messages as a tenant sees them: hand one over, look at it, take it back. Speaks the public API, for first steps and for support.
 mod problem;
 mod send;
-mod show;
+pub(super) mod show;
 
 use super::Verdict;
 use super::output::{Format, print};
@@ -9,14 +9,12 @@ use carillon_ctl::lab::{Lab, Plane};
 use carillon_proto::errors;
 use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::{
-    CancelMessagesRequest, CancelResult, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest,
-    MessageState, MessageView,
+    CancelMessagesRequest, CancelResult, ExplainMessageRequest, GetMessageRequest, MessageState, MessageView,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
 pub use problem::Problem;
 use serde_json::{Value, json};
-pub(super) use show::{fields as show, word};
 use std::path::PathBuf;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -98,7 +96,7 @@ impl Api {
         Ok(Router { client: MessagesClient::new(channel), address })
     }
 
-    /// A connection, and the address for errors.
+    /// A connection for any service of the router, and how it is called in errors.
     pub(super) fn channel(&self) -> anyhow::Result<(Channel, String)> {
         let (address, files) = match (&self.lab, &self.api, &self.cert, &self.key, &self.ca) {
             (Some(dir), ..) => {
@@ -137,11 +135,11 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             Ok(Verdict::Done)
         }
         Command::Explain { api, id } => {
+            let call = ExplainMessageRequest { message_id: id };
             let mut router = api.connect()?;
-            let answer =
-                router.client.explain_message(request(ExplainMessageRequest { message_id: id })).await;
-            let answer = answer.map_err(|s| Problem::of("explain the message", &router.address, &s))?;
-            show::fields(format, &explained(&answer.into_inner()))?;
+            let answer = router.client.explain_message(request(call)).await;
+            let explained = answer.map_err(|s| Problem::of("explain the message", &router.address, &s))?;
+            show::fields(format, &show::explained(&explained.into_inner()))?;
             Ok(Verdict::Done)
         }
         Command::Cancel { api, ids, reference, practice } => {
@@ -188,32 +186,4 @@ fn canceled(result: &CancelResult) -> Value {
         "submitted": result.submit_time.as_ref().map(ToString::to_string),
         "reference": result.external_reference,
     })
-}
-
-/// The message with everything that it waits for.
-fn explained(answer: &ExplainMessageResponse) -> Value {
-    let time = |t: &Option<_>| t.as_ref().map(ToString::to_string);
-    let holds: Vec<Value> = answer
-        .holds
-        .iter()
-        .map(|hold| {
-            json!({ "reason": word(hold.reason().as_str_name(), "WAITING_REASON_"), "limit": hold.limit,
-                "until": time(&hold.until) })
-        })
-        .collect();
-    let mut value = json!({
-        "summary": answer.summary,
-        "binds": answer.binding_limit,
-        "holds": holds,
-        "position": answer.position,
-        "leaves_about": time(&answer.estimated_send_time),
-        "will_expire": answer.will_expire,
-        "lower_bound": answer.lower_bound,
-    });
-    if let (Some(all), Some(message)) = (value.as_object_mut(), &answer.message)
-        && let Value::Object(fields) = show::message(message)
-    {
-        all.extend(fields);
-    }
-    value
 }
