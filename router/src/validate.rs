@@ -87,6 +87,8 @@ pub fn check(spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Res
                 labels: spec.labels,
                 encoding: sms.encoding as i32,
                 segments: sms.segments,
+                ordered: spec.ordered,
+                allow_duplicate: spec.allow_duplicate,
             };
             Ok(Checked { message, sms, zone_given })
         }

@@ -4,11 +4,12 @@
 use carillon_proto::admin::admin_client::AdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
-    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, RepairReplicaRequest,
-    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
+    MovePartitionRequest, NodeAction, PausePracticeRequest, PutCarrierRequest, PutPolicyRequest,
+    PutPracticeRequest, RepairReplicaRequest, ScrubRequest, ScrubResponse, SetLogFilterRequest,
+    SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
-use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
+use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPolicy, PutPractice};
 use carillon_proto::tls::{self, TlsError, TlsFiles};
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
@@ -108,6 +109,18 @@ impl Admin {
             client.put_practice(Self::request(PutPracticeRequest { practice: Some(practice) })).await;
         let answer = answer.map_err(|s| AdminError::of("practice put", s))?;
         answer.into_inner().practice.ok_or(AdminError::Empty("practice put"))
+    }
+
+    pub async fn put_policy(&self, policy: PutPolicy) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.put_policy(Self::request(PutPolicyRequest { policy: Some(policy) })).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the policy", s))
+    }
+
+    pub async fn pause_practice(&self, pause: PausePracticeRequest) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.pause_practice(Self::request(pause)).await;
+        answer.map(drop).map_err(|s| AdminError::of("pause of the practice", s))
     }
 
     pub async fn transfer_leader(&self, partition: u32, to_node: u64) -> Result<(), AdminError> {

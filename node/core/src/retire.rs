@@ -2,7 +2,7 @@
 //!
 //! Table E is the index: its blocks are in the order of time, and the event that made a message final is in one of them.
 //! So retention walks E from its front, drops each block that is old enough, and with it the messages that became final in
-//! it: their rows of M, S, X and R, and of I unless the key must live on. Nothing is written in advance for it and nothing
+//! it: their rows of M, S, X, R and J, and of I unless the key must live on. Nothing is written in advance for it and nothing
 //! is scanned twice; table P remembers the place.
 //!
 //! | | lives until |
@@ -11,6 +11,7 @@
 //! | message that is not final (UNKNOWN and held, too) | for ever |
 //! | event | it is older than the cutoff |
 //! | idempotency key | its message is gone *and* it is older than its own cutoff (table K holds those between) |
+//! | counter of a recipient's messages (table H) | no cap looks at its day any more |
 //!
 //! Deterministic: cutoffs come with the command, never fall, and are never later than the clock of the tables. Bounded: a
 //! command stops after `limit` rows, and finishes the block it is in.
@@ -20,6 +21,7 @@ use crate::message::is_final;
 use crate::records::{self, corrupt, decode, encode};
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::{duplicate, frequency};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Accept, EventBlock, MessageStatus, RetentionRecord, Retire};
 use carillon_proto::public::MessageState;
@@ -36,7 +38,10 @@ pub(crate) fn retire(turn: &mut Turn, command: &Retire) -> Result<CommandResult,
     };
     let limit = command.limit.clamp(1, RETIRE_LIMIT_MAX) as usize;
     let mut retired = Retired::default();
-    let looked_at = kept_keys(turn, &mut record, limit, &mut retired)?;
+    let mut looked_at = kept_keys(turn, &mut record, limit, &mut retired)?;
+    if looked_at < limit {
+        looked_at += frequency::retire(turn, limit - looked_at)?;
+    }
     if looked_at < limit {
         blocks(turn, &mut record, limit - looked_at, &mut retired)?;
     } else {
@@ -139,6 +144,7 @@ fn message(
     if let Some(index) = stored_index(&accept.reference_index)? {
         turn.tables.delete(keys::reference(accept.practice_no, &index, id));
     }
+    duplicate::forget(turn, &accept, id)?;
     key(turn, &accept, payload.accepted_at_ms, keys_before_ms, retired)?;
     retired.messages += 1;
     Ok(())

@@ -73,6 +73,7 @@ fn practice(tenant: &str, name: &str, zone: &str, carrier: &str) -> Kind {
         practice: name.into(),
         time_zone: zone.into(),
         carrier: carrier.into(),
+        ..Default::default()
     })
 }
 

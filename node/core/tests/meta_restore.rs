@@ -73,7 +73,9 @@ fn backup() -> MetaBackup {
             practice: "p".into(),
             time_zone: "UTC".into(),
             carrier_no: 3,
+            ..Default::default()
         }],
+        policies: Vec::new(),
         data_keys: vec![DataKeyRecord {
             practice_no: 4,
             epoch: 2,
@@ -98,6 +100,7 @@ fn put_practice() -> Kind {
         practice: "new".into(),
         time_zone: "UTC".into(),
         carrier: "sim".into(),
+        ..Default::default()
     })
 }
 

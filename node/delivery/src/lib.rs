@@ -16,6 +16,8 @@
 
 mod cells;
 mod decide;
+mod fair;
+mod flows;
 mod gate;
 mod key;
 mod lane;
@@ -26,9 +28,12 @@ mod stats;
 mod types;
 mod window;
 
+pub use fair::WEIGHT_MAX;
 pub use gate::{GateSettings, LaneGate, ShareError, WaitUntil, share};
+pub use paging::read_page;
 pub use scheduler::Scheduler;
 pub use stats::{LaneStats, SchedulerStats};
 pub use types::{
-    BeginDecision, BeginResult, ConfigError, Decision, LaneConfig, PRIORITIES, PageRequest, SchedulerConfig,
+    BeginDecision, BeginResult, ConfigError, Decision, LaneConfig, PRIORITIES, Page, PageRequest,
+    SchedulerConfig, Wanted,
 };

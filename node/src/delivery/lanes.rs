@@ -26,19 +26,27 @@ impl MonoClock {
     }
 }
 
-/// Waits for the lane's next permit, in the order of arrival. It outlives changes of the carrier's settings, so that no
+/// Waits for the lane's next permit, in the order of arrival; urgent ones go before the others. It outlives changes of the carrier's settings, so that no
 /// two gates of a carrier ever give permits side by side.
 pub struct NodeGate {
     clock: MonoClock,
     /// Held by whoever is next.
     turn: tokio::sync::Mutex<()>,
+    /// Held by the one of those that are not urgent that waits for the turn: the others wait here, and an urgent one finds at most
+    /// this one before it.
+    ordinary: tokio::sync::Mutex<()>,
     /// `None` = no share: closed.
     gate: Mutex<Option<LaneGate>>,
 }
 
 impl NodeGate {
     pub fn closed(clock: MonoClock) -> Self {
-        Self { clock, turn: tokio::sync::Mutex::default(), gate: Mutex::default() }
+        Self {
+            clock,
+            turn: tokio::sync::Mutex::default(),
+            ordinary: tokio::sync::Mutex::default(),
+            gate: Mutex::default(),
+        }
     }
 
     /// 0 closes it, for those who wait, too.
@@ -64,15 +72,14 @@ impl NodeGate {
     }
 }
 
-impl SegmentGate for NodeGate {
-    fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
-        Box::pin(async {
-            let _turn = self.turn.lock().await;
-            while let Err(WaitUntil(at)) = self.try_acquire()? {
-                tokio::time::sleep(at.saturating_sub(self.clock.now())).await;
-            }
-            Ok(())
-        })
+impl NodeGate {
+    pub async fn acquire_as(&self, urgent: bool) -> Result<(), GateClosed> {
+        let _ordinary = if urgent { None } else { Some(self.ordinary.lock().await) };
+        let _turn = self.turn.lock().await;
+        while let Err(WaitUntil(at)) = self.try_acquire()? {
+            tokio::time::sleep(at.saturating_sub(self.clock.now())).await;
+        }
+        Ok(())
     }
 }
 

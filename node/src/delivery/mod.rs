@@ -10,6 +10,7 @@
 mod driver;
 mod facts;
 mod lanes;
+mod practices;
 mod receipts;
 mod refused;
 mod sending;

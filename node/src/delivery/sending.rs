@@ -32,13 +32,14 @@ pub struct Sender {
 struct CountingGate<'a> {
     lane: &'a Lane,
     left: AtomicU32,
+    urgent: bool,
     sent: Box<dyn Fn() + Send + Sync + 'a>,
 }
 
 impl SegmentGate for CountingGate<'_> {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
         Box::pin(async {
-            self.lane.gate.acquire().await?;
+            self.lane.gate.acquire_as(self.urgent).await?;
             if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
                 (self.sent)();
             }
@@ -49,7 +50,14 @@ impl SegmentGate for CountingGate<'_> {
 
 impl Sender {
     /// Runs one committed attempt to its outcome.
-    pub async fn run(self, partition: u32, term: u64, permit: Permit, lane: Option<Arc<Lane>>, now_ms: u64) {
+    pub async fn run(
+        self,
+        (partition, term): (u32, u64),
+        permit: Permit,
+        urgent: bool,
+        lane: Option<Arc<Lane>>,
+        now_ms: u64,
+    ) {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
@@ -61,6 +69,7 @@ impl Sender {
                     let gate = CountingGate {
                         lane,
                         left: AtomicU32::new(permit.segments.max(1)),
+                        urgent,
                         sent: Box::new(sent),
                     };
                     failpoints::hit("send::before_first_byte");

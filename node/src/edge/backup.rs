@@ -85,6 +85,7 @@ impl Backups<'_> {
                 practices: view.practices.values().cloned().collect(),
                 carriers: view.carriers.values().cloned().collect(),
                 data_keys: view.data_keys.values().cloned().collect(),
+                policies: super::policy::records(&view),
             }),
             index: view.applied_index,
         })

@@ -9,11 +9,12 @@ use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::default_policy;
+use carillon_core::meta::level;
 use carillon_core::{CommandResult, Refusal};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
-    PartitionSubmit, PartitionSubmitResult, PracticeRecord, command::Kind,
+    PartitionSubmit, PartitionSubmitResult, PracticeRecord, SendingPolicy, command::Kind,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{MessageId, Slot};
@@ -46,6 +47,7 @@ const PANIC_LABEL: &str = "carillon-lab-panic";
 /// What is the same for every message of a practice in one request.
 struct PracticeContext {
     record: PracticeRecord,
+    policy: SendingPolicy,
     keys: Arc<PracticeKeys>,
     slot: Slot,
 }
@@ -165,7 +167,8 @@ impl Ingest {
             return Err(errors::status(ErrorReason::NotLeader, "the practice lives in another partition"));
         }
         let keys = self.keyring.newest(practice_no).await.map_err(|e| keyring_status(&e))?;
-        Ok(PracticeContext { record, keys, slot })
+        let policy = view.policy_of(&record);
+        Ok(PracticeContext { record, policy, keys, slot })
     }
 
     /// Seals a message. Its strings are dropped here.
@@ -204,6 +207,14 @@ impl Ingest {
             deadline => by_class_ms.min(deadline),
         };
         let content_mac = keys.content_mac(&canonical(&message));
+        let delivery = view.level >= level::LEVEL_DELIVERY;
+        let (duplicate_index, duplicate_window_ms) = match practice.policy.duplicate_window_s {
+            window_s if delivery && window_s > 0 => {
+                let window_ms = if message.allow_duplicate { 0 } else { window_s.saturating_mul(1_000) };
+                (keys.content_mac(&duplicate(&message)), window_ms)
+            }
+            _ => (Bytes::new(), 0),
+        };
         let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
         let idempotency_index =
             optional(&message.idempotency_key, keys.idempotency_index(&message.idempotency_key));
@@ -237,8 +248,12 @@ impl Ingest {
             reference_index,
             carrier_no: practice.record.carrier_no,
             retry: Some(policy.retry),
-            // Comes with the surface for opt-outs, and then by the feature level.
-            indexed_by_recipient: false,
+            // Of all messages with the surface for opt-outs, and then by the feature level.
+            indexed_by_recipient: delivery && message.ordered,
+            due_by_practice: delivery,
+            duplicate_index,
+            duplicate_window_ms,
+            ordered: delivery && message.ordered,
         };
         Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
     }
@@ -281,6 +296,15 @@ fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
             );
             IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
         }
+        CommandResult::SameContent { message_id } => {
+            metrics::counter!("carillon_fuse_trips_total", "fuse" => "duplicate").increment(1);
+            let status = errors::status_with(
+                ErrorReason::DuplicateContent,
+                "the same text was accepted for this recipient a moment ago",
+                &[("message_id", message_id.to_string())],
+            );
+            IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
+        }
         CommandResult::Refused(Refusal::Restoring) => {
             IngestResult { error: Some(errors::to_rpc(&restoring())), ..Default::default() }
         }
@@ -314,6 +338,21 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
     }
     out.extend_from_slice(&message.class.to_be_bytes());
     out.extend_from_slice(&message.priority.to_be_bytes());
+    out
+}
+
+/// What the fuse for duplicates compares: recipient, class and text, whatever its spaces. Another first byte than [`canonical`] can
+/// have, so the two never meet.
+fn duplicate(message: &IngestMessage) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.body.len() + 64);
+    out.push(0xff);
+    out.extend_from_slice(message.recipient.as_bytes());
+    out.push(0);
+    out.extend_from_slice(&message.class.to_be_bytes());
+    for word in message.body.split_whitespace() {
+        out.extend_from_slice(word.as_bytes());
+        out.push(b' ');
+    }
     out
 }
 

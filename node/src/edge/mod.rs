@@ -10,6 +10,7 @@ pub mod ingest;
 mod members;
 pub mod node_api;
 pub mod peer;
+mod policy;
 pub mod quarantine;
 pub mod query;
 mod restore;

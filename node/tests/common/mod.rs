@@ -158,6 +158,7 @@ impl World {
             term: self.handle.leadership(1).term,
             send_by_ms: u64::MAX,
             node_id: 1,
+            ..Default::default()
         };
         let result = self.propose(Kind::BeginAttempt(begin)).await;
         assert!(matches!(result, CommandResult::Begun(_)), "{result:?}");

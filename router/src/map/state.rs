@@ -183,6 +183,7 @@ mod tests {
             practice: name.into(),
             time_zone: "America/Chicago".into(),
             carrier_no: 1,
+            ..Default::default()
         }
     }
 

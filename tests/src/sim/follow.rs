@@ -44,11 +44,13 @@ impl World {
             let store = self.nodes[node].stores[&partition].tables();
             let message_id = MessageId::from_bytes(&event.message_id).ok();
             let found = message_id.and_then(|id| query::message(store, &id).ok().flatten());
-            let Some((_, status)) = found else {
+            let Some((payload, status)) = found else {
                 self.oracle.fail(format!("I9 an event of partition {partition} names no message"));
                 return;
             };
             let from = self.oracle.event(event, &status);
+            let recipient = payload.accept.map(|accept| accept.recipient_index).unwrap_or_default();
+            self.oracle.recipient(event, &status, recipient);
             self.count_event(from, event);
             let text = format!("{}{}", short_state(event.state), note_detail(event));
             let id = message_id.expect("it was found");
@@ -76,6 +78,12 @@ impl World {
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
+                }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::FrequencyCap)) => {
+                    self.trace.count("held_by_frequency_cap");
+                }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OutOfTurn)) => {
+                    self.trace.count("held_for_order");
                 }
                 _ => {}
             }
@@ -112,7 +120,9 @@ impl World {
 /// The feature level that a command of a partition needs.
 fn needed(command: &Command) -> u32 {
     match &command.kind {
+        Some(Kind::BeginAttempt(begin)) if begin.frequency.is_some() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
+        Some(Kind::Accept(accept)) if accept.due_by_practice || accept.ordered => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,
     }

@@ -20,7 +20,7 @@
 //! simulated seconds, then calm, in which every message must come to rest, then the comparison. Every random stream has
 //! its own salt, so a new draw in one place does not shift another one.
 //!
-//! # Invariants (`oracle.rs`, `truth.rs`, `finale.rs`)
+//! # Invariants (`oracle.rs`, `recipients.rs`, `truth.rs`, `finale.rs`)
 //!  - I1 every acknowledged submit is there at the end, and found by every read from its acknowledgement on
 //!  - I2 one key, one message; another content is a conflict
 //!  - I3 no program applies what it does not understand; one leader a term; committed entries, digests and, at the end, whole tables are equal; promises are durable
@@ -33,6 +33,7 @@
 //!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set
 //!  - I8 after the trouble everything ends in bounded time: messages, moves of replicas, repairs, the rise of the feature level
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
+//!  - I10 ordered messages of a recipient begin one after the other, and never more for a recipient than the caps allow
 //!
 //! # Bounds of the trouble
 //! What is damaged (lost, wiped, rotten) is one node at a time until no group counts on it any more: partitions have three voters.
@@ -61,6 +62,7 @@ mod oracle;
 mod plan;
 mod plant;
 mod proposals;
+mod recipients;
 mod recovery;
 mod rng;
 mod scenario;

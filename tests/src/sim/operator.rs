@@ -71,6 +71,7 @@ impl Operator {
                 practice: practice_name(practice),
                 time_zone: "Europe/Berlin".to_owned(),
                 carrier: carrier_name(practice as usize % plan.limits.len()),
+                ..Default::default()
             }));
         }
         let setup = |kind| Order::Setup(Box::new(MetaCommand { kind: Some(kind) }));

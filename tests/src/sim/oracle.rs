@@ -4,6 +4,7 @@
 //! The canonical history: the first replica that applies an index says what it holds; every other one must agree, with
 //! the digest that chains all results and events. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
+use super::recipients::Recipients;
 use super::truth::Truth;
 use carillon_consensus::{LogStore as _, RoleChange};
 use carillon_core::{CommandResult, DETAIL_RESEND, message};
@@ -47,6 +48,7 @@ pub struct Oracle {
     pub canceled: BTreeMap<MessageId, u64>,
     /// (practice, recipient) of the opt-outs that are committed.
     pub stopped: BTreeSet<(u32, Bytes)>,
+    pub recipients: Recipients,
     pub truth: Truth,
 }
 
@@ -129,6 +131,13 @@ impl Oracle {
         if self.stopped.contains(&recipient) {
             let id = MessageId::from_bytes(message_id).map_or_else(|_| "?".to_owned(), |id| id.to_string());
             self.fail(format!("I6 an attempt of message {id} begun after a committed STOP of its recipient"));
+        }
+    }
+
+    /// I10: order and caps of one recipient.
+    pub fn recipient(&mut self, event: &EventRecord, status: &MessageStatus, recipient: Bytes) {
+        if let Err(text) = self.recipients.event(event, status, recipient) {
+            self.fail(text);
         }
     }
 

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 41] = [
+pub const SOMETIMES: [&str; 43] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -46,6 +46,8 @@ pub const SOMETIMES: [&str; 41] = [
     "stop_refused_by_level",
     "ended_by_stop",
     "begin_refused_after_stop",
+    "held_by_frequency_cap",
+    "held_for_order",
 ];
 
 /// See the module documentation.

@@ -4,6 +4,7 @@ mod accept;
 mod backup;
 mod bad_input;
 mod failover;
+mod fairness;
 mod limits;
 mod load;
 mod members;
@@ -50,6 +51,26 @@ async fn a_carriers_limit_is_a_wall_and_the_lane_is_kept_busy() {
     let rig = Rig::start(LabOptions { lane_limit: limits::LIMIT, ..perfect() }).await;
     let mut steps = Steps::new("limits");
     steps.run("30 segments a second for 210 segments", limits::wall(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn practices_share_a_lane_and_recipients_are_spared() {
+    let rig = Rig::start(LabOptions { lane_limit: fairness::LIMIT, ..perfect() }).await;
+    let mut steps = Steps::new("fairness");
+    steps
+        .run(
+            "a recipient gets what the policy allows",
+            fairness::a_recipient_gets_as_many_as_the_policy_allows(&rig),
+        )
+        .await;
+    steps.run("the same text twice needs a word", fairness::the_same_text_twice_needs_a_word(&rig)).await;
+    steps
+        .run("a burst pauses the practice", fairness::a_burst_pauses_the_practice_until_it_is_resumed(&rig))
+        .await;
+    steps
+        .run("one message passes a backlog of 20,000", fairness::a_single_message_passes_a_backlog(&rig))
+        .await;
     steps.finish();
 }
 

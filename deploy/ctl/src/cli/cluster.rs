@@ -96,7 +96,14 @@ pub enum PracticeCommand {
         /// The carrier account that its messages use.
         #[arg(long)]
         carrier: String,
+        /// Its share of a lane among those of the other practices, 1 to 1000.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        weight: u32,
     },
+    /// Stop a practice's messages on a carrier; they wait.
+    Pause(super::policy::PauseArgs),
+    /// Let a practice go on that was paused, by an operator or by the fuse for bursts.
+    Resume(super::policy::PauseArgs),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -175,12 +182,19 @@ pub async fn status(target: &Target, format: Format) -> anyhow::Result<Verdict> 
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier } = command;
-    let put = PutPractice { tenant, practice, time_zone, carrier };
+    let (target, put) = match command {
+        PracticeCommand::Pause(args) => return super::policy::pause(args, true, format).await,
+        PracticeCommand::Resume(args) => return super::policy::pause(args, false, format).await,
+        PracticeCommand::Put { target, tenant, practice, time_zone, carrier, weight } => {
+            // 1 is what a cluster below level 5 understands without the field.
+            let weight = if weight == 1 { 0 } else { weight };
+            (target, PutPractice { tenant, practice, time_zone, carrier, weight })
+        }
+    };
     let stored = target.connect()?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
-        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no,
+        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no, "weight": stored.weight.max(1),
     });
     print(format, &value, || {
         println!("practice {} of {} has number {}", stored.practice, stored.tenant, stored.practice_no);
@@ -305,7 +319,7 @@ fn status_json(status: &GetStatusResponse, problems: &[String]) -> Value {
     let practices = status.practices.iter().map(|p| {
         json!({
             "practice_no": p.practice_no, "tenant": p.tenant, "practice": p.practice, "time_zone": p.time_zone,
-            "carrier_no": p.carrier_no,
+            "carrier_no": p.carrier_no, "weight": p.weight.max(1),
         })
     });
     let carriers = status.carriers.iter().map(|c| {

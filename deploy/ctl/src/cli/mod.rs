@@ -5,6 +5,7 @@ mod lab;
 mod members;
 mod message;
 mod output;
+mod policy;
 mod quarantine;
 mod storage;
 
@@ -38,6 +39,9 @@ enum Command {
     /// Practices.
     #[command(subcommand)]
     Practice(cluster::PracticeCommand),
+    /// What one recipient may get, and the fuses.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(cluster::CarrierCommand),
@@ -84,6 +88,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Status(target) => cluster::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
+        Command::Policy(command) => policy::run(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
         Command::Node(command) => members::node(command, format).await,
         Command::Partition(command) => members::partition(command, format).await,

@@ -2,7 +2,9 @@
 use super::plan::{SYSTEM_ID, TENANT};
 use super::{Lab, LabError};
 use crate::admin::{Admin, retry};
-use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use carillon_proto::internal::{
+    CarrierRecord, MetaNode, PutPolicy, PutPractice, ReceiptIdFormat, SendingPolicy, SmppSettings,
+};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use std::path::Path;
@@ -13,6 +15,8 @@ pub const CARRIER: &str = "sim";
 /// Practices registered at a time.
 const CONCURRENT: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
+/// From this feature level on a cluster has policies.
+const FUSES_LEVEL: u32 = 5;
 /// Above this many segments a second the window of a bind would limit, not the lane.
 const FAST_LANE: u32 = 5_000;
 
@@ -74,13 +78,34 @@ pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration)
                 practice: practice.name.clone(),
                 time_zone: practice.time_zone.clone(),
                 carrier: CARRIER.to_owned(),
+                ..Default::default()
             };
             async move { retry(limit, || admin.put_practice(command.clone())).await }
         })
         .buffer_unordered(CONCURRENT)
         .try_for_each(|_| async { Ok(()) })
         .await?;
-    Ok(())
+    if practices.is_empty() { Ok(()) } else { no_fuses(&admins[0], limit).await }
+}
+
+/// Generated loads send the same texts to few numbers. A cluster below the level of the fuses has none.
+async fn no_fuses(admin: &Admin, limit: Duration) -> Result<(), LabError> {
+    let policy = Some(SendingPolicy::default());
+    let put = PutPolicy { tenant: TENANT.to_owned(), practice: String::new(), policy };
+    let until = Instant::now() + limit;
+    loop {
+        let Err(error) = retry(limit, || admin.put_policy(put.clone())).await else { return Ok(()) };
+        let status = retry(limit, || admin.status()).await?;
+        let behind = |node: &MetaNode| (1..FUSES_LEVEL).contains(&node.feature_level);
+        if status.nodes.iter().any(behind) {
+            return Ok(());
+        }
+        // The level of a new cluster rises when its nodes have registered.
+        if Instant::now() >= until {
+            return Err(error.into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Waits until every node is bound to the carrier: before that, what is due waits.

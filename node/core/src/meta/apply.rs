@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, rows,
-    shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, policy, replicas, restore,
+    rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -28,6 +28,8 @@ pub enum MetaRefusal {
     NoCarrier,
     #[error("no such practice")]
     NoPractice,
+    #[error("no practice of this tenant is known")]
+    NoTenant,
     #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
     TooSlow { nodes: u32 },
     /// Another key of this practice and epoch was first; the proposer uses that one.
@@ -167,6 +169,8 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
             None => Ok(Err(MetaRefusal::Empty)),
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::PutPolicy(c) => policy::put(tables, c),
+        Kind::PausePractice(c) => policy::pause(tables, now_ms, &c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -240,6 +244,7 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
         practice: command.practice,
         time_zone: command.time_zone,
         carrier_no,
+        weight: command.weight,
     };
     if known.is_none() {
         tables.put(name, practice_no.to_be_bytes().to_vec());

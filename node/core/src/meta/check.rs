@@ -3,8 +3,10 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, CreateToken, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+    Bootstrap, CarrierRecord, CreateToken, PauseCause, PutDataKey, PutPolicy, PutPractice, ReceiptIdFormat,
+    SmppSettings,
 };
+use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
 
 type Check = Result<(), MetaRefusal>;
@@ -13,6 +15,8 @@ type Check = Result<(), MetaRefusal>;
 const ADDRESS_BYTES_MAX: usize = 259;
 const PEM_BYTES_MAX: usize = 64 * 1024;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
+const WEIGHT_MAX: u32 = 1_000;
+const WINDOW_S_MAX: u32 = 604_800;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
 fn require(condition: bool, field: &'static str, rule: &'static str) -> Check {
@@ -44,6 +48,11 @@ pub(super) fn kind(kind: &Kind) -> Check {
         Kind::PutPractice(c) => practice(c),
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), carrier),
         Kind::PutDataKey(c) => data_key(c),
+        Kind::PutPolicy(c) => policy(c),
+        Kind::PausePractice(c) => {
+            let cause = PauseCause::try_from(c.cause).is_ok_and(|cause| cause != PauseCause::Unspecified);
+            require(cause, "cause", "must be known")
+        }
         Kind::CreateToken(c) => token(c),
         Kind::JoinNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
         Kind::RegisterNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
@@ -99,7 +108,26 @@ fn practice(command: &PutPractice) -> Check {
     let zone = &command.time_zone;
     let zone_set = |b: u8| b.is_ascii_alphanumeric() || b"/_+-".contains(&b);
     let zone_possible = (1..=64).contains(&zone.len()) && zone.bytes().all(zone_set);
-    require(zone_possible, "time_zone", "must be the name of an IANA time zone")
+    require(zone_possible, "time_zone", "must be the name of an IANA time zone")?;
+    require(command.weight <= WEIGHT_MAX, "weight", "must be at most 1000")
+}
+
+fn policy(command: &PutPolicy) -> Check {
+    require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
+    let practice = &command.practice;
+    require(
+        practice.is_empty() || outside_name(practice),
+        "practice",
+        "must be empty, or 1 to 128 bytes without control characters",
+    )?;
+    let Some(policy) = &command.policy else { return Ok(()) };
+    let known = |class: &i32| MessageClass::try_from(*class).is_ok_and(|c| c != MessageClass::Unspecified);
+    let classes = policy.exempt_classes.len() <= 16 && policy.exempt_classes.iter().all(known);
+    require(classes, "exempt_classes", "must be classes of messages, at most 16")?;
+    let duplicates = policy.duplicate_window_s <= WINDOW_S_MAX;
+    require(duplicates, "duplicate_window_s", "must be at most 604800 (7 days)")?;
+    let burst = policy.burst == 0 || (60..=86_400).contains(&policy.burst_window_s);
+    require(burst, "burst_window_s", "must be 60 to 86400 (a day)")
 }
 
 fn carrier(record: &CarrierRecord) -> Check {

@@ -28,6 +28,8 @@ pub fn needed(kind: &Kind) -> u32 {
         | Kind::ChangeReplicas(_)
         | Kind::SetShares(_)
         | Kind::SettleShares(_) => LEVEL_MEMBERSHIP,
+        Kind::PutPolicy(_) | Kind::PausePractice(_) => LEVEL_DELIVERY,
+        Kind::PutPractice(c) if c.weight > 0 => LEVEL_DELIVERY,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)

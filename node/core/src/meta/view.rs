@@ -4,8 +4,8 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
-    ShareRecord, TokenRecord,
+    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PauseRecord,
+    PolicyRecord, PracticeRecord, SendingPolicy, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,10 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    /// By tenant, then by practice; no practice is the tenant's.
+    pub policies: BTreeMap<String, BTreeMap<String, SendingPolicy>>,
+    /// By practice and carrier; also those that have ended.
+    pub pauses: BTreeMap<(u32, u32), PauseRecord>,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -62,6 +66,13 @@ impl MetaView {
         })?;
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);
+        })?;
+        each(tables, b'F', |record: PolicyRecord| {
+            let of_tenant = view.policies.entry(record.tenant).or_default();
+            of_tenant.insert(record.practice, record.policy.unwrap_or_default());
+        })?;
+        each(tables, b'H', |record: PauseRecord| {
+            view.pauses.insert((record.practice_no, record.carrier_no), record);
         })?;
         Ok(view)
     }
