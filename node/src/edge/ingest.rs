@@ -8,7 +8,7 @@ use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
-use carillon_core::classes::default_policy;
+use carillon_core::classes::ClassTable;
 use carillon_core::meta::level;
 use carillon_core::{CommandResult, Refusal};
 use carillon_proto::errors;
@@ -36,6 +36,7 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub classes: Arc<ClassTable>,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -191,7 +192,7 @@ impl Ingest {
         let context =
             Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
         let class = MessageClass::try_from(message.class).unwrap_or(MessageClass::Unspecified);
-        let policy = default_policy(class);
+        let policy = self.classes.get(class);
         let priority = match message.priority {
             0 => policy.priority as i32,
             given if Priority::try_from(given).is_ok() => given,

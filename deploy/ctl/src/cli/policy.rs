@@ -1,7 +1,7 @@
 //! `carillonctl policy` and the pauses of practices: what one recipient may get, and what stops a practice.
 use super::Verdict;
-use super::cluster::Target;
 use super::output::{Format, print, table};
+use super::target::Target;
 use carillon_proto::admin::PausePracticeRequest;
 use carillon_proto::internal::{PolicyRecord, PutPolicy, SendingPolicy};
 use carillon_proto::public::MessageClass;
@@ -94,7 +94,7 @@ pub async fn run(command: PolicyCommand, format: Format) -> anyhow::Result<Verdi
         }
     };
     let value = json!({ "tenant": put.tenant, "practice": put.practice, "set": put.policy.is_some() });
-    target.connect()?.put_policy(put).await?;
+    target.any().await?.put_policy(put).await?;
     print(format, &value, || println!("done"))?;
     Ok(Verdict::Done)
 }
@@ -103,13 +103,13 @@ pub async fn pause(args: PauseArgs, paused: bool, format: Format) -> anyhow::Res
     let PauseArgs { target, tenant, practice, carrier } = args;
     let value = json!({ "tenant": tenant, "practice": practice, "paused": paused });
     let request = PausePracticeRequest { tenant, practice, carrier, paused };
-    target.connect()?.pause_practice(request).await?;
+    target.any().await?.pause_practice(request).await?;
     print(format, &value, || println!("{}", if paused { "paused" } else { "resumed" }))?;
     Ok(Verdict::Done)
 }
 
 async fn list(target: &Target, format: Format) -> anyhow::Result<Verdict> {
-    let status = target.connect()?.status().await?;
+    let status = target.any().await?.status().await?;
     let policies: Vec<Value> = status.policies.iter().map(policy_json).collect();
     let pauses: Vec<Value> = status
         .pauses
