@@ -13,6 +13,7 @@ fn flooded(config: SchedulerConfig) -> Rig {
     rig.scheduler.unlead(PARTITION, T0);
     (0..BACKLOG).for_each(|n| rig.table.put(&row_of(1, n, T0 - 600_000 + n / 1_000)));
     rig.scheduler.set_lane(lane(CARRIER, 100, 1_000));
+    rig.pages_read = 0;
     rig
 }
 

@@ -171,7 +171,7 @@ fn too_many_changes_void_the_page_and_it_is_asked_for_again() {
 
 #[test]
 fn a_failed_page_is_asked_for_again_and_an_old_answer_is_ignored() {
-    let mut rig = Rig::new(small());
+    let mut rig = Rig::new(SchedulerConfig { page_entries_max: 4, ..small() });
     rig.scheduler.unlead(PARTITION, T0);
     (1..=3).for_each(|n| rig.table.put(&row_of(n, u64::from(n), T0 - 100)));
     rig.scheduler.lead(PARTITION, T0);
