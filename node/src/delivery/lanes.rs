@@ -1,5 +1,5 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group.
-use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
+use carillon_carriers::connector::GateClosed;
 use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
 use carillon_carriers::{Clear, Connector, InboundSink};
 use carillon_core::meta::MetaView;
