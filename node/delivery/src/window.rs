@@ -171,14 +171,13 @@ impl Window {
     pub fn evict(&mut self) -> Option<CellNo> {
         let (carrier_no, lane) = self.lanes.iter_mut().max_by_key(|(_, lane)| lane.len())?;
         let carrier_no = *carrier_no;
-        let no = if let Some((key, no)) = lane.rows.pop_last() {
+        let (key, no) = lane.rows.pop_last().or_else(|| lane.extra.pop_last())?;
+        // An extra one may lie below the frontier by now.
+        if key < self.frontier {
             lane.behind = Some(lane.behind.map_or(key, |bound| bound.min(key)));
-            no
         } else {
-            let (key, no) = lane.extra.pop_last()?;
             self.note_unknown(key);
-            no
-        };
+        }
         self.rows -= 1;
         self.drop_if_empty(carrier_no);
         Some(no)
