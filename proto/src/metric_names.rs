@@ -130,6 +130,13 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_state_write_stall_micros_total", "Microseconds that state writers were stalled."),
     counter("carillon_state_flushed_bytes_total", "Bytes written by flushes."),
     counter("carillon_state_compacted_bytes_total", "Bytes written by compactions."),
+    histogram("carillon_scheduler_wait_seconds", "From a message's due time to its attempt, by priority."),
+    gauge(
+        "carillon_scheduler_fairness_index",
+        "Jain's index of what practices with a backlog sent in the last second, by weight; 1 is fair.",
+    ),
+    counter("carillon_fuse_trips_total", "Messages stopped by a fuse: duplicate content, or a burst."),
+    gauge("carillon_practices_paused", "Practices that are paused on a carrier."),
     gauge("carillon_scheduler_ready", "Messages in memory that are due and not begun."),
     gauge("carillon_scheduler_in_flight", "Attempts begun and without an outcome."),
     gauge("carillon_scheduler_rows", "Waiting messages held in memory."),

@@ -17,6 +17,7 @@ pub mod measure;
 pub mod numbers;
 pub mod pacer;
 pub mod recovery;
+pub mod scheduled;
 pub mod stream;
 
 use std::path::PathBuf;
@@ -105,6 +106,8 @@ pub enum Command {
     Restart(recovery::RestartArgs),
     /// What callers of other partitions notice while a node fetches a large partition's snapshot.
     Install(recovery::InstallArgs),
+    /// What many messages of the far future cost each node in memory.
+    Scheduled(scheduled::Args),
     /// What the disk can do: 64 KiB append + fdatasync.
     Fsync {
         /// A directory on the disk.
@@ -272,6 +275,12 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
             println!("install of a snapshot\n{result}");
             keep(args.load.json.as_ref(), &result)?;
             Ok(verdict(!result.is_valid(), result.held()))
+        }
+        Command::Scheduled(args) => {
+            let result = scheduled::run(&args).await?;
+            println!("scheduled\n{result}");
+            keep(args.load.json.as_ref(), &result)?;
+            Ok(verdict(false, result.held()))
         }
         Command::Fsync { dir, secs } => {
             let length = Duration::from_secs(secs);

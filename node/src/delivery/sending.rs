@@ -39,6 +39,7 @@ pub struct Sender {
 struct CountingGate<'a> {
     gate: Arc<NodeGate>,
     left: AtomicU32,
+    urgent: bool,
     sent: Box<dyn Fn() + Send + Sync + 'a>,
 }
 
@@ -49,7 +50,7 @@ impl SegmentGate for CountingGate<'_> {
 
     fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
         Box::pin(async {
-            let fresh_until = self.gate.acquire_fresh().await?;
+            let fresh_until = self.gate.acquire_as(self.urgent).await?;
             if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
                 (self.sent)();
             }
@@ -60,7 +61,14 @@ impl SegmentGate for CountingGate<'_> {
 
 impl Sender {
     /// Runs one committed attempt to its outcome.
-    pub async fn run(self, partition: u32, term: u64, permit: Permit, lane: Option<Arc<Lane>>, now_ms: u64) {
+    pub async fn run(
+        self,
+        (partition, term): (u32, u64),
+        permit: Permit,
+        urgent: bool,
+        lane: Option<Arc<Lane>>,
+        now_ms: u64,
+    ) {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
@@ -75,6 +83,7 @@ impl Sender {
                     let gate = CountingGate {
                         gate: lane.gate(&stack(&view, permit.carrier_no, permit.practice_no)),
                         left: AtomicU32::new(permit.segments.max(1)),
+                        urgent,
                         sent: Box::new(sent),
                     };
                     failpoints::hit("send::before_first_byte");

@@ -20,7 +20,7 @@ use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
-    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, command::Kind,
+    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, SendingPolicy, command::Kind,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{MessageId, Slot};
@@ -57,6 +57,7 @@ const PANIC_LABEL: &str = "carillon-lab-panic";
 /// What is the same for every message of a practice in one request.
 pub(crate) struct PracticeContext {
     record: PracticeRecord,
+    policy: SendingPolicy,
     pub keys: Arc<PracticeKeys>,
     slot: Slot,
 }
@@ -189,7 +190,8 @@ impl Ingest {
             return Err(errors::status(ErrorReason::NotLeader, "the practice lives in another partition"));
         }
         let keys = self.keyring.newest(practice_no).await.map_err(|e| keyring_status(&e))?;
-        Ok(PracticeContext { record, keys, slot })
+        let policy = view.policy_of(&record);
+        Ok(PracticeContext { record, policy, keys, slot })
     }
 
     /// Seals a message. Its strings are dropped here.
@@ -248,6 +250,14 @@ impl Ingest {
             metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
         }
         let content_mac = keys.content_mac(&canonical(&message));
+        let delivery = view.level >= level::LEVEL_DELIVERY;
+        let (duplicate_index, duplicate_window_ms) = match practice.policy.duplicate_window_s {
+            window_s if delivery && window_s > 0 => {
+                let window_ms = if message.allow_duplicate { 0 } else { window_s.saturating_mul(1_000) };
+                (keys.content_mac(&duplicate(&message)), window_ms)
+            }
+            _ => (Bytes::new(), 0),
+        };
         let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
         let idempotency_index =
             optional(&message.idempotency_key, keys.idempotency_index(&message.idempotency_key));
@@ -282,8 +292,12 @@ impl Ingest {
             reference_index,
             carrier_no,
             retry: Some(policy.retry),
-            // Comes with the surface for opt-outs, and then by the feature level.
-            indexed_by_recipient: false,
+            // Of all messages with the surface for opt-outs, and then by the feature level.
+            indexed_by_recipient: delivery && message.ordered,
+            due_by_practice: delivery,
+            duplicate_index,
+            duplicate_window_ms,
+            ordered: delivery && message.ordered,
             dead_letter_listed: view.level >= LEVEL_DELIVERY,
             replay_of: Bytes::new(),
             route_no,
@@ -378,6 +392,15 @@ fn item(told: Told, answer: &CommandResult) -> IngestResult {
             );
             IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
         }
+        CommandResult::SameContent { message_id } => {
+            metrics::counter!("carillon_fuse_trips_total", "fuse" => "duplicate").increment(1);
+            let status = errors::status_with(
+                ErrorReason::DuplicateContent,
+                "the same text was accepted for this recipient a moment ago",
+                &[("message_id", message_id.to_string())],
+            );
+            IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
+        }
         CommandResult::Refused(Refusal::Restoring) => {
             IngestResult { error: Some(errors::to_rpc(&restoring())), ..Default::default() }
         }
@@ -419,6 +442,21 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
     }
     out.extend_from_slice(&message.class.to_be_bytes());
     out.extend_from_slice(&message.priority.to_be_bytes());
+    out
+}
+
+/// What the fuse for duplicates compares: recipient, class and text, whatever its spaces. Another first byte than [`canonical`] can
+/// have, so the two never meet.
+fn duplicate(message: &IngestMessage) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.body.len() + 64);
+    out.push(0xff);
+    out.extend_from_slice(message.recipient.as_bytes());
+    out.push(0);
+    out.extend_from_slice(&message.class.to_be_bytes());
+    for word in message.body.split_whitespace() {
+        out.extend_from_slice(word.as_bytes());
+        out.push(b' ');
+    }
     out
 }
 

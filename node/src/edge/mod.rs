@@ -17,6 +17,7 @@ pub mod lanes;
 mod members;
 pub mod node_api;
 pub mod peer;
+mod policy;
 pub mod quarantine;
 pub mod query;
 mod restore;

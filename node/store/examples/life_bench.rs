@@ -323,6 +323,7 @@ fn begin(id: MessageId, now_ms: u64) -> Kind {
         send_by_ms: now_ms + 2_000,
         node_id: 1,
         sender: String::new(),
+        ..Default::default()
     })
 }
 

@@ -44,7 +44,14 @@ pub enum PracticeCommand {
         campaign: String,
         #[arg(long, default_value = "")]
         brand: String,
+        /// Its share of a lane among those of the other practices, 1 to 1000.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        weight: u32,
     },
+    /// Stop a practice's messages on a carrier; they wait.
+    Pause(super::policy::PauseArgs),
+    /// Let a practice go on that was paused, by an operator or by the fuse for bursts.
+    Resume(super::policy::PauseArgs),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -127,20 +134,27 @@ pub enum LogFilterCommand {
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, campaign, brand, .. } = &command;
-    let put = PutPractice {
-        tenant: tenant.clone(),
-        practice: practice.clone(),
-        time_zone: time_zone.clone(),
-        carrier: carrier.clone(),
-        campaign: campaign.clone(),
-        brand: brand.clone(),
-        ..hours_of(&command)
+    let put = match &command {
+        PracticeCommand::Pause(args) => return super::policy::pause(args.clone(), true, format).await,
+        PracticeCommand::Resume(args) => return super::policy::pause(args.clone(), false, format).await,
+        PracticeCommand::Put { tenant, practice, time_zone, carrier, campaign, brand, weight, .. } => {
+            PutPractice {
+                tenant: tenant.clone(),
+                practice: practice.clone(),
+                time_zone: time_zone.clone(),
+                carrier: carrier.clone(),
+                campaign: campaign.clone(),
+                brand: brand.clone(),
+                // 1 is what a cluster below level 5 understands without the field.
+                weight: if *weight == 1 { 0 } else { *weight },
+                ..hours_of(&command)
+            }
+        }
     };
     let stored = target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
-        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no,
+        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no, "weight": stored.weight.max(1),
     });
     print(format, &value, || {
         println!("practice {} of {} has number {}", stored.practice, stored.tenant, stored.practice_no);
