@@ -247,6 +247,35 @@ pub fn due_page(
     error.map_or(Ok(page), Err)
 }
 
+/// A place in a sweep over all flows of a priority: flow, due time, message.
+pub type DuePlace = (u32, u64, MessageId);
+
+/// Waiting messages of one priority with `due_ms <= until_ms`, after a place: one flow after the other, each earliest first. For
+/// those who look at everything; an order among practices it is not.
+pub fn due_sweep(
+    tables: &dyn ReadTables,
+    priority: u8,
+    after: Option<DuePlace>,
+    until_ms: u64,
+    limit: usize,
+) -> Result<Vec<DueEntry>, TableError> {
+    let (mut found, mut flow) = (Vec::new(), Some(after.map_or(0, |(flow, ..)| flow)));
+    let mut from = after.map(|(_, due_ms, id)| (due_ms, id));
+    while let Some(at) = flow.filter(|_| found.len() < limit) {
+        found.extend(due_page(tables, (priority, at), from.take(), until_ms, limit - found.len())?.entries);
+        let next = collect(tables, &keys::due_flows_after(priority, at), 1, |key, _| {
+            keys::decode_due(key).ok_or_else(|| corrupt('D', "key"))
+        })?;
+        flow = next.first().map(|key| key.flow);
+    }
+    Ok(found)
+}
+
+/// Where to go on after this row.
+pub fn due_place(entry: &DueEntry) -> DuePlace {
+    (entry.flow, entry.due_ms, entry.message_id)
+}
+
 fn due_entry(key: &keys::DueKey, row: &[u8]) -> Result<DueEntry, TableError> {
     let record: DueRecord = decode('D', row)?;
     Ok(DueEntry {

@@ -199,3 +199,25 @@ fn events_go_on_where_the_cursor_is() {
     assert!(world.tables.rows().contains_key(&keys::events(3)));
     assert!(query::events_after(&world.tables, u64::MAX, 5).unwrap().is_empty());
 }
+
+#[test]
+fn a_sweep_meets_every_row_of_a_priority_once_whatever_its_flow() {
+    let mut world = World::new();
+    for n in 1..=30u64 {
+        world.done(accept_with(n, |a| {
+            (a.practice_no, a.due_by_practice) = (1 + (n % 5) as u32, n % 5 > 0);
+            a.priority = if n % 7 == 0 { 4 } else { 3 };
+            a.not_before_ms = START_MS + 10 * n;
+        }));
+    }
+    let (mut after, mut found) = (None, Vec::new());
+    loop {
+        let rows = query::due_sweep(&world.tables, 3, after, START_MS + 250, 4).unwrap();
+        let Some(last) = rows.last() else { break };
+        after = Some(query::due_place(last));
+        found.extend(rows.iter().map(|row| row.message_id));
+    }
+    found.sort_unstable();
+    let expected: Vec<_> = (1..=25).filter(|n| n % 7 != 0).map(id).collect();
+    assert_eq!(found, expected);
+}

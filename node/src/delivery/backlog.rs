@@ -101,10 +101,10 @@ fn read(handle: &NodeHandle, until_ms: u64) -> anyhow::Result<Backlog> {
             let tables = handle.local_tables(*partition)?;
             let mut after = None;
             loop {
-                let page = query::due_page(&*tables, priority, after, until_ms, PAGE.min(left))?;
+                let page = query::due_sweep(&*tables, priority, after, until_ms, PAGE.min(left))?;
                 let end = page.len() < PAGE.min(left);
                 left -= page.len();
-                after = page.last().map(|entry| (entry.due_ms, entry.message_id));
+                after = page.last().map(query::due_place);
                 for entry in page {
                     let row = Waiting {
                         message_id: entry.message_id,

@@ -35,7 +35,7 @@ pub struct Failover {
 }
 
 /// Where the reading of a partition's priority goes on.
-type Positions = BTreeMap<(u32, u8), (u64, MessageId)>;
+type Positions = BTreeMap<(u32, u8), query::DuePlace>;
 
 impl Failover {
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
@@ -132,10 +132,10 @@ fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> any
                     return Ok(found);
                 }
                 let after = from.get(&(partition, priority)).copied();
-                let page = query::due_page(&*tables, priority, after, until_ms, PAGE.min(rows_left))?;
+                let page = query::due_sweep(&*tables, priority, after, until_ms, PAGE.min(rows_left))?;
                 rows_left -= page.len();
                 match page.last() {
-                    Some(last) => drop(from.insert((partition, priority), (last.due_ms, last.message_id))),
+                    Some(last) => drop(from.insert((partition, priority), query::due_place(last))),
                     None => {
                         from.remove(&(partition, priority));
                         break;

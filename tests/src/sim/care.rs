@@ -207,7 +207,7 @@ impl World {
             }
             let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
             let pages =
-                PRIORITIES.iter().map(|p| query::due_page(store, *p, None, now_ms + 1_000, MOVES_MAX));
+                PRIORITIES.iter().map(|p| query::due_sweep(store, *p, None, now_ms + 1_000, MOVES_MAX));
             let rows = pages.filter_map(Result::ok).flatten();
             let ids: Vec<MessageId> =
                 rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
