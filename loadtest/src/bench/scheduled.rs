@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::idle::{self, NodeCost};
-use super::pacer::Pace;
+use super::load::Pace;
 use super::{Bench, LoadArgs};
 
 /// Resident memory that no node may pass, whatever waits.
