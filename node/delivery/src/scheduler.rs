@@ -278,7 +278,7 @@ impl Scheduler {
         let ready: Vec<CellNo> = self
             .partitions
             .values()
-            .flat_map(|led| led.windows.iter().flat_map(Window::cells))
+            .flat_map(|led| led.levels.iter().flat_map(Flows::iter).flat_map(|(_, window)| window.cells()))
             .filter(|no| self.cells[*no].row.as_ref().is_some_and(|r| matches!(r.stage, Stage::Ready { .. })))
             .collect();
         for no in ready {

@@ -1,5 +1,6 @@
 //! Beginning attempts: what the scheduler chose is proposed, and what comes back as permits is sent.
 use super::*;
+use carillon_delivery::PRIORITIES;
 
 impl Driver {
     pub(super) fn begin(&mut self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
