@@ -78,7 +78,8 @@ pub async fn a_single_message_passes_a_backlog(rig: &Rig) {
 }
 
 async fn policy(rig: &Rig, practice: &str, policy: SendingPolicy) {
-    let put = PutPolicy { tenant: TENANT.to_owned(), practice: practice.to_owned(), policy: Some(policy) };
+    let put =
+        PutPolicy { tenant: TENANT.to_owned(), practice: practice.to_owned(), policy: Some(policy.clone()) };
     rig.lab.admin(1).unwrap().put_policy(put).await.unwrap();
     // Every leader must know it.
     let applied = async || {
