@@ -77,6 +77,7 @@ mod operator;
 mod oracle;
 mod plan;
 mod plant;
+mod reads;
 mod recovery;
 mod restore;
 mod retention;
