@@ -79,6 +79,7 @@ mod oracle;
 mod plan;
 mod plant;
 mod recipients;
+mod reads;
 mod recovery;
 mod restore;
 mod retention;
