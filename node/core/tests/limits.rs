@@ -157,7 +157,10 @@ fn lanes_are_eased_in_turn_and_stopped() {
     assert_eq!(ease_permille(None, 10_000), 1_000);
     group.ok(ease(0, 1));
     assert_eq!(group.view().lanes[&1].eased_permille, 5);
-    assert_eq!(group.run(Kind::SetLane(SetLane { carrier_no: 2, paused: true })), Err(MetaRefusal::NoCarrier));
+    assert_eq!(
+        group.run(Kind::SetLane(SetLane { carrier_no: 2, paused: true })),
+        Err(MetaRefusal::NoCarrier)
+    );
 }
 
 #[test]

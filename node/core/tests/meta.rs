@@ -60,7 +60,13 @@ fn record(name: &str) -> CarrierRecord {
         source_address: "12125550100".into(),
         ..Default::default()
     };
-    CarrierRecord { carrier_no: 99, name: name.into(), smpp: Some(smpp), segments_per_second: 30, ..Default::default() }
+    CarrierRecord {
+        carrier_no: 99,
+        name: name.into(),
+        smpp: Some(smpp),
+        segments_per_second: 30,
+        ..Default::default()
+    }
 }
 
 fn carrier(name: &str) -> Kind {

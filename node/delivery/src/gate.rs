@@ -135,12 +135,7 @@ impl LaneGate {
 
     /// A gate for tokens that each may be used once in a frame and that have all rested: the first permit is free at
     /// `free_at`. The frame has the slack of the settings inside.
-    pub fn of_frame(
-        tokens: NonZeroU32,
-        frame: Duration,
-        settings: GateSettings,
-        free_at: Duration,
-    ) -> Self {
+    pub fn of_frame(tokens: NonZeroU32, frame: Duration, settings: GateSettings, free_at: Duration) -> Self {
         Self::of(tokens, frame.as_nanos().max(1), settings, free_at)
     }
 

@@ -183,7 +183,8 @@ impl Scheduler {
 
     /// Segments that wait on each lane, as far as they are in memory.
     pub fn demand(&self) -> impl Iterator<Item = (u32, u32)> {
-        let waits = |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
+        let waits =
+            |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
         self.lanes.iter().map(move |(carrier_no, lane)| (*carrier_no, waits(lane)))
     }
 

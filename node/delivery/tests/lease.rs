@@ -144,12 +144,8 @@ impl World {
             }
             if self.happens(restart) {
                 self.incarnations += 1;
-                let holder = Holder::new(
-                    self.settings,
-                    GateSettings::default(),
-                    node as u64 + 1,
-                    self.incarnations,
-                );
+                let holder =
+                    Holder::new(self.settings, GateSettings::default(), node as u64 + 1, self.incarnations);
                 self.nodes[node].holder = holder;
                 self.nodes[node].in_hand = None;
             }

@@ -1,7 +1,7 @@
 //! Calendar days of daily caps. Only the leader of the meta group looks at zones, before it proposes.
+use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::Timestamp;
 use std::time::Duration;
 
 /// The day of a zone: its number since 1970-01-01, and how long it still lasts. `None`: no such zone.

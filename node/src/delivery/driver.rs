@@ -122,7 +122,14 @@ pub fn start(
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
-        sender: Sender { handle, keyring, facts: facts.clone(), leases: leases.clone(), local, attempts: attempts.clone() },
+        sender: Sender {
+            handle,
+            keyring,
+            facts: facts.clone(),
+            leases: leases.clone(),
+            local,
+            attempts: attempts.clone(),
+        },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),

@@ -10,11 +10,11 @@ use super::day::day_of;
 use super::leases::MonoClock;
 use super::shares::ShareKeeper;
 use crate::engine::NodeHandle;
-use carillon_delivery::GateSettings;
 use carillon_core::meta::{MetaView, is_present};
+use carillon_delivery::GateSettings;
 use carillon_delivery::lease::{
-    Easer, Grant, Grantor, LIMIT_BASE, LaneView, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, WANTS_MAX, Want,
-    rules, slice,
+    Easer, Grant, Grantor, LIMIT_BASE, LaneView, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId,
+    WANTS_MAX, Want, rules, slice,
 };
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
@@ -152,7 +152,8 @@ impl Grants {
                 continue;
             };
             let Some((day, left)) = day_of(&limit.time_zone, clock_ms()) else { continue };
-            let taken = view.caps.get(&limit.limit_no).filter(|cap| cap.day >= day).map_or(0, |cap| cap.taken);
+            let taken =
+                view.caps.get(&limit.limit_no).filter(|cap| cap.day >= day).map_or(0, |cap| cap.taken);
             let room = u64::from(limit.amount).saturating_sub(taken);
             let segments = slice(want.segments, want.held, room, nodes);
             if segments == 0 {

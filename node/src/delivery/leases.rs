@@ -102,6 +102,13 @@ impl Leases {
         holder.try_take(stack, now).map(|permit| self.0.clock.instant(permit.fresh_until))
     }
 
+    /// When these limits have a permit; `None` = something is not held.
+    pub fn free_at(&self, stack: &[LimitId]) -> Option<tokio::time::Instant> {
+        let holder = self.0.holder.lock();
+        let (free_at, _) = holder.free_at(stack, self.0.clock.now()).ok()?;
+        Some(self.0.clock.instant(free_at))
+    }
+
     /// A share that needs no lease; 0 = leases only.
     pub fn set_fixed(&self, limit: LimitId, share: u32) {
         let mut holder = self.0.holder.lock();
@@ -120,7 +127,8 @@ impl Leases {
     pub fn set_demand(&self, demand: BTreeMap<LimitId, u32>) {
         let now = self.0.clock.now();
         let before = std::mem::replace(&mut *self.0.demand.lock(), demand.clone());
-        let new = demand.iter().filter(|(limit, waits)| **waits > 0 && before.get(limit).is_none_or(|w| *w == 0));
+        let new =
+            demand.iter().filter(|(limit, waits)| **waits > 0 && before.get(limit).is_none_or(|w| *w == 0));
         let mut holder = self.0.holder.lock();
         if new.into_iter().any(|(limit, _)| holder.view(*limit, now).tokens == 0) {
             holder.hurry(now);
@@ -225,7 +233,9 @@ impl Leases {
 /// Of this process; nobody had it before.
 fn incarnation() -> u64 {
     let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).expect("the system has random numbers, or no key could have been made");
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the system has random numbers, or no key could have been made");
     u64::from_be_bytes(bytes)
 }
 

@@ -7,8 +7,8 @@
 //!  - A connector is called only with a permit that this node's own proposal brought back in its own term (P3, D10).
 //!  - A receipt is acknowledged to the carrier only after it is recorded, or when it can never be.
 //!  - A fact that is known is proposed until it is committed, here or on the leader of its partition.
-mod driver;
 mod day;
+mod driver;
 mod facts;
 mod grants;
 mod lanes;

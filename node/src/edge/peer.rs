@@ -8,9 +8,9 @@ use crate::meta::MetaClient;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, LeaseRequest, LeaseResponse, MetaCommand,
-    ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
-    meta_command,
+    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, LeaseRequest, LeaseResponse,
+    MetaCommand, ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest,
+    ReportSnapshotResponse, command::Kind, meta_command,
 };
 use carillon_proto::replica::node_of;
 use prost::Message as _;

@@ -221,7 +221,8 @@ impl World {
         let Some(sending) = wing.sends.remove(&send_no) else { return };
         let Sending { partition, term, permit, refs, .. } = sending;
         let carrier_no = permit.carrier_no;
-        let answered = wing.answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
+        let answered =
+            wing.answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
         answered.attempts += 1;
         if outcome == Outcome::Throttled {
             answered.throttled += 1;

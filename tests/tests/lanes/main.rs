@@ -1,7 +1,9 @@
 //! Leases on real processes: a lane is used where messages wait, and its limit holds whatever happens to nodes and leaders.
 use carillon_ctl::lab::LabOptions;
 use carillon_loadtest::smsc::TruthPage;
-use carillon_proto::admin::{LaneStatus, ListLanesRequest, PutLimitRequest, SetAccountLimitRequest, SetLaneRequest};
+use carillon_proto::admin::{
+    LaneStatus, ListLanesRequest, PutLimitRequest, SetAccountLimitRequest, SetLaneRequest,
+};
 use carillon_proto::internal::{LimitRecord, LimitScope};
 use carillon_proto::public::{ListMessagesRequest, MessageSpec, MessageState};
 use carillon_tests::api::spec;
@@ -38,7 +40,8 @@ async fn until_leased(rig: &Rig) {
             }
         }
         let lanes = lanes(rig).await?;
-        let asking = lanes.first().and_then(|lane| lane.books.as_ref()).map_or(0, |books| books.holders.len());
+        let asking =
+            lanes.first().and_then(|lane| lane.books.as_ref()).map_or(0, |books| books.holders.len());
         if asking == rig.lab.node_ids().len() { Ok(()) } else { Err(format!("{asking} nodes ask")) }
     })
     .await;
@@ -92,7 +95,8 @@ async fn until_arrived(rig: &Rig, count: usize, limit: Duration) {
 async fn open(rig: &Rig) -> Vec<String> {
     let mut found = Vec::new();
     for practice in &rig.practices[..rig.practices.len().min(24)] {
-        let request = ListMessagesRequest { practice: practice.clone(), page_size: 1_000, ..Default::default() };
+        let request =
+            ListMessagesRequest { practice: practice.clone(), page_size: 1_000, ..Default::default() };
         let settled = [MessageState::Delivered, MessageState::Submitted];
         let open = rig.list(request).await.into_iter().filter(|m| !settled.contains(&m.state()));
         found.extend(open.map(|m| format!("{} {:?} {}", m.message_id, m.state(), m.state_detail)));
@@ -117,7 +121,13 @@ async fn stop_for(rig: &Rig, node: u64, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leased_lane_is_busy_and_its_limit_holds() {
-    let rig = Rig::start(LabOptions { nodes: 3, lane_limit: LIMIT, profile: "perfect".to_owned(), ..LabOptions::default() }).await;
+    let rig = Rig::start(LabOptions {
+        nodes: 3,
+        lane_limit: LIMIT,
+        profile: "perfect".to_owned(),
+        ..LabOptions::default()
+    })
+    .await;
     until_leased(&rig).await;
     let calm = submit(&rig, zipf(&rig, 2_400, "calm")).await;
     until_arrived(&rig, calm, Duration::from_secs(120)).await;
@@ -126,7 +136,10 @@ async fn a_leased_lane_is_busy_and_its_limit_holds() {
     // Not the first seconds, in which the backlog builds up, and not its tail.
     let (from, to) = (found.len() / 6, found.len() * 5 / 6);
     let used = used_permille(&found, from, to, LIMIT);
-    say(&format!("Zipf-sized practices on three nodes: {used} permille of the limit; fullest window {}", fullest(&found, 1_000_000)));
+    say(&format!(
+        "Zipf-sized practices on three nodes: {used} permille of the limit; fullest window {}",
+        fullest(&found, 1_000_000)
+    ));
     assert!(fullest(&found, WINDOW_US) <= LIMIT as usize);
     assert!(used >= 970, "{used} permille");
 
@@ -159,7 +172,13 @@ async fn a_leased_lane_is_busy_and_its_limit_holds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_are_set_while_messages_wait_and_all_of_them_hold() {
-    let rig = Rig::start(LabOptions { nodes: 3, lane_limit: LIMIT, profile: "perfect".to_owned(), ..LabOptions::default() }).await;
+    let rig = Rig::start(LabOptions {
+        nodes: 3,
+        lane_limit: LIMIT,
+        profile: "perfect".to_owned(),
+        ..LabOptions::default()
+    })
+    .await;
     until_leased(&rig).await;
     let admin = rig.lab.admin(1).unwrap();
     // Below one segment for each node; the sender's limit binds.
@@ -217,6 +236,10 @@ async fn limits_are_set_while_messages_wait_and_all_of_them_hold() {
     let found = arrivals(&rig).await;
     assert_eq!(found.len(), first + second);
     assert!(fullest(&found[first + 25..], WINDOW_US) <= 30);
-    let refused = admin.put_limit(PutLimitRequest { limit: Some(sender), carrier: "nobody".into(), ..Default::default() });
+    let refused = admin.put_limit(PutLimitRequest {
+        limit: Some(sender),
+        carrier: "nobody".into(),
+        ..Default::default()
+    });
     assert!(refused.await.is_err());
 }

@@ -1,7 +1,7 @@
 //! `carillonctl lane ...` and `carillonctl limit ...`: what carriers allow, who holds it, and how much of it is used.
 use super::Verdict;
-use super::target::Target;
 use super::output::{Format, print, table};
+use super::target::Target;
 use carillon_proto::admin::{
     DropLimitRequest, LaneStatus, ListLanesRequest, ListLanesResponse, PutLimitRequest,
     SetAccountLimitRequest, SetLaneRequest,
@@ -153,8 +153,7 @@ async fn set(target: &Target, carrier: String, paused: bool) -> anyhow::Result<V
 
 async fn show(target: &Target, carrier: Option<&str>, format: Format) -> anyhow::Result<Verdict> {
     // Only the leader of the meta group has the books.
-    let answer: ListLanesResponse =
-        target.connect_leader(0).await?.list_lanes(ListLanesRequest {}).await?;
+    let answer: ListLanesResponse = target.connect_leader(0).await?.list_lanes(ListLanesRequest {}).await?;
     let wanted = |lane: &&LaneStatus| carrier.is_none_or(|name| lane.carrier == name);
     let lanes: Vec<&LaneStatus> = answer.lanes.iter().filter(wanted).collect();
     if let Some(name) = carrier

@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, limits, members, place, replicas, restore, rows,
-    shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, limits, members, place, replicas, restore,
+    rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -32,7 +32,9 @@ pub enum MetaRefusal {
     NoLimit,
     #[error("the cap of the day is reached")]
     CapReached,
-    #[error("nodes still send on fixed shares; wait until lanes are leased, a few seconds after the feature level rose")]
+    #[error(
+        "nodes still send on fixed shares; wait until lanes are leased, a few seconds after the feature level rose"
+    )]
     NotYetLeases,
     #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
     TooSlow { nodes: u32 },

@@ -4,7 +4,8 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat, SmppSettings,
+    Bootstrap, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat,
+    SmppSettings,
 };
 use std::collections::BTreeSet;
 
@@ -63,7 +64,9 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
         | Kind::RaiseLevel(_)
         | Kind::PartitionRestored(_) => Ok(()),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
-        Kind::RestoreMeta(c) => c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level)),
+        Kind::RestoreMeta(c) => {
+            c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level))
+        }
     }
 }
 
@@ -136,7 +139,12 @@ fn limit(record: &LimitRecord) -> Check {
     label(&record.network, "network")?;
     let networked = matches!(scope, LimitScope::Campaign | LimitScope::Brand);
     let keyed = networked || scope == LimitScope::Sender;
-    goes_with(keyed, !record.key.is_empty(), "key", "goes with a sender, campaign or brand, and only with them")?;
+    goes_with(
+        keyed,
+        !record.key.is_empty(),
+        "key",
+        "goes with a sender, campaign or brand, and only with them",
+    )?;
     require(networked || record.network.is_empty(), "network", "goes with a campaign or brand only")?;
     let of_practice = scope == LimitScope::Practice;
     goes_with(of_practice, record.practice_no > 0, "practice", "goes with the scope of a practice only")

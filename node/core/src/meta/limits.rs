@@ -10,8 +10,8 @@ use super::{LIMITS_MAX, keys, rows};
 use crate::records::{decode, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use carillon_proto::internal::{
-    CapRecord, CarrierRecord, DropLimit, EaseLane, LaneRecord, LimitRecord, LimitScope, PracticeRecord, PutLimit,
-    SetLane, TakeCap,
+    CapRecord, CarrierRecord, DropLimit, EaseLane, LaneRecord, LimitRecord, LimitScope, PracticeRecord,
+    PutLimit, SetLane, TakeCap,
 };
 
 /// An eased lane gets back so many permille of its limit every second.
@@ -118,8 +118,7 @@ pub(super) fn take_cap(tables: &mut dyn Tables, command: &TakeCap) -> Outcome {
 pub(super) fn begin_slowly(tables: &mut dyn Tables, now_ms: u64, carrier_no: u32) -> Result<(), TableError> {
     let record = lane(tables, carrier_no)?;
     if record.eased == 0 {
-        let record =
-            LaneRecord { eased_permille: START_PERMILLE, eased_at_ms: now_ms, eased: 1, ..record };
+        let record = LaneRecord { eased_permille: START_PERMILLE, eased_at_ms: now_ms, eased: 1, ..record };
         tables.put(keys::lane(carrier_no), encode(&record));
     }
     Ok(())

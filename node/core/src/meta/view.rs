@@ -132,7 +132,8 @@ impl MetaView {
 
     /// Numbers of the limits besides its account's that apply to a practice on a carrier.
     pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
-        let (Some(carrier), Some(practice)) = (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
+        let (Some(carrier), Some(practice)) =
+            (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
         else {
             return Vec::new();
         };

@@ -56,8 +56,8 @@ impl Easer {
         }
         heard.attempts += u64::from(attempts);
         heard.throttled += u64::from(throttled);
-        let few = heard.throttled < u64::from(THROTTLED_MIN)
-            || heard.throttled * THROTTLED_ONE_IN < heard.attempts;
+        let few =
+            heard.throttled < u64::from(THROTTLED_MIN) || heard.throttled * THROTTLED_ONE_IN < heard.attempts;
         if throttled == 0 || few {
             return None;
         }

@@ -115,7 +115,8 @@ impl Grantor {
                 }
                 Some(_) => {}
                 None => {
-                    let unknown = (mono < self.unknown_until + rule.limit.window).then_some(self.unknown_until);
+                    let unknown =
+                        (mono < self.unknown_until + rule.limit.window).then_some(self.unknown_until);
                     if let Some(lane) = Lane::new(rule.limit, &self.gate, unknown) {
                         self.lanes.insert(*limit, lane);
                     }

@@ -85,7 +85,18 @@ impl Holder {
     /// `incarnation` must differ from that of every earlier process of the node.
     pub fn new(settings: LeaseSettings, gate: GateSettings, node_id: u64, incarnation: u64) -> Self {
         let (limits, caps) = (BTreeMap::new(), BTreeMap::new());
-        Self { settings, gate, node_id, incarnation, seq: 0, asked_at: None, ask_at: Duration::ZERO, limits, caps, ended: 0 }
+        Self {
+            settings,
+            gate,
+            node_id,
+            incarnation,
+            seq: 0,
+            asked_at: None,
+            ask_at: Duration::ZERO,
+            limits,
+            caps,
+            ended: 0,
+        }
     }
 
     pub fn settings(&self) -> &LeaseSettings {
@@ -207,8 +218,8 @@ impl Holder {
         };
     }
 
-    /// Takes a permit for one segment from all of these limits, or from none.
-    pub fn try_take(&mut self, stack: &[LimitId], mono: Duration) -> Result<Permit, Wait> {
+    /// When all of these limits have a permit, as far as it is known, and until when it would be good.
+    pub fn free_at(&self, stack: &[LimitId], mono: Duration) -> Result<(Duration, Duration), Wait> {
         let mut free_at = mono;
         let mut ends = mono + self.settings.stale_after;
         for limit in stack {
@@ -224,6 +235,12 @@ impl Holder {
             free_at = free_at.max(gate.next_permit()).max(held.closed_until);
             ends = ends.min(held.ends);
         }
+        Ok((free_at, ends))
+    }
+
+    /// Takes a permit for one segment from all of these limits, or from none.
+    pub fn try_take(&mut self, stack: &[LimitId], mono: Duration) -> Result<Permit, Wait> {
+        let (free_at, ends) = self.free_at(stack, mono)?;
         if free_at > mono {
             return Err(Wait::Until(free_at));
         }

@@ -57,7 +57,15 @@ impl Lane {
     pub fn new(limit: Limit, gate: &crate::GateSettings, unknown_until: Option<Duration>) -> Option<Self> {
         let frame = Frame::of(limit, gate)?;
         let ready_at = unknown_until.map_or(Duration::ZERO, |until| until + frame.length);
-        Some(Self { limit, frame, ready_at, holders: BTreeMap::new(), resting: Vec::new(), surprises: 0, overdrawn: false })
+        Some(Self {
+            limit,
+            frame,
+            ready_at,
+            holders: BTreeMap::new(),
+            resting: Vec::new(),
+            surprises: 0,
+            overdrawn: false,
+        })
     }
 
     /// The same lane under another limit, once it is clear; who asks for it stays known.

@@ -72,7 +72,8 @@ mod tests {
         let mut view = MetaView { level: level::LEVEL_DELIVERY, ..Default::default() };
         let smpp = Some(SmppSettings { source_address: "12125550100".into(), ..Default::default() });
         let campaign = "reminders".into();
-        let carrier = CarrierRecord { carrier_no: 3, segments_per_second: 60, smpp, campaign, ..Default::default() };
+        let carrier =
+            CarrierRecord { carrier_no: 3, segments_per_second: 60, smpp, campaign, ..Default::default() };
         view.carriers.insert(3, carrier);
         view
     }
@@ -98,7 +99,13 @@ mod tests {
         let mut view = view();
         let permille = |view: &MetaView, now_ms| rules(view, &BTreeMap::new(), now_ms)[&3].ease_permille;
         assert_eq!(permille(&view, 5_000), 1_000);
-        let lane = LaneRecord { carrier_no: 3, eased: 4, eased_permille: 350, eased_at_ms: 5_000, ..Default::default() };
+        let lane = LaneRecord {
+            carrier_no: 3,
+            eased: 4,
+            eased_permille: 350,
+            eased_at_ms: 5_000,
+            ..Default::default()
+        };
         view.lanes.insert(3, lane);
         assert_eq!([4_000, 5_000, 15_000, 500_000].map(|at| permille(&view, at)), [350, 350, 450, 1_000]);
         view.carriers.get_mut(&3).unwrap().segments_per_second = 0;
@@ -112,14 +119,23 @@ mod tests {
         let mut view = view();
         for (practice_no, campaign, brand) in [(1, "", ""), (2, "recalls", "acme")] {
             let (campaign, brand) = (campaign.to_owned(), brand.to_owned());
-            let practice = PracticeRecord { practice_no, carrier_no: 3, campaign, brand, ..Default::default() };
+            let practice =
+                PracticeRecord { practice_no, carrier_no: 3, campaign, brand, ..Default::default() };
             view.practices.insert(practice_no, practice);
         }
         let mut put = |limit_no, scope: LimitScope, key: &str, practice_no, network: &str, window_s| {
             let (key, network, scope) = (key.to_owned(), network.to_owned(), scope.into());
             let amount = 10;
             let limit = LimitRecord {
-                limit_no, carrier_no: 3, scope, key, practice_no, network, amount, window_s, ..Default::default()
+                limit_no,
+                carrier_no: 3,
+                scope,
+                key,
+                practice_no,
+                network,
+                amount,
+                window_s,
+                ..Default::default()
             };
             view.limits.insert(limit_no, limit);
         };
@@ -139,6 +155,9 @@ mod tests {
         assert_eq!(common(&view, 3), [3, LIMIT_BASE + 1, LIMIT_BASE + 2]);
         assert_eq!(caps(&view), BTreeSet::from([LIMIT_BASE + 6]));
         assert!(!rules(&view, &BTreeMap::new(), 0).contains_key(&(LIMIT_BASE + 6)));
-        assert_eq!(rules(&view, &BTreeMap::new(), 0)[&(LIMIT_BASE + 4)].limit.window, Duration::from_secs(60));
+        assert_eq!(
+            rules(&view, &BTreeMap::new(), 0)[&(LIMIT_BASE + 4)].limit.window,
+            Duration::from_secs(60)
+        );
     }
 }

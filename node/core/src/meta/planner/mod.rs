@@ -222,8 +222,7 @@ impl Round<'_> {
     fn may_lead(&self, node_id: u64, group: u32) -> bool {
         let shares = &self.view.shares;
         let sends = self.view.leases()
-            || shares.senders.contains(&node_id)
-                && (!shares.changing || shares.next.contains(&node_id));
+            || shares.senders.contains(&node_id) && (!shares.changing || shares.next.contains(&node_id));
         self.takes_replicas(node_id) && (group == 0 || sends)
     }
 
