@@ -12,8 +12,12 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+/// A permit that is free in less than this is near.
+const NEAR: Duration = Duration::from_millis(5);
 /// Gates of one lane beyond which idle ones are dropped.
 const GATES_MAX: usize = 1_024;
 
@@ -27,6 +31,8 @@ pub struct NodeGate {
     /// Held by the one of those that are not urgent that waits for the turn: the others wait here, and an urgent one finds at most
     /// this one before it.
     ordinary: tokio::sync::Mutex<()>,
+    /// Held by whoever may go to the connector.
+    line: Arc<tokio::sync::Mutex<()>>,
     closed: AtomicBool,
 }
 
@@ -37,7 +43,30 @@ impl NodeGate {
             stack,
             turn: tokio::sync::Mutex::default(),
             ordinary: tokio::sync::Mutex::default(),
+            line: Arc::default(),
             closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for the turn among the messages that need the same limits, and until their permit is near. Connectors keep all
+    /// messages of a carrier in one order, so nobody may wait inside of one for a limit that the others do not have.
+    pub async fn near(&self) -> OwnedMutexGuard<()> {
+        let turn = Arc::clone(&self.line).lock_owned().await;
+        let mut changes = self.leases.changes();
+        loop {
+            changes.borrow_and_update();
+            let near = self.leases.free_at(&self.stack).map(|at| at.checked_sub(NEAR).unwrap_or(at));
+            if self.closed.load(Ordering::Relaxed) || near.is_some_and(|near| near <= Instant::now()) {
+                return turn;
+            }
+            let changed = changes.changed();
+            let news = match near {
+                Some(near) => tokio::time::timeout_at(near, changed).await.unwrap_or(Ok(())),
+                None => changed.await,
+            };
+            if news.is_err() {
+                return turn;
+            }
         }
     }
 
