@@ -27,6 +27,9 @@ pub const ATTEMPTS_KEPT_MAX: usize = 16;
 /// canceled instead of tried again.
 pub const DETAIL_CANCEL_REQUESTED: &str = "cancel_requested";
 
+/// An end of hours that is always over.
+const HOURS_CLOSED_MS: u64 = 1;
+
 /// Code of the attempt that stands for what a cluster may have done after its backup, and detail of the messages in quarantine.
 pub const RESTORE_GUARD: &str = "restore_guard";
 
@@ -305,10 +308,20 @@ impl Message {
     pub fn refile(&mut self, turn: &mut Turn, due_ms: u64) {
         let from = self.stored;
         assert!(waits(from.state), "only what waits has a due time, this is {:?}", from.state);
+        if due_ms < from.due_ms {
+            self.forget_hours();
+        }
         self.status.due_ms = due_ms.min(self.status.expires_at_ms);
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, from, self.stored);
         self.save(turn);
+    }
+
+    /// It may go at another time than the one that its hours were computed for. Nothing begins before they are computed anew.
+    pub fn forget_hours(&mut self) {
+        if self.status.hours_stamp != 0 {
+            (self.status.hours_stamp, self.status.open_until_ms) = (0, HOURS_CLOSED_MS);
+        }
     }
 
     /// Goes on waiting as before; what the scheduler knows of it has changed.
