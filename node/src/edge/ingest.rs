@@ -104,7 +104,7 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
-                Ok(practice) if !self.may_carry(&practice.record, &message) => Err(without_baa()),
+                Ok(practice) if !self.may_carry(practice, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
                 Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
@@ -148,11 +148,23 @@ impl Ingest {
         }
     }
 
-    /// The carrier of the practice may carry the class. One that is not there is no carrier to keep anything from.
-    fn may_carry(&self, practice: &PracticeRecord, message: &IngestMessage) -> bool {
+    /// The carrier of the practice may carry the class, or one that its route names. One that is not there is no carrier to keep
+    /// anything from.
+    fn may_carry(&self, practice: &PracticeContext, message: &IngestMessage) -> bool {
         let view = self.handle.meta();
-        let carrier = view.carriers.get(&practice.carrier_no);
-        carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+        let may = |carrier_no: u32| {
+            let carrier = view.carriers.get(&carrier_no);
+            carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+        };
+        if may(practice.record.carrier_no) {
+            return true;
+        }
+        let route = (view.level >= LEVEL_DELIVERY)
+            .then(|| routes::route(&view, &practice.record, message.class, &message.recipient))
+            .flatten();
+        // Which of them is for `carrier` to say; any id does here.
+        let id = MessageId::new(0, practice.slot, 0);
+        route.is_some_and(|route| routes::choose(&view, route, &id, may).is_some())
     }
 
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.
