@@ -126,37 +126,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         own,
         carrier,
     };
-    let queries = Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) };
-    let classes = Arc::new(config.classes.table()?);
-    let ingest = Ingest {
-        handle: handle.clone(),
-        keyring: Arc::clone(&keyring),
-        classes: Arc::clone(&classes),
-        hours: hours.clone(),
-        lanes: delivery.looker.clone(),
-        connect: delivery.connect.clone(),
-        lab: config.lab,
-    };
-    let maker = Maker { handle: handle.clone(), keyring: Arc::clone(&keyring), ingest: ingest.clone() };
-    tokio::spawn(maker.run());
-    let delivery_admin = DeliveryAdminApi {
-        cluster_id: config.cluster_id.clone(),
-        handle: handle.clone(),
-        keyring: Arc::clone(&keyring),
-        ingest: ingest.clone(),
-        looker: delivery.looker.clone(),
-        meta: meta.clone(),
-    };
-    let node_api = NodeApi {
-        cluster_id: config.cluster_id.clone(),
-        handle: handle.clone(),
-        ingest,
-        cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
-        updates: Updates { handle: handle.clone(), keyring: Arc::clone(&keyring), classes },
-        series: SeriesDesk { handle: handle.clone(), keyring: Arc::clone(&keyring) },
-        explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
-        queries,
-    };
+    let (node_api, delivery_admin) = edge(&config, &handle, &keyring, &meta, &hours, &delivery)?;
     let lane_api = LaneApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
@@ -195,6 +165,49 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");
     Ok(Node { handle, delivery, engine, stopping, close })
+}
+
+/// What routers and operators call about messages, and the maker of series, which accepts messages as they do.
+fn edge(
+    config: &Config,
+    handle: &NodeHandle,
+    keyring: &Arc<Keyring>,
+    meta: &MetaClient,
+    hours: &Hours,
+    delivery: &Delivery,
+) -> anyhow::Result<(NodeApi, DeliveryAdminApi)> {
+    let queries = Queries { handle: handle.clone(), keyring: Arc::clone(keyring) };
+    let classes = Arc::new(config.classes.table()?);
+    let ingest = Ingest {
+        handle: handle.clone(),
+        keyring: Arc::clone(keyring),
+        classes: Arc::clone(&classes),
+        hours: hours.clone(),
+        lanes: delivery.looker.clone(),
+        connect: delivery.connect.clone(),
+        lab: config.lab,
+    };
+    let maker = Maker { handle: handle.clone(), keyring: Arc::clone(keyring), ingest: ingest.clone() };
+    tokio::spawn(maker.run());
+    let delivery_admin = DeliveryAdminApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        keyring: Arc::clone(keyring),
+        ingest: ingest.clone(),
+        looker: delivery.looker.clone(),
+        meta: meta.clone(),
+    };
+    let node_api = NodeApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        ingest,
+        cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(keyring) },
+        updates: Updates { handle: handle.clone(), keyring: Arc::clone(keyring), classes },
+        series: SeriesDesk { handle: handle.clone(), keyring: Arc::clone(keyring) },
+        explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
+        queries,
+    };
+    Ok((node_api, delivery_admin))
 }
 
 /// Recovery may take seconds and reads files, so it gets a thread of its own.
