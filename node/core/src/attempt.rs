@@ -1,8 +1,9 @@
 //! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
 //!
 //! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
-//! exactly the attempts that the leader believes, inside the recipient's hours. Of two that race, the second finds another state or number. A recipient who
-//! has opted out gets nothing: the message ends here instead. One whose recipient has had enough, or whose turn it is not, waits.
+//! exactly the attempts and the carrier that the leader believes, inside the recipient's hours. Of two that race, the second finds
+//! another state or number; one that races with a reroute finds another carrier, or a lost answer of the one would be followed by
+//! a resend over the other. A recipient who has opted out gets nothing: the message ends here instead. One whose recipient has had enough, or whose turn it is not, waits.
 use crate::effect::{CommandResult, Permit, Refusal};
 use crate::message::{self, Message, Step, next_attempt_no};
 use crate::records::{self, corrupt};
@@ -73,7 +74,8 @@ fn clean_sender(sender: &str) -> String {
 
 fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {
     let (state, status) = (message.state(), &message.status);
-    if !message::waits(state) || begin.attempt_no != next_attempt_no(status) {
+    let stale = begin.attempt_no != next_attempt_no(status) || begin.carrier_no != status.carrier_no;
+    if !message::waits(state) || stale {
         Some(Refusal::WrongState(state))
     } else if status.expires_at_ms <= turn.now_ms {
         Some(Refusal::Expired)
