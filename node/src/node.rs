@@ -109,7 +109,12 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest { handle: handle.clone(), keyring: Arc::clone(&keyring), lab: config.lab },
+        ingest: Ingest {
+            handle: handle.clone(),
+            keyring: Arc::clone(&keyring),
+            ids: Arc::default(),
+            lab: config.lab,
+        },
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
     };
@@ -203,6 +208,7 @@ fn server() -> Server {
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
+        .max_frame_size(512 << 10)
         .max_concurrent_streams(1024)
 }
 

@@ -6,6 +6,7 @@ pub mod admin;
 mod backup;
 pub mod cancel;
 pub mod events;
+pub mod ids;
 pub mod ingest;
 mod members;
 pub mod node_api;

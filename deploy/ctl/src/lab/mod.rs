@@ -443,6 +443,7 @@ impl Lab {
             "operator_cert": stem(&operator, "pem"), "operator_key": stem(&operator, "key"),
             "smsc": plan.smsc(), "smsc_http": plan::local(plan.smsc_http_port),
             "lane_limit": plan.lane_limit,
+            "router_pid": self.pid(ROUTER_PROCESS).unwrap_or(0), "smsc_pid": self.pid(SMSC).unwrap_or(0),
             "nodes": nodes,
         });
         let text = serde_json::to_vec_pretty(&json).map_err(|e| LabError::Wrong(e.to_string()))?;
