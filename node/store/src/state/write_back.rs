@@ -132,7 +132,7 @@ pub(super) fn start() -> std::io::Result<(SyncSender<Arc<Replica>>, JoinHandle<(
 
 fn run(replicas: &Receiver<Arc<Replica>>) {
     // Acknowledgements do not wait for this thread. Without the right to change it, it runs as the others do.
-    drop(rustix::process::nice(NICE));
+    let _as_the_others = rustix::process::nice(NICE);
     while let Ok(replica) = replicas.recv() {
         // A failure is remembered by the database and told to whoever commits next; a replica that left has nothing to write.
         drop(replica.write_back());
