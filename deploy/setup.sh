@@ -43,6 +43,52 @@ may_install() {
     return 1
 }
 
+# What a Debian package is for, and how it is called by <manager>.
+purpose_of() { # purpose_of <package>
+    case "$1" in
+    build-essential) echo "a C and C++ compiler with the headers of its library" ;;
+    libclang-dev) echo "libclang, which bindgen loads (or set LIBCLANG_PATH)" ;;
+    make) echo "GNU make" ;;
+    ccache) echo "ccache (without it every new target directory compiles RocksDB again)" ;;
+    esac
+}
+
+called_by() { # called_by <manager> <package>
+    case "$1:$2" in
+    dnf:build-essential) echo gcc-c++ ;;
+    dnf:libclang-dev) echo clang-devel ;;
+    zypper:build-essential) echo gcc-c++ ;;
+    zypper:libclang-dev) echo clang-devel ;;
+    pacman:build-essential) echo base-devel ;;
+    pacman:libclang-dev) echo clang ;;
+    apk:build-essential) echo build-base ;;
+    apk:libclang-dev) echo clang-dev ;;
+    brew:build-essential) echo gcc ;;
+    brew:libclang-dev) echo llvm ;;
+    *) echo "$2" ;;
+    esac
+}
+
+# Each thing that is missing with its purpose, and the command that gets all of them from the package manager that is here.
+name_missing() {
+    local package manager
+    for package in "${missing[@]}"; do echo "setup: missing: $(purpose_of "$package")"; done
+    for manager in apt-get dnf zypper pacman apk brew; do
+        command -v "$manager" >/dev/null || continue
+        local names=()
+        for package in "${missing[@]}"; do names+=("$(called_by "$manager" "$package")"); done
+        case "$manager" in
+        apt-get) echo "setup: as root: apt-get install ${names[*]}" ;;
+        pacman) echo "setup: as root: pacman -S ${names[*]}" ;;
+        apk) echo "setup: as root: apk add ${names[*]}" ;;
+        brew) echo "setup: brew install ${names[*]}" ;;
+        *) echo "setup: as root: $manager install ${names[*]}" ;;
+        esac
+        return
+    done
+    echo "setup: no package manager that is known here; get them as your system does"
+}
+
 if [ "${#missing[@]}" -gt 0 ]; then
     if may_install; then
         echo "setup: installing ${missing[*]}"
@@ -54,9 +100,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
             "${as_root[@]}" "${install[@]}"
         fi
     else
-        echo "setup: missing: ${missing[*]} (names of Debian packages)" >&2
-        echo "setup: as root on Debian or Ubuntu: apt-get install ${missing[*]}" >&2
-        echo "setup: on Fedora: dnf install gcc-c++ clang-devel make ccache" >&2
+        name_missing >&2
         # Without ccache a build is only slower.
         if [ "${missing[*]}" != ccache ]; then exit 1; fi
     fi

@@ -27,9 +27,9 @@ const FAILED: u8 = 99;
 #[derive(Debug, Parser)]
 #[command(name = "carillon-loadtest", version)]
 struct Cli {
-    /// Which log lines go to standard error (JSON), in the syntax of RUST_LOG.
-    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn")]
-    log: String,
+    /// Which log lines go to standard error (JSON), in the syntax of RUST_LOG. Default: warn, info for the simulator.
+    #[arg(long, global = true, env = "RUST_LOG")]
+    log: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -85,7 +85,11 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     carillon_proto::tls::install_provider();
-    let telemetry = carillon_proto::telemetry::install("loadtest", &cli.log)?;
+    let (service, filter) = match cli.command {
+        Command::Smsc(_) => ("smsc", "info"),
+        _ => ("loadtest", "warn"),
+    };
+    let telemetry = carillon_proto::telemetry::install(service, cli.log.as_deref().unwrap_or(filter))?;
     let mut runtime = match cli.command {
         // The generator has one thread: its health is judged by that, and two cores are shared with a cluster.
         Command::Bench(_) => tokio::runtime::Builder::new_current_thread(),
@@ -95,6 +99,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(async {
         match cli.command {
             Command::Smsc(args) => {
+                telemetry.keep_up();
                 let render: smsc::RenderMetrics = Arc::new(move || telemetry.render());
                 smsc::run(args, Some(render)).await?;
                 Ok(0)
@@ -145,6 +150,9 @@ async fn ledger(args: &LedgerArgs) -> anyhow::Result<u8> {
     let carrier = Carrier::new(Http::default(), &lab.smsc_http);
     let ledger = reckon(&client, &carrier, &file).await?;
     println!("{ledger}");
+    if let Some(path) = demo::keep_held(&ledger, &lab.dir)? {
+        println!("  all held messages: {}", path.display());
+    }
     if let Some(path) = &args.json {
         fs_err::write(path, serde_json::to_vec_pretty(&ledger)?)?;
     }

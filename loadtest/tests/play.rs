@@ -62,6 +62,8 @@ async fn a_day_is_played_to_its_end_through_a_broken_stream() {
     // A cluster that forgets one of them is found out.
     let listed = |id: &&str| Listed {
         id: (*id).to_owned(),
+        class: "reminder".to_owned(),
+        practice: "hill".to_owned(),
         state: MessageState::Canceled,
         reason: "-".to_owned(),
         expires_at_ms: None,

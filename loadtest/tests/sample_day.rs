@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hasher as _;
 
 use carillon_loadtest::demo::PROFILE;
+use carillon_loadtest::sample_day::YEAR;
 use carillon_loadtest::sample_day::generate::{
     LANDLINE_DROPPED, LANDLINE_REFUSED, MESSAGES, SEED, STORM_MS, generate,
 };
@@ -18,7 +19,7 @@ use carillon_proto::sms;
 use siphasher::sip::SipHasher13;
 
 /// Changes only when the day is made anew on purpose.
-const DIGEST: &str = "32ed63a32dd083317adb1cc45c23243182a41405ad6ec08b19d11fc820959ff2";
+const DIGEST: &str = "b656595ea9567c7b89a09218d682665f938fd6df47581717bdbe1472c7a3f9a9";
 
 fn day() -> Day {
     Day::bundled().unwrap()
@@ -95,6 +96,59 @@ fn texts_are_of_all_kinds_and_within_the_limits() {
     assert!(accented >= 500, "{accented} accented");
     assert!(long >= 50, "{long} long");
     assert!((11_000..17_000).contains(&segments), "{segments} segments");
+}
+
+/// The words after each `before` in a text.
+fn words_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = Vec<&'a str>> {
+    text.match_indices(before).map(move |(at, _)| {
+        let rest = &text[at + before.len()..];
+        rest.split([' ', ',', '.', ':']).filter(|word| !word.is_empty()).take(3).collect()
+    })
+}
+
+#[test]
+fn weekdays_and_dates_in_the_texts_fit_together() {
+    const EN: [&str; 7] = ["Mon, ", "Tue, ", "Wed, ", "Thu, ", "Fri, ", "Sat, ", "Sun, "];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const ES: [(&str, i8); 4] = [("lunes ", 0), ("martes ", 1), ("jueves ", 3), ("viernes ", 4)];
+    const MONTHS_ES: [&str; 12] = [
+        "enero",
+        "febrero",
+        "marzo",
+        "abril",
+        "mayo",
+        "junio",
+        "julio",
+        "agosto",
+        "septiembre",
+        "octubre",
+        "noviembre",
+        "diciembre",
+    ];
+    let weekday = |month: usize, day: &str| {
+        let date = jiff::civil::Date::new(YEAR, month as i8 + 1, day.parse().unwrap()).unwrap();
+        date.weekday().to_monday_zero_offset()
+    };
+    let (mut english, mut spanish) = (0, 0);
+    for message in day().messages() {
+        for (expected, name) in (0..).zip(EN) {
+            for words in words_after(&message.text, name) {
+                let month = MONTHS.iter().position(|m| *m == words[0]).expect("a month");
+                assert_eq!(weekday(month, words[1]), expected, "{}", message.text);
+                english += 1;
+            }
+        }
+        for (name, expected) in ES {
+            for words in words_after(&message.text, name) {
+                assert_eq!(words[1], "de", "{}", message.text);
+                let month = MONTHS_ES.iter().position(|m| *m == words[2]).expect("a month");
+                assert_eq!(weekday(month, words[0]), expected, "{}", message.text);
+                spanish += 1;
+            }
+        }
+    }
+    assert!(english > 5_000 && spanish > 300, "{english} {spanish}");
 }
 
 #[test]

@@ -6,6 +6,8 @@ mod client;
 mod faults;
 #[path = "smsc/load.rs"]
 mod load;
+#[path = "smsc/process.rs"]
+mod process;
 #[path = "smsc/receipts.rs"]
 mod receipts;
 #[path = "smsc/session.rs"]

@@ -1,9 +1,11 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+mod classes;
 mod storage;
 
 use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
 use carillon_proto::tls::{TlsError, TlsFiles};
+pub use classes::{ClassKeys, Classes};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -52,6 +54,9 @@ pub struct Config {
     pub peer_tls: TlsFiles,
     pub admin_tls: TlsFiles,
     pub keys: KeyConfig,
+    /// What the classes of messages set.
+    #[serde(default)]
+    pub classes: Classes,
     #[serde(default)]
     pub retention: Retention,
     #[serde(default)]
@@ -248,6 +253,7 @@ impl Config {
                 "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
             ),
         ])?;
+        self.classes.table()?;
         self.retention.validate(self.lab)?;
         self.disk.validate()?;
         self.scrub.validate()
@@ -307,6 +313,28 @@ mod tests {
         config.validate().map_err(|e| e.to_string())
     }
 
+    /// The documented file, as it is and with every default said: lines of the form `# key = value` are keys.
+    #[test]
+    fn the_reference_is_true() {
+        // Not beside members; and its default is another key.
+        const ALTERNATIVES: [&str; 2] = ["# join = ", "# advertise = "];
+        let text = include_str!("../../deploy/config/node.toml");
+        let as_it_is: Config = toml::from_str(text).unwrap();
+        as_it_is.validate().unwrap();
+        let key = |line: &str| {
+            let name = line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ")).map(|(name, _)| name);
+            name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        };
+        let lines = text.lines().filter(|line| !ALTERNATIVES.iter().any(|key| line.starts_with(key)));
+        let said: String = lines.map(|l| if key(l) { &l[2..] } else { l }).flat_map(|l| [l, "\n"]).collect();
+        let said: Config = toml::from_str(&said).unwrap();
+        said.validate().unwrap();
+        assert_eq!(said.classes.table().unwrap(), as_it_is.classes.table().unwrap());
+        let without_classes =
+            |config: &Config| format!("{:?}", Config { classes: Classes::default(), ..config.clone() });
+        assert_eq!(without_classes(&said), without_classes(&as_it_is), "a default is another one");
+    }
+
     #[test]
     fn a_good_file_passes_and_each_fault_is_named() {
         assert_eq!(check(GOOD), Ok(()));
@@ -335,6 +363,11 @@ mod tests {
             ("lab = true", "lab = true\ndisk = { free_percent_min = 51 }", "disk.free_percent_min"),
             ("lab = true", "lab = true\nscrub = { every_s = 59 }", "scrub.every_s"),
             ("lab = true", "lab = true\ntuning = { log_slack_entries = 5 }", "tuning.log_slack_entries"),
+            (
+                "lab = true",
+                "lab = true\nclasses = { staff = { attempts_max = 21 } }",
+                "classes.staff.attempts_max",
+            ),
             (
                 "lab = true",
                 "lab = true\ntuning = { snapshot_idle_ms_max = 5 }",

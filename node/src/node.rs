@@ -26,8 +26,8 @@ use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::steward_server::StewardServer;
 use carillon_proto::telemetry::{self, ReadyCheck, Telemetry};
 use carillon_proto::tls;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -57,13 +57,19 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let peer_listener = telemetry::bind("peers", config.peer_listen).await?;
     let admin_listener = telemetry::bind("operators", config.admin_listen).await?;
     let http_listener = telemetry::bind("http", config.http_listen).await?;
+    // From the first moment: waiting for others and replaying a log may take long, and both are life.
+    let ready = Arc::new(OnceLock::new());
+    if let Some(telemetry) = telemetry.clone() {
+        let ready = until_known(Arc::clone(&ready));
+        tokio::spawn(async move { telemetry.serve_http(http_listener, ready).await });
+    }
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
     let identity = Identity::open(&config.data_dir, config.node_id, engine::has_log(&config))?;
-    let membership = enter(&config, &identity, &client).await?;
-    let channels = Arc::new(PeerChannels::new(config.node_id, &membership.members(), client)?);
     let identity = Arc::new(identity);
+    let membership = enter(&config, &identity, &client, &peer_listener).await?;
+    let channels = Arc::new(PeerChannels::new(config.node_id, &membership.members(), client)?);
     let mut engine = open_engine(&config, &membership, &channels, &identity).await?;
     let handle = engine.handle.clone();
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
@@ -113,6 +119,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
             handle: handle.clone(),
             keyring: Arc::clone(&keyring),
             ids: Arc::default(),
+            classes: Arc::new(config.classes.table()?),
             lab: config.lab,
         },
         queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
@@ -138,10 +145,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let admin_plane =
         server().add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX));
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
-    if let Some(telemetry) = telemetry {
-        let ready = ready_check(handle.clone(), Arc::clone(&stopping));
-        tokio::spawn(async move { telemetry.serve_http(http_listener, ready).await });
-    }
+    let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");
     Ok(Node { handle, delivery, engine, stopping, close })
 }
@@ -210,6 +214,14 @@ fn server() -> Server {
         .initial_connection_window_size(16 << 20)
         .max_frame_size(512 << 10)
         .max_concurrent_streams(1024)
+}
+
+/// Until there is a check, the node is not ready.
+fn until_known(check: Arc<OnceLock<ReadyCheck>>) -> ReadyCheck {
+    Arc::new(move || match check.get() {
+        Some(check) => check(),
+        None => Err("starting: it comes into its cluster, or reads what it has".to_owned()),
+    })
 }
 
 /// Ready: the cluster exists, this node learns its meta group, and every group that it has a replica of has a known leader.

@@ -124,6 +124,11 @@ impl Space {
         }
     }
 
+    /// Whether a peer has sent nothing for `limit`; one that never sent anything is silent.
+    pub fn is_silent(&self, node: u64, limit: Duration) -> bool {
+        self.peers.lock().get(&node).is_none_or(|(_, heard)| heard.elapsed() >= limit)
+    }
+
     /// Whether submits are refused now.
     pub fn refusal(&self) -> Option<NearFull> {
         if self.near_full() {

@@ -10,7 +10,7 @@ pub enum ConfigError {
     #[error("{path}: {reason}")]
     Parse { path: String, reason: String },
     #[error("{key}: {reason}")]
-    Invalid { key: &'static str, reason: &'static str },
+    Invalid { key: String, reason: &'static str },
 }
 
 /// Reads a file. The caller checks what the types cannot.
@@ -24,7 +24,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 /// The first rule that does not hold: (holds, key, what it must be).
 pub fn first_broken(rules: &[(bool, &'static str, &'static str)]) -> Result<(), ConfigError> {
     match rules.iter().find(|(holds, _, _)| !holds) {
-        Some((_, key, reason)) => Err(ConfigError::Invalid { key, reason }),
+        Some((_, key, reason)) => Err(ConfigError::Invalid { key: (*key).to_owned(), reason }),
         None => Ok(()),
     }
 }

@@ -43,3 +43,5 @@ pub mod metric_names;
 pub mod telemetry;
 #[cfg(feature = "edge")]
 pub mod tls;
+#[cfg(feature = "edge")]
+pub mod transport;

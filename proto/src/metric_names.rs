@@ -145,11 +145,23 @@ pub const CATALOGUE: &[Metric] = &[
     counter("carillon_router_retries_total", "Calls repeated on another or the same node, by reason."),
     gauge("carillon_router_map_age_seconds", "Time since any node confirmed the map."),
     gauge("carillon_router_partitions_led", "Partitions with a known leader."),
+    histogram(
+        "carillon_smsc_answer_delay_seconds",
+        "Simulator: delay of an answer, as the profile draws it.",
+    ),
     gauge("carillon_smsc_binds", "Simulator: binds."),
     gauge("carillon_smsc_contract_violations", "Simulator: submits above the contract."),
     gauge("carillon_smsc_contract_window_max_segments", "Simulator: most segments seen in one window."),
     gauge("carillon_smsc_duplicate_messages", "Simulator: messages accepted more than once."),
+    histogram(
+        "carillon_smsc_event_lag_seconds",
+        "Simulator: how late delayed answers and receipts were; large means that the simulator is too slow.",
+    ),
     counter("carillon_smsc_malformed_total", "Simulator: PDUs that could not be read."),
+    histogram(
+        "carillon_smsc_receipt_delay_seconds",
+        "Simulator: time from a submit to the sending of its receipt.",
+    ),
     gauge("carillon_smsc_receipts_pending", "Simulator: receipts not acknowledged yet."),
     counter("carillon_smsc_receipts_total", "Simulator: receipts, by what became of them."),
     counter("carillon_smsc_submits_total", "Simulator: submit_sm, by status."),

@@ -7,8 +7,8 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tracing_log::LogTracer;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// Latency buckets in seconds: 100 us to 60 s.
@@ -33,17 +33,17 @@ pub type ReadyCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Installs logger, metric recorder and panic hook. Call once. `filter` uses the syntax of `RUST_LOG`.
 pub fn install(service: &'static str, filter: &str) -> anyhow::Result<Telemetry> {
     let (layer, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
-    tracing_subscriber::registry()
-        .with(layer)
-        .with(
-            tracing_subscriber::fmt::layer()
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .with_span_list(false)
-                .with_writer(std::io::stderr),
-        )
-        .try_init()?;
+    let subscriber = tracing_subscriber::registry().with(layer).with(
+        tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_writer(std::io::stderr),
+    );
+    tracing::subscriber::set_global_default(subscriber)?;
+    log::set_boxed_logger(Box::new(WithoutPaths(LogTracer::new())))?;
+    log::set_max_level(log::LevelFilter::Trace);
     let prometheus = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &SIZES)?
@@ -54,6 +54,33 @@ pub fn install(service: &'static str, filter: &str) -> anyhow::Result<Telemetry>
     metrics::gauge!("carillon_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     install_panic_hook();
     Ok(Telemetry { filter: handle, prometheus })
+}
+
+/// Lines of dependencies that log through `log`, as events. Their files are paths of the machine that built the program, which
+/// are nobody's business; the module says enough.
+struct WithoutPaths(LogTracer);
+
+impl log::Log for WithoutPaths {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let bare = log::Record::builder()
+            .metadata(record.metadata().clone())
+            .args(*record.args())
+            .module_path(record.module_path())
+            .build();
+        self.0.log(&bare);
+    }
+
+    fn flush(&self) {}
+}
+
+/// A place in the sources without the path of the machine that built the program: what is from a registry begins with its crate.
+fn place_of(file: &str) -> &str {
+    let in_registry = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+    in_registry.map_or(file, |(_, rest)| rest)
 }
 
 fn describe() {
@@ -68,7 +95,8 @@ fn describe() {
 
 fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let place =
+            info.location().map(|at| format!("{}:{}", place_of(at.file()), at.line())).unwrap_or_default();
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         metrics::counter!("carillon_panics_total").increment(1);
         tracing::error!(place, thread, "panic; the message is withheld because it may hold plaintext");
@@ -87,21 +115,26 @@ impl Telemetry {
         self.prometheus.render()
     }
 
+    /// Keeps the recorder small for as long as the runtime lives; once for each process that serves its metrics.
+    pub fn keep_up(&self) {
+        let prometheus = self.prometheus.clone();
+        tokio::spawn(async move {
+            let mut every = tokio::time::interval(std::time::Duration::from_secs(5));
+            loop {
+                every.tick().await;
+                prometheus.run_upkeep();
+            }
+        });
+    }
+
     /// Serves the side port until the process ends. `live` and `ready` answer 200 or 503 with the reason.
     pub async fn serve_http(
         &self,
         listener: tokio::net::TcpListener,
         ready: ReadyCheck,
     ) -> std::io::Result<()> {
+        self.keep_up();
         let prometheus = self.prometheus.clone();
-        let upkeep = prometheus.clone();
-        tokio::spawn(async move {
-            let mut every = tokio::time::interval(std::time::Duration::from_secs(5));
-            loop {
-                every.tick().await;
-                upkeep.run_upkeep();
-            }
-        });
         let app = axum::Router::new()
             .route("/metrics", get(move || async move { prometheus.render() }))
             .route("/livez", get(|| async { "ok\n" }))
@@ -129,6 +162,45 @@ pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<tokio::net:
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt as _;
+
+    /// What a layer wrote.
+    #[derive(Clone, Default)]
+    struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_and_panics_of_dependencies_do_not_show_where_they_were_built() {
+        use log::Log as _;
+        let written = Written::default();
+        let writer = written.clone();
+        let layer =
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(layer);
+        let record = log::Record::builder()
+            .args(format_args!("purged"))
+            .level(log::Level::Info)
+            .target("raft_engine::engine")
+            .module_path(Some("raft_engine::engine"))
+            .file(Some("/home/builder/registry/src/index-1/raft-engine-0.4.2/src/engine.rs"))
+            .line(Some(7))
+            .build();
+        tracing::subscriber::with_default(subscriber, || WithoutPaths(LogTracer::new()).log(&record));
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("purged") && text.contains("raft_engine::engine"), "{text}");
+        assert!(!text.contains("builder") && !text.contains(".rs"), "{text}");
+
+        assert_eq!(place_of(record.file().unwrap()), "raft-engine-0.4.2/src/engine.rs");
+        assert_eq!(place_of("node/src/main.rs"), "node/src/main.rs");
+    }
 
     #[tokio::test]
     async fn an_address_is_free_again_at_once_and_a_listener_on_it_is_told() {

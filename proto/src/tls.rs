@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
 use tonic::transport::server::Connected;
@@ -220,8 +220,17 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Option<TlsConnectio
     }
 }
 
+/// The certificate is good, but it is another server's.
+#[derive(Debug, thiserror::Error)]
+#[error("the server has another identity")]
+pub struct OtherIdentity;
+
 /// A lazily connecting, self-reconnecting channel to `address` (host:port). With `expect`, connections to a server with another identity
 /// fail.
+///
+/// In TLS 1.3 a client is done before the server has looked at its certificate. A connection therefore counts only when the
+/// server has spoken (HTTP/2 servers begin with their settings): a refused certificate is then always a failed connection,
+/// UNAVAILABLE with the alert as its cause (`transport::Cause`), and never a call that broke off somewhere.
 pub fn channel(address: &str, config: Arc<ClientConfig>, expect: Option<Role>) -> Result<Channel, TlsError> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::ServerName(host))?;
@@ -242,13 +251,16 @@ pub fn channel(address: &str, config: Arc<ClientConfig>, expect: Option<Role>) -
             let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
             let socket = Socket::with_capacity(READ_BYTES, tcp);
-            let stream = TlsConnector::from(config).connect(name, socket).await?;
+            let mut stream = TlsConnector::from(config).connect(name, socket).await?;
             if let Some(expect) = expect {
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let found = leaf.and_then(|leaf| Identity::of_certificate(leaf)).map(|i| i.role);
                 if found.as_ref() != Some(&expect) {
-                    return Err(std::io::Error::other("the server has another identity"));
+                    return Err(std::io::Error::other(OtherIdentity));
                 }
+            }
+            if stream.fill_buf().await?.is_empty() {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
         }

@@ -131,6 +131,23 @@ mod tests {
         config.validate().map_err(|e| e.to_string())
     }
 
+    /// The documented file, as it is and with every default said: lines of the form `# key = value` are keys.
+    #[test]
+    fn the_reference_is_true() {
+        let text = include_str!("../../deploy/config/router.toml");
+        let as_it_is: Config = toml::from_str(text).unwrap();
+        as_it_is.validate().unwrap();
+        let key = |line: &str| {
+            let name = line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ")).map(|(name, _)| name);
+            name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        };
+        let lines = text.lines();
+        let said: String = lines.map(|l| if key(l) { &l[2..] } else { l }).flat_map(|l| [l, "\n"]).collect();
+        let said: Config = toml::from_str(&said).unwrap();
+        said.validate().unwrap();
+        assert_eq!(format!("{said:?}"), format!("{as_it_is:?}"), "a default is another one");
+    }
+
     #[test]
     fn a_good_file_passes_and_each_fault_is_named() {
         assert_eq!(check(GOOD), Ok(()));

@@ -10,6 +10,7 @@ use carillon_proto::admin::{
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
 use carillon_proto::tls::{self, TlsError, TlsFiles};
+use carillon_proto::transport::Cause;
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -27,7 +28,7 @@ pub enum AdminError {
     /// The cluster understood and said no.
     #[error("refused: {}", .0.message())]
     Refused(Status),
-    #[error("{what} failed: {code}: {message}")]
+    #[error("{what} failed: {message}")]
     Failed { what: &'static str, code: Code, message: String },
     #[error("{0} came back empty")]
     Empty(&'static str),
@@ -55,18 +56,12 @@ impl AdminError {
     }
 }
 
-/// "transport error" alone helps nobody: the causes say what it was.
+/// "transport error" alone helps nobody: what failed, and what to do about it.
 fn full_message(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
+    match Cause::of(status) {
+        Some(cause) => format!("{cause}; {}", cause.remedy()),
+        None => status.message().to_owned(),
     }
-    text
 }
 
 /// The admin API of one node. Cheap to clone.

@@ -4,5 +4,6 @@
 
 pub mod admin;
 pub mod backup;
+pub mod health;
 pub mod lab;
 pub mod pki;

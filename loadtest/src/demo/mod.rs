@@ -27,7 +27,7 @@ use crate::carrier::{Carrier, Mark};
 use crate::client::{Client, ClientConfig};
 use crate::http::Http;
 use crate::lab::Lab;
-use crate::ledger::{Acks, Ledger, Listed, compare};
+use crate::ledger::{Acks, HELD_SHOWN_MAX, Ledger, Listed, compare};
 use crate::sample_day::{Day, generate};
 use crate::{proc, watch};
 use live::Tracker;
@@ -105,6 +105,17 @@ pub async fn reckon(client: &Client, carrier: &Carrier, file: &AcksFile) -> anyh
     client.list(file.start_ms, &[], |message| listed.push(Listed::of(&message))).await?;
     let truth = carrier.truth(&file.mark()).await?;
     Ok(compare(&file.acks, &listed, &truth))
+}
+
+/// Where all held messages are, if they are too many for the screen.
+pub fn keep_held(ledger: &Ledger, dir: &Path) -> anyhow::Result<Option<PathBuf>> {
+    if ledger.held.len() <= HELD_SHOWN_MAX {
+        return Ok(None);
+    }
+    let path = dir.join("demo-held.jsonl");
+    let lines: Vec<String> = ledger.held.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    fs_err::write(&path, lines.join("\n") + "\n")?;
+    Ok(Some(path))
 }
 
 /// Runs the demo; `Ok(false)` when the ledger is not clean.
@@ -261,6 +272,9 @@ async fn finish(
     fs_err::write(&path, serde_json::to_vec(file)?)?;
     let ledger = reckon(client, carrier, file).await?;
     println!("\n{ledger}");
+    if let Some(path) = keep_held(&ledger, &lab.dir)? {
+        println!("  all held messages: {}", path.display());
+    }
     // The pids changed when a node was started again.
     for node in Lab::open(&lab.dir)?.nodes {
         match proc::rss_bytes(node.pid) {

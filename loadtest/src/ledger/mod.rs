@@ -22,8 +22,12 @@ use crate::sample_day::class_name;
 pub const EXPIRY_SLACK_MS: i64 = 500;
 /// The reason of a message that its class gave up after a lost answer.
 const ABANDONED: &str = "abandoned";
+/// Nothing is said about why.
+const NO_REASON: &str = "-";
 /// Findings of one kind that are listed by id.
 pub const LISTED_MAX: usize = 20;
+/// Held messages that are shown one by one; the rest is in a file.
+pub const HELD_SHOWN_MAX: usize = 50;
 
 /// A message whose acceptance was acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +65,8 @@ pub struct Acks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub id: String,
+    pub class: String,
+    pub practice: String,
     pub state: MessageState,
     /// Why it is in this state.
     pub reason: String,
@@ -82,8 +88,10 @@ impl Listed {
         let lost = |attempt: &&carillon_proto::public::Attempt| attempt.outcome() == Outcome::Ambiguous;
         Self {
             id: message.message_id.clone(),
+            class: class_name(message.class()),
+            practice: message.practice.clone(),
             state,
-            reason: if reason.is_empty() { "-".to_owned() } else { reason.to_owned() },
+            reason: if reason.is_empty() { NO_REASON } else { reason }.to_owned(),
             expires_at_ms: message
                 .expires_at
                 .as_ref()
@@ -115,6 +123,8 @@ pub enum Finding {
     ReceiptContradicted,
     /// Neither final nor held at the end.
     Unsettled,
+    /// Held, and nobody says why.
+    HeldWithoutReason,
     /// In ListMessages, but never acknowledged.
     NeverAcknowledged,
     /// Accepted by the carrier, but nobody submitted it.
@@ -135,6 +145,7 @@ impl Finding {
             Self::ReceivedButNotSaid => "received by the carrier, but said not to be",
             Self::ReceiptContradicted => "state contradicts the carrier's receipt",
             Self::Unsettled => "neither final nor held",
+            Self::HeldWithoutReason => "held without a reason",
             Self::NeverAcknowledged => "listed, but never acknowledged",
             Self::ReceivedFromNowhere => "received by the carrier, but never acknowledged",
             Self::KeyNotKept => "one idempotency key, two messages",
@@ -151,8 +162,8 @@ pub struct Ledger {
     pub surprises: BTreeMap<String, u64>,
     /// State, then reason: count.
     pub states: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Held messages: reason, then whether the carrier has it: count.
-    pub held: BTreeMap<String, HeldCount>,
+    /// Every held message, in the order of acknowledgement.
+    pub held: Vec<Held>,
     pub canceled_in_time: u64,
     pub cancel_too_late: BTreeMap<String, u64>,
     pub received: u64,
@@ -169,13 +180,35 @@ pub struct Ledger {
     pub findings: BTreeMap<Finding, Found>,
 }
 
-/// Held messages of one reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct HeldCount {
-    pub carrier_has_it: u64,
-    /// Some parts of a long message, not all.
-    pub carrier_has_parts: u64,
-    pub carrier_does_not: u64,
+/// A message whose fate nobody knows: it is neither sent again nor given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Held {
+    pub id: String,
+    pub class: String,
+    pub practice: String,
+    /// Why it is held, as ListMessages says.
+    pub reason: String,
+    pub carrier: CarrierHas,
+}
+
+/// What the carrier really has of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CarrierHas {
+    All,
+    /// Some parts of a long message.
+    Parts,
+    Nothing,
+}
+
+impl CarrierHas {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::All => "the carrier has it",
+            Self::Parts => "the carrier has parts of it",
+            Self::Nothing => "the carrier does not have it",
+        }
+    }
 }
 
 /// How often, and some ids.
@@ -268,12 +301,20 @@ impl Ledger {
                 self.find(Finding::LostNotReceived, &shown);
             }
             S::Unknown => {
-                let held = self.held.entry(entry.reason.clone()).or_default();
-                match (has_it, has_parts) {
-                    (true, _) => held.carrier_has_it += 1,
-                    (false, true) => held.carrier_has_parts += 1,
-                    (false, false) => held.carrier_does_not += 1,
+                if entry.reason == NO_REASON {
+                    self.find(Finding::HeldWithoutReason, &shown);
                 }
+                self.held.push(Held {
+                    id: ack.id.clone(),
+                    class: entry.class.clone(),
+                    practice: entry.practice.clone(),
+                    reason: entry.reason.clone(),
+                    carrier: match (has_it, has_parts) {
+                        (true, _) => CarrierHas::All,
+                        (false, true) => CarrierHas::Parts,
+                        (false, false) => CarrierHas::Nothing,
+                    },
+                });
             }
             S::Canceled if has_it || has_parts => self.find(Finding::CanceledButReceived, &shown),
             // After a lost answer nobody can know; the attempts say so.
@@ -327,6 +368,15 @@ impl Ledger {
 
     pub fn in_state(&self, state: MessageState) -> u64 {
         self.states.get(state_name(state)).map_or(0, |reasons| reasons.values().sum())
+    }
+
+    /// Held messages by reason, and by what the carrier has of them.
+    pub fn held_by(&self) -> BTreeMap<(&str, CarrierHas), u64> {
+        let mut counts = BTreeMap::new();
+        for held in &self.held {
+            *counts.entry((held.reason.as_str(), held.carrier)).or_insert(0) += 1;
+        }
+        counts
     }
 
     /// Nothing is lost, doubled, over a limit or unexplained, and the evidence is complete.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use carillon_proto::public::MessageState;
 
-use super::{Finding, Ledger};
+use super::{Finding, HELD_SHOWN_MAX, Held, Ledger};
 
 /// In the order of a message's life.
 const STATES: [MessageState; 12] = [
@@ -50,15 +50,7 @@ impl fmt::Display for Ledger {
         writeln!(f, "  cancels               {:>7}  in time", self.canceled_in_time)?;
         let late: u64 = self.cancel_too_late.values().sum();
         writeln!(f, "                        {late:>7}  too late: {}", reasons(&self.cancel_too_late))?;
-        for (reason, held) in &self.held {
-            let super::HeldCount { carrier_has_it: all, carrier_has_parts: some, carrier_does_not: none } =
-                held;
-            let total = all + some + none;
-            writeln!(
-                f,
-                "  held ({reason})  {total}: the carrier has {all}, parts of {some}, nothing of {none}"
-            )?;
-        }
+        self.fmt_held(f)?;
         writeln!(
             f,
             "  carrier received      {:>7}  messages in {} submits",
@@ -84,6 +76,29 @@ impl fmt::Display for Ledger {
 }
 
 impl Ledger {
+    /// Each held message with its reason, and what the carrier really has; at most [`HELD_SHOWN_MAX`].
+    fn fmt_held(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "  held                  {:>7}", self.held.len())?;
+        for ((reason, carrier), count) in self.held_by() {
+            writeln!(f, "    {reason:<20}{count:>7}  {}", carrier.text())?;
+        }
+        let shown = &self.held[..self.held.len().min(HELD_SHOWN_MAX)];
+        let width = |part: fn(&Held) -> &str| shown.iter().map(|held| part(held).len()).max().unwrap_or(0);
+        let (classes, practices) = (width(|held| &held.class), width(|held| &held.practice));
+        let reasons = width(|held| &held.reason);
+        for Held { id, class, practice, reason, carrier } in shown {
+            let carrier = carrier.text();
+            writeln!(f, "      {id}  {class:classes$}  {practice:practices$}  {reason:reasons$}  {carrier}")?;
+        }
+        match self.held.len() - shown.len() {
+            0 => Ok(()),
+            more => writeln!(f, "      and {more} more"),
+        }
+    }
+
     fn fmt_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (reason, count) in &self.surprises {
             writeln!(f, "  ! {count} answered otherwise than expected: {reason}")?;

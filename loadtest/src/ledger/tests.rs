@@ -40,6 +40,8 @@ fn world() -> World {
         let reason = if lost_answers > 0 { "answer_timeout" } else { "-" }.to_owned();
         world.listed.push(Listed {
             id,
+            class: "reminder".to_owned(),
+            practice: "hill".to_owned(),
             state: *state,
             reason,
             expires_at_ms: Some(EXPIRES_MS),
@@ -95,8 +97,8 @@ fn three_accounts_that_agree_are_clean_and_fully_counted() {
     assert_eq!((ledger.accepted, ledger.received, ledger.lost(), ledger.duplicates()), (16, 7, 0, 0));
     assert_eq!(ledger.states.values().flat_map(|reasons| reasons.values()).sum::<u64>(), 16);
     assert!(STATES.iter().all(|state| ledger.in_state(*state) == 2));
-    let held = HeldCount { carrier_has_it: 1, carrier_has_parts: 0, carrier_does_not: 1 };
-    assert_eq!(ledger.held, BTreeMap::from([("answer_timeout".to_owned(), held)]));
+    let held: Vec<_> = ledger.held.iter().map(|held| (held.id.as_str(), held.carrier)).collect();
+    assert_eq!(held, [("id-3", CarrierHas::All), ("id-11", CarrierHas::Nothing)]);
     let text = ledger.to_string();
     assert!(text.contains("lost 0   duplicates 0   over limit 0") && text.contains("CLEAN"), "{text}");
 }
@@ -197,7 +199,7 @@ fn parts_of_a_long_message_count_where_nothing_may_be_handed_over() {
     world.truth.received.remove(&(held as u128));
     let ledger = world.compare();
     assert!(ledger.is_clean());
-    assert_eq!(ledger.held.values().map(|h| h.carrier_has_parts).sum::<u64>(), 1);
+    assert_eq!(ledger.held_by()[&("answer_timeout", CarrierHas::Parts)], 1);
     // Said to be handed over, but a part is missing: that message never reached the phone whole.
     world.listed[held].state = MessageState::Submitted;
     world.assert_found(Finding::LostNotReceived, held);
@@ -245,6 +247,34 @@ fn what_is_not_settled_is_found() {
         world.listed[at].state = state;
         world.assert_found(Finding::Unsettled, at);
     }
+}
+
+#[test]
+fn each_held_message_is_shown_with_its_reason_and_what_the_carrier_has() {
+    let text = world().compare().to_string();
+    for line in [
+        "  held                        2",
+        "    answer_timeout            1  the carrier has it",
+        "      id-3  reminder  hill  answer_timeout  the carrier has it",
+        "      id-11  reminder  hill  answer_timeout  the carrier does not have it",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} is not in {text}");
+    }
+    assert!(!text.contains(" more"), "{text}");
+    // Very many: some of them, and how many there are.
+    let mut ledger = world().compare();
+    ledger.held = vec![ledger.held[0].clone(); HELD_SHOWN_MAX + 3];
+    let text = ledger.to_string();
+    assert_eq!(text.lines().filter(|line| line.starts_with("      id-3 ")).count(), HELD_SHOWN_MAX);
+    assert!(text.contains("      and 3 more\n"), "{text}");
+}
+
+#[test]
+fn a_held_message_without_a_reason_is_found() {
+    let mut world = world();
+    let at = world.at(MessageState::Unknown);
+    world.listed[at].reason = NO_REASON.to_owned();
+    world.assert_found(Finding::HeldWithoutReason, at);
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod dice;
 pub mod generate;
 mod texts;
 
+pub use texts::YEAR;
+
 use std::collections::{BTreeMap, HashSet};
 
 use carillon_proto::public::message_spec::Recipient;

@@ -4,6 +4,7 @@
 //! `{m}` medicine. Names and places are invented; links use the reserved domain example.com.
 
 use super::dice::Dice;
+use jiff::civil::{Date, Weekday};
 
 const FIRST: [&str; 60] = [
     "Ada", "Amir", "Ana", "Andre", "Anh", "Aisha", "Ben", "Beth", "Carlos", "Carmen", "Chen", "Chloe",
@@ -51,9 +52,27 @@ const CLINICIANS: [&str; 24] = [
     "Dr. Zidane",
 ];
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-const DAYS_ES: [&str; 7] = ["lunes", "martes", "jueves", "viernes", "lunes", "martes", "jueves"];
+/// Those that GSM 03.38 holds.
+const DAYS_ES: [&str; 4] = ["lunes", "martes", "jueves", "viernes"];
+const WEEKDAYS_ES: [Weekday; 4] = [Weekday::Monday, Weekday::Tuesday, Weekday::Thursday, Weekday::Friday];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const MONTHS_ES: [&str; 12] = [
+    "enero",
+    "febrero",
+    "marzo",
+    "abril",
+    "mayo",
+    "junio",
+    "julio",
+    "agosto",
+    "septiembre",
+    "octubre",
+    "noviembre",
+    "diciembre",
+];
+/// The year of all dates in the texts: a weekday and a date belong together.
+pub const YEAR: i16 = 2026;
 const MEDICINES: [&str; 8] = [
     "prescription",
     "refill",
@@ -168,6 +187,26 @@ fn templates(class: &str) -> &'static [&'static str] {
     }
 }
 
+/// "Tue, Mar 3": the first such day of the week from a drawn date on, or in the last days of December the last one.
+fn date_en(dice: &mut Dice) -> String {
+    let (weekday, month, day) = (dice.below(7) as i8, dice.below(12) as i8 + 1, dice.between(1, 28) as i8);
+    let from = Date::constant(YEAR, month, day);
+    let ahead = (weekday - from.weekday().to_monday_zero_offset()).rem_euclid(7);
+    let later = from.saturating_add(jiff::Span::new().days(ahead));
+    let date = if later.year() == YEAR { later } else { later.saturating_sub(jiff::Span::new().days(7)) };
+    let (weekday, month) = (date.weekday().to_monday_zero_offset(), date.month());
+    format!("{}, {} {}", DAYS[weekday as usize], MONTHS[month as usize - 1], date.day())
+}
+
+/// "martes 3 de marzo": in the first month in which the drawn day is that day of the week; every year has one.
+fn date_es(dice: &mut Dice) -> String {
+    // A clinic has more visits early in the week.
+    let (weekday, day) = (dice.below(7) as usize % 4, dice.between(1, 28) as i8);
+    let fits = |month: &i8| Date::constant(YEAR, *month, day).weekday() == WEEKDAYS_ES[weekday];
+    let month = (1..=12).find(fits).unwrap_or(1);
+    format!("{} {day} de {}", DAYS_ES[weekday], MONTHS_ES[month as usize - 1])
+}
+
 /// A text of a class, with its gaps filled by draws. `call` is the practice's own number.
 pub fn text(dice: &mut Dice, class: &str, practice: &str, call: &str) -> String {
     let about_visit = matches!(class, "reminder" | "confirmation");
@@ -192,11 +231,7 @@ pub fn text(dice: &mut Dice, class: &str, practice: &str, call: &str) -> String 
         hour => (hour - 12, "PM"),
     };
     let time = format!("{hour}:{minute:02} {half}");
-    let day = if spanish {
-        format!("{} {}", dice.pick(&DAYS_ES), dice.between(1, 28))
-    } else {
-        format!("{}, {} {}", dice.pick(&DAYS), dice.pick(&MONTHS), dice.between(1, 28))
-    };
+    let day = if spanish { date_es(dice) } else { date_en(dice) };
     let code = format!("{:05}", dice.below(100_000));
     let (clinician, medicine) = (*dice.pick(&CLINICIANS), *dice.pick(&MEDICINES));
     template

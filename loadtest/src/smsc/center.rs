@@ -22,7 +22,7 @@ use super::journal::{Journal, Line};
 use super::outbox::Outbox;
 use super::profile::Profile;
 use super::receipts::{Pending, Unacked};
-use super::stats::{Counters, Seconds};
+use super::stats::{Counters, Seconds, Timers};
 use super::truth::Truth;
 use super::wire::{self, BindKind, Frame, Inbound, status};
 
@@ -93,6 +93,9 @@ pub struct Center {
     pub reported: Counters,
     pub seconds: Seconds,
     pub lag_us: Histogram<u64>,
+    pub timers: Timers,
+    /// Those that were there at the last look.
+    pub violations_told: u64,
 }
 
 impl Center {
@@ -130,6 +133,8 @@ impl Center {
             reported: Counters::default(),
             seconds: Seconds::default(),
             lag_us: Histogram::new_with_bounds(1, 60_000_000, 2).expect("the bounds are constants and valid"),
+            timers: Timers::default(),
+            violations_told: 0,
             config,
         };
         let seed = center.config.seed;
@@ -173,6 +178,7 @@ impl Center {
         let at = usize::from(account);
         self.accounts[at].binds -= 1;
         self.accounts[at].receivers.retain(|receiver| *receiver != id);
+        tracing::info!(bind = id, system_id = self.accounts[at].system_id, "bind ended");
         for (_, sequence) in std::mem::take(&mut bind.deadlines) {
             if let Some(unacked) = bind.unacked.remove(&sequence) {
                 self.send_again(unacked.slot, None, now_us);
@@ -288,6 +294,7 @@ impl Center {
     ) -> Flow {
         let refuse = |center: &mut Self, code| {
             center.counters.binds_refused += 1;
+            tracing::warn!(bind = id, status = format!("{code:#010x}"), "bind refused");
             center.put(id, |out| wire::put_header(out, wire::answer_id(command_id), code, sequence));
         };
         let found = self.accounts.iter().position(|account| account.system_id == system_id);
@@ -309,6 +316,7 @@ impl Center {
         bind.kind = kind;
         self.accounts[at].binds += 1;
         self.counters.binds_accepted += 1;
+        tracing::info!(bind = id, system_id, ?kind, "bound");
         let server_id = self.config.server_id.clone();
         self.put(id, |out| wire::put_bind_ok(out, kind, sequence, &server_id));
         if kind.may_receive() {
@@ -320,6 +328,7 @@ impl Center {
 
     /// Swaps the behaviour; storms count from now.
     pub fn set_profile(&mut self, profile: Profile, now_us: u64) {
+        tracing::info!(profile = profile.name, "the profile is changed");
         self.profile = profile;
         self.profile_at_us = now_us;
     }
@@ -327,6 +336,7 @@ impl Center {
     /// Forgets everything counted so far. What was promised before (delayed
     /// answers and receipts) is still sent but no longer recorded.
     pub fn reset(&mut self, now_us: u64) {
+        tracing::info!("counters and ground truth are reset");
         self.truth.reset();
         self.assembly = Assembly::default();
         self.counters = Counters::default();

@@ -3,7 +3,7 @@
 //! `GET /stats?seconds=60`, `GET /truth?since=0&limit=1000`, `GET /profile`,
 //! `POST /profile[?preset=storm]` (else the body is TOML), `POST /reset`,
 //! `POST /disconnect` (drops every connection), `POST /flush` (the ground truth
-//! file holds everything afterwards), `GET /livez`, `GET /metrics`.
+//! file holds everything afterwards), `GET /livez`, `GET /readyz`, `GET /metrics`.
 //! Bounds: pages of 10,000 records, bodies of 64 KiB, an hour of seconds.
 //! It has no access control: it listens on loopback only.
 
@@ -43,6 +43,7 @@ struct ProfileQuery {
 pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
         .route("/stats", get(stats))
         .route("/truth", get(truth))
         .route("/profile", get(profile).post(set_profile))
@@ -64,6 +65,13 @@ fn json(value: &impl Serialize) -> Response {
 fn refusal(status: StatusCode, why: &str) -> Response {
     let body = serde_json::json!({ "error": why }).to_string();
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn readyz(State(server): State<Arc<Server>>) -> Response {
+    match server.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
 }
 
 async fn stats(State(server): State<Arc<Server>>, Query(query): Query<StatsQuery>) -> Response {

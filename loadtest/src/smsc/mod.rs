@@ -207,6 +207,20 @@ impl Server {
         self.center.lock().reset(self.now_us());
     }
 
+    /// Whether submits are taken and their ground truth is kept.
+    fn ready(&self) -> Result<(), &'static str> {
+        let center = self.center.lock();
+        if self.stop.is_cancelled() {
+            Err("stopping")
+        } else if center.truth.is_full() {
+            Err("the ground truth is full: submits are refused")
+        } else if center.journal.as_ref().is_some_and(|journal| journal.failures() > 0) {
+            Err("the ground truth file cannot be written")
+        } else {
+            Ok(())
+        }
+    }
+
     /// Waits until the ground truth file holds everything; false without a file.
     async fn flush(&self) -> bool {
         let wait = self.center.lock().journal.as_mut().map(Journal::flush);
@@ -286,6 +300,8 @@ impl Smsc {
             stop: CancellationToken::new(),
             connections: TaskTracker::new(),
         });
+        let accounts = server.config.accounts.len();
+        tracing::info!(%smpp_addr, %http_addr, accounts, profile = server.config.profile.name, "serving");
         tokio::spawn(server.clone().accept(listener));
         tokio::spawn(server.clone().tick());
         let stopped = server.stop.clone().cancelled_owned();
@@ -345,6 +361,7 @@ impl Smsc {
     /// Unbinds everybody, waits for the connections (5 s at most), and writes
     /// the rest of the ground truth.
     pub async fn shutdown(self) {
+        tracing::info!("stopping");
         self.server.stop.cancel();
         self.server.center.lock().close_all(true);
         self.server.connections.close();

@@ -16,6 +16,7 @@ use super::addr::Addr;
 use super::center::{Center, Event};
 use super::decide::State;
 use super::journal::Line;
+use super::stats::seconds;
 use super::text;
 use super::wire::{self, ReceiptPdu, Submit, status};
 
@@ -127,6 +128,7 @@ impl Center {
         };
         pending.attempts += 1;
         let (state, attempt, id) = (pending.state, pending.attempts, pending.id);
+        self.timers.receipt_delay.record(seconds(wall_us.saturating_sub(pending.submitted_at_us)));
         let sequence = bind.next_sequence;
         bind.next_sequence = if sequence >= 0x7FFF_FFFF { 1 } else { sequence + 1 };
         let ids = self.profile.ids;

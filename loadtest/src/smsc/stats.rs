@@ -167,6 +167,27 @@ pub struct Stats {
     pub seconds: Vec<Second>,
 }
 
+/// Distributions for the metrics page. Without a recorder they go nowhere.
+pub struct Timers {
+    pub answer_delay: metrics::Histogram,
+    pub event_lag: metrics::Histogram,
+    pub receipt_delay: metrics::Histogram,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            answer_delay: metrics::histogram!("carillon_smsc_answer_delay_seconds"),
+            event_lag: metrics::histogram!("carillon_smsc_event_lag_seconds"),
+            receipt_delay: metrics::histogram!("carillon_smsc_receipt_delay_seconds"),
+        }
+    }
+}
+
+pub fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
 impl Stats {
     /// Violations of every contract together.
     pub fn violations(&self) -> u64 {
@@ -249,6 +270,10 @@ impl Center {
         let (violations, window_max) =
             alarms.fold((0, 0), |(sum, max), alarm| (sum + alarm.violations, alarm.window_max.max(max)));
         let binds: u32 = self.accounts.iter().map(|account| account.binds).sum();
+        if violations > 0 && self.violations_told == 0 {
+            tracing::warn!(violations, window_max, "a contract is exceeded");
+        }
+        self.violations_told = violations;
         metrics::gauge!("carillon_smsc_contract_violations").set(violations as f64);
         metrics::gauge!("carillon_smsc_contract_window_max_segments").set(window_max as f64);
         metrics::gauge!("carillon_smsc_duplicate_messages").set(self.truth.accepted.extra_copies as f64);

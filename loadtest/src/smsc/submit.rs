@@ -12,6 +12,7 @@ use super::assembly::AssemblyKey;
 use super::center::{Center, Event, Flow};
 use super::decide::{Decision, Fault, Moment, ReceiptPlan, State, decide};
 use super::journal::Line;
+use super::stats::seconds;
 use super::text::{self, Part};
 use super::truth::Record;
 use super::wire::{self, Submit, status};
@@ -168,6 +169,7 @@ impl Center {
         if decision.receipts.before_answer {
             latency_us = latency_us.max(HEAD_START_US);
         }
+        self.timers.answer_delay.record(seconds(latency_us));
         if latency_us == 0 {
             self.put_answer(bind, id, sequence, code);
         } else {

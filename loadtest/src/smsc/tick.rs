@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 
 use super::center::{Center, Event};
 use super::journal::Line;
+use super::stats::seconds;
 use super::wire;
 
 /// The longest sleep between two ticks.
@@ -23,6 +24,7 @@ impl Center {
             }
             self.heap.pop();
             self.lag_us.saturating_record((now_us - due_us).max(1));
+            self.timers.event_lag.record(seconds(now_us - due_us));
             match event {
                 Event::Answer { bind, id, sequence, code } => {
                     self.answers_waiting -= 1;

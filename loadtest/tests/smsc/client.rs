@@ -264,7 +264,11 @@ pub fn part(to: &str, esm_class: u8, coding: u8, octets: &[u8]) -> SubmitSm {
 
 /// One HTTP request to the control plane: status and body.
 pub async fn http(smsc: &Smsc, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(smsc.http_addr()).await.unwrap();
+    http_at(smsc.http_addr(), method, path, body).await
+}
+
+pub async fn http_at(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()

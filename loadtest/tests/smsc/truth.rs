@@ -181,3 +181,15 @@ async fn the_control_plane_shows_stats_and_pages_of_the_truth() {
     assert_eq!(http(&smsc, "POST", "/disconnect", "").await, (200, "{\"closed\":1}".to_owned()));
     assert!(client.ended().await.is_empty());
 }
+
+#[tokio::test]
+async fn it_is_not_ready_when_it_refuses_because_its_record_is_full() {
+    let smsc = start(|config| config.records_max = 1).await;
+    let mut client = Client::bound(&smsc).await;
+    assert_eq!(http(&smsc, "GET", "/readyz", "").await, (200, "ok\n".to_owned()));
+    assert_eq!(client.submit(TO, "one").await.0, 0);
+    assert_ne!(client.submit(TO, "two").await.0, 0);
+    let (status, why) = http(&smsc, "GET", "/readyz", "").await;
+    assert!(status == 503 && why.contains("full"), "{status} {why}");
+    assert_eq!(http(&smsc, "GET", "/livez", "").await.0, 200);
+}

@@ -1,4 +1,8 @@
-//! The built-in defaults of the eleven message classes: plain data, overridden by configuration.
+//! The eleven message classes: built-in defaults as plain data, what configuration may make of them, and the table that ingest
+//! asks.
+//!
+//! A policy is resolved by the leader that accepts a message and travels in its `Accept`, so replicas agree whatever their
+//! configurations say; a changed table counts for what is accepted from then on.
 //!
 //! How the numbers were chosen
 //!  - Priority says who passes when a lane is full: people waiting at this moment before messages about a day,
@@ -9,12 +13,19 @@
 //!  - `hold` for everything that a patient would be confused or annoyed to get twice; `resend_once` only where
 //!    missing it is worse than getting it twice. No default is `abandon`: it calls a text undelivered that may have
 //!    arrived, and holding it costs nothing.
+use crate::retry::base_delay_ms;
 use carillon_proto::internal::{RetryPolicy, UnknownPolicy};
 use carillon_proto::public::{MessageClass, Priority};
+use std::collections::BTreeMap;
 
 const SECOND_MS: u32 = 1_000;
 const MINUTE_MS: u32 = 60 * SECOND_MS;
 const HOUR_MS: u64 = 60 * MINUTE_MS as u64;
+/// A message must live long enough to be sent, and nothing waits for a month by default.
+const EXPIRY_MIN_MS: u64 = MINUTE_MS as u64;
+const EXPIRY_MAX_MS: u64 = 30 * 24 * HOUR_MS;
+const ATTEMPTS_MAX: u32 = 20;
+const BACKOFF_MIN_MS: u32 = 100;
 
 /// What a class sets when the caller does not.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +57,76 @@ impl ClassPolicy {
     pub fn unknown_policy(&self) -> UnknownPolicy {
         self.retry.unknown_policy()
     }
+
+    /// The first rule that a policy breaks: which part of it, and what must be so.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let RetryPolicy { attempts_max, backoff_base_ms, backoff_max_ms, .. } = self.retry;
+        let rules = [
+            (self.priority != Priority::Unspecified, "priority", "must be critical, high, normal or bulk"),
+            (
+                (EXPIRY_MIN_MS..=EXPIRY_MAX_MS).contains(&self.default_expiry_ms),
+                "default_expiry_s",
+                "must be 60 to 2592000",
+            ),
+            ((1..=ATTEMPTS_MAX).contains(&attempts_max), "attempts_max", "must be 1 to 20"),
+            (
+                (BACKOFF_MIN_MS..=MINUTE_MS * 60).contains(&backoff_base_ms),
+                "backoff_base_ms",
+                "must be 100 to 3600000",
+            ),
+            (
+                (backoff_base_ms..=MINUTE_MS * 60 * 24).contains(&backoff_max_ms),
+                "backoff_max_ms",
+                "must be backoff_base_ms to 86400000",
+            ),
+            (
+                UnknownPolicy::try_from(self.retry.unknown_policy).is_ok(),
+                "unknown_policy",
+                "must be hold, resend_once or abandon",
+            ),
+            (
+                self.retries_ms() < self.default_expiry_ms,
+                "attempts_max",
+                "is too large: the delays between the attempts must fit into default_expiry_s",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, part, reason)) => Err((part, reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// All delays together, with the widest jitter.
+    fn retries_ms(&self) -> u64 {
+        // More attempts than the bound are an error already; the sum need not be exact for them.
+        let retries = 1..self.retry.attempts_max.min(ATTEMPTS_MAX + 1);
+        retries.map(|n| base_delay_ms(&self.retry, n) * 12 / 10).sum()
+    }
+}
+
+/// The policy of every class.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassTable(BTreeMap<i32, ClassPolicy>);
+
+impl Default for ClassTable {
+    fn default() -> Self {
+        Self(all().map(|class| (class as i32, default_policy(class))).collect())
+    }
+}
+
+impl ClassTable {
+    pub fn get(&self, class: MessageClass) -> ClassPolicy {
+        self.0.get(&(class as i32)).cloned().unwrap_or_else(|| default_policy(class))
+    }
+
+    pub fn set(&mut self, class: MessageClass, policy: ClassPolicy) {
+        self.0.insert(class as i32, policy);
+    }
+}
+
+/// Every class, in the order of the API.
+pub fn all() -> impl Iterator<Item = MessageClass> {
+    (1..=11).filter_map(|number| MessageClass::try_from(number).ok())
 }
 
 /// The default policy of a class. `Unspecified`, which the edge refuses, gets the cautious middle.
@@ -94,23 +175,50 @@ pub fn default_policy(class: MessageClass) -> ClassPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retry::base_delay_ms;
-
-    fn all() -> impl Iterator<Item = MessageClass> {
-        (1..=11).map(|n| MessageClass::try_from(n).unwrap())
-    }
 
     #[test]
     fn every_class_has_a_usable_policy_whose_retries_fit_its_life() {
+        assert_eq!(all().count(), 11);
         for class in all() {
             let policy = default_policy(class);
-            assert_ne!(policy.priority, Priority::Unspecified, "{class:?}");
+            assert_eq!(policy.check(), Ok(()), "{class:?}");
             assert!(policy.retry.attempts_max >= 3, "{class:?}");
-            let retries = 1..policy.retry.attempts_max;
-            // 20 % is the widest jitter.
-            let spent: u64 = retries.map(|n| base_delay_ms(&policy.retry, n) * 12 / 10).sum();
-            assert!(spent < policy.default_expiry_ms, "{class:?}: {spent} ms of delays");
+            assert_eq!(ClassTable::default().get(class), policy);
         }
+    }
+
+    #[test]
+    fn each_rule_of_a_policy_is_checked() {
+        let broken = |change: fn(&mut ClassPolicy)| {
+            let mut policy = default_policy(MessageClass::Reminder);
+            change(&mut policy);
+            policy.check().map_err(|(part, _)| part)
+        };
+        assert_eq!(broken(|p| p.priority = Priority::Unspecified), Err("priority"));
+        assert_eq!(broken(|p| p.default_expiry_ms = 59_999), Err("default_expiry_s"));
+        assert_eq!(broken(|p| p.default_expiry_ms = 30 * 24 * HOUR_MS + 1), Err("default_expiry_s"));
+        assert_eq!(broken(|p| p.retry.attempts_max = 0), Err("attempts_max"));
+        assert_eq!(broken(|p| p.retry.attempts_max = u32::MAX), Err("attempts_max"));
+        assert_eq!(broken(|p| p.retry.backoff_base_ms = 99), Err("backoff_base_ms"));
+        assert_eq!(broken(|p| p.retry.backoff_max_ms = 29_999), Err("backoff_max_ms"));
+        assert_eq!(broken(|p| p.retry.unknown_policy = 3), Err("unknown_policy"));
+        // Six attempts with an hour between them do not fit into an hour.
+        let long = |p: &mut ClassPolicy| {
+            (p.retry.attempts_max, p.retry.backoff_base_ms, p.retry.backoff_max_ms) =
+                (6, 3_600_000, 3_600_000);
+            p.default_expiry_ms = HOUR_MS;
+        };
+        assert_eq!(broken(long), Err("attempts_max"));
+        assert_eq!(broken(|p| p.retry.attempts_max = 1), Ok(()));
+    }
+
+    #[test]
+    fn a_table_is_changed_for_one_class_only() {
+        let mut table = ClassTable::default();
+        let policy = ClassPolicy { default_expiry_ms: HOUR_MS, ..default_policy(MessageClass::Survey) };
+        table.set(MessageClass::Survey, policy.clone());
+        assert_eq!(table.get(MessageClass::Survey), policy);
+        assert_eq!(table.get(MessageClass::Recall), default_policy(MessageClass::Recall));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::members::Members;
 use super::quarantine::Quarantine;
 use super::restore::Restores;
 use crate::delivery::LaneTable;
+use crate::engine::handle::GroupStatus;
 use crate::engine::snapshot::ChunkStream;
 use crate::engine::{NodeHandle, ProposeError};
 use crate::meta::{Desk, MetaClient};
@@ -24,9 +25,15 @@ use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
 use carillon_proto::internal::{FetchSnapshotRequest, MetaCommand, PutCarrier, meta_command::Kind};
 use carillon_proto::public::ErrorReason;
+use carillon_proto::replica::node_of;
 use carillon_proto::telemetry::Telemetry;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Request, Response, Status, Streaming};
+
+/// Heartbeats come several times a second.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 pub struct AdminApi {
     pub cluster_id: String,
@@ -41,6 +48,15 @@ pub struct AdminApi {
 impl AdminApi {
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Operator(_))).map(|_| ())
+    }
+
+    /// Followers of groups that this node leads answer its heartbeats, unless something is wrong.
+    fn silent(&self, groups: &[GroupStatus]) -> Vec<u64> {
+        let led = groups.iter().filter(|g| g.leader == self.handle.node_id());
+        let followers: BTreeSet<u64> =
+            led.flat_map(|g| g.followers.iter().map(|(id, _)| node_of(*id))).collect();
+        let space = self.handle.space();
+        followers.into_iter().filter(|node| space.is_silent(*node, SILENT_AFTER)).collect()
     }
 
     async fn change(&self, kind: Kind) -> Result<(), Status> {
@@ -84,7 +100,9 @@ impl Admin for AdminApi {
     ) -> Result<Response<GetStatusResponse>, Status> {
         self.check(&request)?;
         let view = self.handle.meta();
-        let partitions = self.handle.status().await.into_iter().map(|s| {
+        let groups = self.handle.status().await;
+        let silent_nodes = self.silent(&groups);
+        let partitions = groups.into_iter().map(|s| {
             // Index and digest are one row, so they belong together. A replica that cannot be read shows none.
             let tables = self.handle.local_tables(s.group).ok();
             let record = tables.and_then(|t| carillon_core::applied_record(&*t).ok()).unwrap_or_default();
@@ -125,6 +143,7 @@ impl Admin for AdminApi {
             shares: Some(view.shares.clone()),
             feature_level: view.level,
             restore: view.restore.clone(),
+            silent_nodes,
         }))
     }
 

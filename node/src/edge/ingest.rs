@@ -9,7 +9,7 @@ use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
-use carillon_core::classes::default_policy;
+use carillon_core::classes::ClassTable;
 use carillon_core::{CommandResult, Refusal};
 use carillon_proto::errors;
 use carillon_proto::internal::{
@@ -37,6 +37,7 @@ pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
     pub ids: Arc<RisingIds>,
+    pub classes: Arc<ClassTable>,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -190,7 +191,7 @@ impl Ingest {
         let context =
             Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
         let class = MessageClass::try_from(message.class).unwrap_or(MessageClass::Unspecified);
-        let policy = default_policy(class);
+        let policy = self.classes.get(class);
         let priority = match message.priority {
             0 => policy.priority as i32,
             given if Priority::try_from(given).is_ok() => given,

@@ -9,16 +9,22 @@ use crate::engine::peers::PeerChannels;
 use anyhow::{Context as _, bail, ensure};
 use carillon_proto::internal::HelloRequest;
 use carillon_proto::internal::peer_client::PeerClient;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::Code;
+use tonic::{Code, Status};
 
 const FILE: &str = "identity";
 const HEADER: &str = "carillon-identity 1";
-const ASK_FOR: Duration = Duration::from_secs(2);
+/// One question; a busy machine is asked again.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// Those that a majority does not need get so long to say no.
+const GRACE: Duration = Duration::from_secs(2);
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Nodes that are remembered; a cluster has fewer.
 const STORES_MAX: usize = 1024;
 
@@ -78,6 +84,10 @@ impl Identity {
         Ok(())
     }
 
+    pub fn node_id(&self) -> u64 {
+        self.node_id
+    }
+
     pub fn store_id(&self) -> u64 {
         self.store_id
     }
@@ -108,36 +118,68 @@ impl Identity {
     }
 
     /// Before a new directory takes part: fails when another node remembers another one, or knows that this node was
-    /// removed. Nodes that do not answer say nothing; they check for themselves what this node sends.
+    /// removed. Asks until a majority of the cluster has answered, this node counted: whoever acknowledged something to this
+    /// node's old disk is among them or shares it with one that is. The others are given [`GRACE`].
     pub async fn ask_before_creating(&self, channels: &PeerChannels) -> anyhow::Result<()> {
-        let asked = channels.ids().into_iter().map(|node| async move {
-            let channel = channels.get(node)?;
-            let request = HelloRequest { node_id: self.node_id, store_id: self.store_id };
-            let call = async { PeerClient::new(channel).hello(request).await };
-            // A node that is not there must not hold us up: in a new cluster none is.
-            let answer = tokio::time::timeout(ASK_FOR, call).await.ok()?;
-            Some((node, answer.map(|known| known.into_inner().known_store_id)))
-        });
-        for (node, answer) in futures::future::join_all(asked).await.into_iter().flatten() {
-            let known = match answer {
-                Ok(known) => known,
-                Err(status) if status.code() == Code::PermissionDenied => bail!(
-                    "the data directory is new, and node {node} refuses node {own}: {reason}. A node that was removed never \
-                     comes back under its id: let a new node join with a token of `carillonctl node token`",
-                    own = self.node_id,
-                    reason = status.message()
-                ),
-                Err(_) => continue,
-            };
-            if ![0, self.store_id].contains(&known) {
-                bail!(
-                    "the data directory is new, but node {node} knows another one: what node {own} had is lost. It must \
-                     not come back under its old identity: run `carillonctl node replace {own}`, and let a new node \
-                     join with a token of `carillonctl node token`",
-                    own = self.node_id
-                );
+        let peers = channels.ids();
+        let needed = peers.len().div_ceil(2);
+        let mut asked: FuturesUnordered<_> =
+            peers.into_iter().map(|node| self.ask_until_answered(channels, node)).collect();
+        let (mut answered, mut tell) = (0, tokio::time::interval(TELL_EVERY));
+        let grace = tokio::time::sleep(GRACE);
+        tokio::pin!(grace);
+        loop {
+            tokio::select! {
+                biased;
+                answer = asked.next() => match answer {
+                    Some((node, known)) => {
+                        self.check_answer(node, known)?;
+                        answered += 1;
+                    }
+                    None => return Ok(()),
+                },
+                () = &mut grace, if !grace.is_elapsed() => {}
+                _ = tell.tick(), if grace.is_elapsed() => {
+                    tracing::warn!(answered, needed, "the data directory is new; waiting until other nodes say that they do not know another one");
+                }
+            }
+            if grace.is_elapsed() && answered >= needed {
+                return Ok(());
             }
         }
+    }
+
+    /// What a node knows as the store of this node (0 = none), or its clear no.
+    async fn ask_until_answered(&self, channels: &PeerChannels, node: u64) -> (u64, Result<u64, Status>) {
+        loop {
+            let Some(channel) = channels.get(node) else { return (node, Ok(0)) };
+            let request = HelloRequest { node_id: self.node_id, store_id: self.store_id };
+            let call = async { PeerClient::new(channel).hello(request).await };
+            match tokio::time::timeout(ASK_TIMEOUT, call).await {
+                Ok(Ok(answer)) => return (node, Ok(answer.into_inner().known_store_id)),
+                Ok(Err(status)) if status.code() == Code::PermissionDenied => return (node, Err(status)),
+                Ok(Err(_)) | Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
+    fn check_answer(&self, node: u64, answer: Result<u64, Status>) -> anyhow::Result<()> {
+        let known = match answer {
+            Ok(known) => known,
+            Err(status) => bail!(
+                "the data directory is new, and node {node} refuses node {own}: {reason}. A node that was removed never \
+                 comes back under its id: let a new node join with a token of `carillonctl node token`",
+                own = self.node_id,
+                reason = status.message()
+            ),
+        };
+        ensure!(
+            [0, self.store_id].contains(&known),
+            "the data directory is new, but node {node} knows another one: what node {own} had is lost. It must \
+             not come back under its old identity: run `carillonctl node replace {own}`, and let a new node \
+             join with a token of `carillonctl node token`",
+            own = self.node_id
+        );
         Ok(())
     }
 

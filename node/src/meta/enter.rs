@@ -1,8 +1,8 @@
 //! How a node comes into the cluster: with the directory that it has, as a founding member, or with a token.
 //!
-//! A founding member without data asks the others first: who is known with another directory has lost its disk, and with it its
+//! A founding member without data asks the others first, and answers them while it waits (`lobby`): who is known with another directory has lost its disk, and with it its
 //! votes, and must not take part again (reference: never start a wiped node under its old id).
-use super::Membership;
+use super::{Lobby, Membership};
 use crate::config::Config;
 use crate::engine::identity::Identity;
 use crate::engine::peers::PeerChannels;
@@ -14,13 +14,19 @@ use carillon_proto::tls;
 use rustls::ClientConfig;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tonic::{Code, Request};
 
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What this node is a member of. Records it in a new directory.
-pub async fn enter(config: &Config, own: &Identity, tls: &Arc<ClientConfig>) -> anyhow::Result<Membership> {
+pub async fn enter(
+    config: &Config,
+    own: &Arc<Identity>,
+    tls: &Arc<ClientConfig>,
+    peer_listener: &TcpListener,
+) -> anyhow::Result<Membership> {
     if let Some(known) = Membership::load(&config.data_dir)? {
         anyhow::ensure!(
             known.cluster_id == config.cluster_id && known.node_id == config.node_id,
@@ -39,7 +45,10 @@ pub async fn enter(config: &Config, own: &Identity, tls: &Arc<ClientConfig>) -> 
             let members: Vec<(u64, String)> =
                 config.members.iter().map(|m| (m.node_id, m.peer_address.clone())).collect();
             let others = PeerChannels::new(config.node_id, &members, Arc::clone(tls))?;
+            let server = tls::server_config(&config.peer_tls)?;
+            let lobby = Lobby::open(peer_listener, server, &config.cluster_id, Arc::clone(own))?;
             own.ask_before_creating(&others).await?;
+            lobby.close().await;
             Membership {
                 cluster_id: config.cluster_id.clone(),
                 node_id: config.node_id,

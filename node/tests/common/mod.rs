@@ -5,7 +5,7 @@ use bytes::Bytes;
 use carillon_carriers::ReceiptAck;
 use carillon_carriers::connector::{InboundSink as _, ReceiptReport};
 use carillon_core::{CommandResult, query};
-use carillon_node::config::{Config, Disk, KeyConfig, Member, Retention, Scrub, Tuning};
+use carillon_node::config::{Classes, Config, Disk, KeyConfig, Member, Retention, Scrub, Tuning};
 use carillon_node::delivery::{Facts, ReceiptRouter, ReceiptSink};
 use carillon_node::engine::identity::Identity;
 use carillon_node::engine::peers::PeerChannels;
@@ -72,6 +72,7 @@ fn config(dir: &std::path::Path, members: u64) -> Config {
         peer_tls: files.clone(),
         admin_tls: files,
         keys: KeyConfig::File { file: dir.join("lab.key") },
+        classes: Classes::default(),
         retention: Retention::default(),
         disk: Disk::default(),
         scrub: Scrub::default(),

@@ -3,6 +3,8 @@ use crate::support::{Bed, Client, keyless, spec, submit, timed};
 use crate::told;
 use carillon_proto::public::*;
 use carillon_proto::tls::TlsFiles;
+use carillon_proto::transport::Cause;
+use rustls::{AlertDescription, CertificateError};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -27,16 +29,26 @@ async fn certificates_that_the_clients_ca_did_not_issue_or_that_expired_fail_in_
     let expired = bed.clients_ca.issue_until(uri, &bed.clients_ca, 2020);
     let other_ca = bed.peers_ca.issue(uri, &bed.clients_ca);
     let node = bed.peers_ca.issue("spiffe://lab/node/1", &bed.clients_ca);
-    for files in [expired, other_ca, node] {
+    for (files, alert) in [
+        (expired, AlertDescription::CertificateExpired),
+        (other_ca, AlertDescription::UnknownCA),
+        (node, AlertDescription::UnknownCA),
+    ] {
         let status = try_submit(bed.client_with(&files)).await;
         // No handler was reached: there is no ErrorInfo, only the transport's word.
-        assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}");
+        assert_eq!(
+            (status.code(), Cause::of(&status)),
+            (Code::Unavailable, Some(Cause::Alert(alert))),
+            "{status:?}"
+        );
         assert!(status.details().is_empty());
     }
     // A client refuses a router whose CA it does not trust.
     let good = bed.clients_ca.issue(uri, &bed.clients_ca);
     let distrusting = TlsFiles { ca: bed.peers_ca.ca_file(), ..good.clone() };
-    assert_eq!(try_submit(bed.client_with(&distrusting)).await.code(), Code::Unavailable);
+    let status = try_submit(bed.client_with(&distrusting)).await;
+    let cause = Cause::ServerCertificate(CertificateError::UnknownIssuer);
+    assert_eq!((status.code(), Cause::of(&status)), (Code::Unavailable, Some(cause)), "{status:?}");
     assert_eq!(bed.cluster.submits(), 0);
     assert_eq!(submit(&mut bed.client_with(&good), vec![spec("north", "k")]).await.len(), 1);
 }

@@ -44,8 +44,15 @@ fn cancel(op: u64, at: u64, id: &str, canceled: bool, state: S) -> Op {
 }
 
 fn present(id: &str, key: &str, state: S, attempts: &[(u32, Outcome)]) -> Present {
-    let listed =
-        Listed { id: id.to_owned(), state, reason: "-".to_owned(), expires_at_ms: None, lost_answers: 0 };
+    let listed = Listed {
+        id: id.to_owned(),
+        class: "reminder".to_owned(),
+        practice: PRACTICE.to_owned(),
+        state,
+        reason: if state == S::Unknown { "answer_timeout" } else { "-" }.to_owned(),
+        expires_at_ms: None,
+        lost_answers: 0,
+    };
     Present {
         listed,
         practice: PRACTICE.to_owned(),

@@ -233,6 +233,36 @@ pub async fn validate_only(rig: &Rig) {
     assert!(!rig.submit(vec![good]).await[0].duplicate);
 }
 
+/// What the nodes are told about classes.
+pub const CLASSES: &str = "[classes.survey]\npriority = \"high\"\ndefault_expiry_s = 3600\nattempts_max = 2\n\
+    backoff_base_ms = 1000\nbackoff_max_ms = 1000\nunknown_policy = \"abandon\"\n";
+
+/// The class that was configured has its settings, another one its defaults; what the caller says goes before both.
+pub async fn classes(rig: &Rig) {
+    let practice = &rig.practices[13];
+    let of_class =
+        |key: &str, class: MessageClass| MessageSpec { class: class as i32, ..spec(practice, key, 0) };
+    let said = MessageSpec {
+        priority: Priority::Bulk as i32,
+        expires_at: from_now(120_000),
+        ..of_class("class-said", MessageClass::Survey)
+    };
+    let messages = vec![
+        of_class("class-survey", MessageClass::Survey),
+        of_class("class-recall", MessageClass::Recall),
+        said,
+    ];
+    let mut found = Vec::new();
+    for accepted in rig.submit(messages).await {
+        let message = rig.get(&accepted.message_id, MessageView::Basic).await.unwrap();
+        let life_s = message.expires_at.unwrap().seconds - message.accept_time.unwrap().seconds;
+        found.push((message.priority(), life_s));
+    }
+    assert_eq!(found[..2], [(Priority::High, 3_600), (Priority::Bulk, 72 * 3_600)]);
+    assert_eq!(found[2].0, Priority::Bulk);
+    assert!((118..=121).contains(&found[2].1), "{found:?}");
+}
+
 pub async fn stream(rig: &Rig) {
     let (a, b) = (&rig.practices[5], &rig.practices[6]);
     let batches: Vec<StreamMessagesRequest> = (0..12u64)

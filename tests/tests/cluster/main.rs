@@ -3,6 +3,7 @@
 mod accept;
 mod backup;
 mod bad_input;
+mod ctl;
 mod failover;
 mod limits;
 mod load;
@@ -21,7 +22,7 @@ fn perfect() -> LabOptions {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_cluster_does_what_its_api_says() {
-    let rig = Rig::start(perfect()).await;
+    let rig = Rig::start(LabOptions { node_config: accept::CLASSES.to_owned(), ..perfect() }).await;
     let mut steps = Steps::new("cluster");
     steps
         .run("accept: a reminder reaches the carrier and comes back delivered", accept::delivered(&rig))
@@ -32,13 +33,18 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("accept: validate_only accepts nothing", accept::validate_only(&rig)).await;
     steps.run("accept: a stream acknowledges every batch", accept::stream(&rig)).await;
     steps.run("accept: a key names one message", accept::keys(&rig)).await;
+    steps.run("accept: classes are configuration", accept::classes(&rig)).await;
     steps.run("bad input: each field with its word", bad_input::fields(&rig)).await;
     steps.run("bad input: calls as a whole", bad_input::calls(&rig)).await;
     steps.run("bad input: another tenant", bad_input::foreign(&rig)).await;
     steps.run("bad input: tokens and ids", bad_input::tokens(&rig)).await;
     steps.run("planes: certificates that fail in the handshake", planes::handshakes(&rig)).await;
+    steps.run("planes: TLS 1.2 is refused on every plane", planes::old_tls(&rig)).await;
     steps.run("planes: certificates with another role", planes::roles(&rig)).await;
     steps.run("metrics: pages, names and health", metrics::pages(&rig)).await;
+    steps.run("ctl: messages, with everything that can be said", ctl::messages(&rig)).await;
+    steps.run("ctl: errors say what is wrong and what to do", ctl::errors(&rig)).await;
+    steps.run("ctl: status asks every node", ctl::status(&rig)).await;
     steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
     steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
     steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;

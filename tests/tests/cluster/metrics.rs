@@ -58,20 +58,26 @@ pub async fn pages(rig: &Rig) {
         );
         histograms.extend(types(page).into_iter().filter(|t| t.1 == "histogram").map(|t| t.0.to_owned()));
     }
-    for expected in
-        ["carillon_log_sync_seconds", "carillon_smpp_answer_seconds", "carillon_router_request_seconds"]
-    {
+    for expected in [
+        "carillon_log_sync_seconds",
+        "carillon_smpp_answer_seconds",
+        "carillon_router_request_seconds",
+        "carillon_smsc_receipt_delay_seconds",
+    ] {
         assert!(histograms.contains(expected), "{histograms:?}");
     }
+    // Lines of dependencies say which module wrote them, and not where the program was built.
+    let log = fs_err::read_to_string(rig.lab.log_path("node-1")).unwrap();
+    assert!(log.contains("raft_engine"), "no line of a dependency in it");
+    assert!(!log.contains("/registry/src/") && !log.contains("\"log.file\""), "a path of the builder");
     let mut addresses: Vec<String> =
         rig.lab.node_ids().into_iter().map(|id| rig.lab.node_http(id).unwrap()).collect();
-    addresses.push(rig.lab.router_http());
+    addresses.extend([rig.lab.router_http(), rig.lab.smsc_http()]);
     for address in addresses {
         for path in ["/livez", "/readyz"] {
             assert_eq!(rig.http.get(&address, path).await.unwrap().as_ref(), b"ok\n", "{address}{path}");
         }
     }
-    assert_eq!(rig.http.get(&rig.lab.smsc_http(), "/livez").await.unwrap().as_ref(), b"ok\n");
 }
 
 #[test]

@@ -10,8 +10,10 @@ use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{NodeSubmitRequest, ProposeMetaRequest};
 use carillon_proto::public::SubmitMessagesRequest;
 use carillon_proto::tls::{self, TlsFiles};
+use carillon_proto::transport::Cause;
 use carillon_tests::api::{spec, timed, told};
 use carillon_tests::rig::{Rig, program};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::{AlertDescription, Error as TlsFault};
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +21,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::Code;
+use tonic::{Code, Status};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -93,19 +95,76 @@ pub async fn handshakes(rig: &Rig) {
     ] {
         assert_eq!(alert(address, &files).await, Some(AlertDescription::UnknownCA), "{files:?}");
     }
-    // A caller over gRPC sees a broken transport and no answer of ours.
-    for files in [&expired, &wrong_ca] {
+    // A caller over gRPC has no connection, and learns the alert: never an answer of ours.
+    for (files, alert) in
+        [(&expired, AlertDescription::CertificateExpired), (&wrong_ca, AlertDescription::UnknownCA)]
+    {
         let request = SubmitMessagesRequest {
             messages: vec![spec(&rig.practices[11], "never", 0)],
             validate_only: false,
         };
         let status = rig.client_with(files).messages().submit_messages(timed(request)).await.unwrap_err();
-        assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}");
-        assert!(status.details().is_empty());
+        unreachable_with(&status, alert);
     }
+    // A tenant, and so a client certificate, on the plane of the peers; an expired peer there; a tenant among operators.
+    let peers = rig.lab.ca(Plane::Peers).unwrap();
+    let node = Identity { cluster: CLUSTER.to_owned(), role: Role::Node(2) };
+    let old_node = Leaf::new(&node, Usage::Client).expired();
+    let old_node = issue(rig, dir.path(), "old-node", &peers, &old_node, Plane::Peers);
+    for (files, alert) in [
+        (on(&tenant_files, Plane::Peers), AlertDescription::UnknownCA),
+        (old_node, AlertDescription::CertificateExpired),
+    ] {
+        let channel = || tls::channel(&peer, tls::client_config(&files).unwrap(), None).unwrap();
+        let status =
+            NodeClient::new(channel()).submit(timed(NodeSubmitRequest::default())).await.unwrap_err();
+        unreachable_with(&status, alert);
+        let status =
+            PeerClient::new(channel()).propose_meta(timed(ProposeMetaRequest::default())).await.unwrap_err();
+        unreachable_with(&status, alert);
+    }
+    let files = on(&tenant_files, Plane::Operators);
+    let channel = tls::channel(&admin, tls::client_config(&files).unwrap(), None).unwrap();
+    let status = AdminClient::new(channel).get_status(timed(GetStatusRequest {})).await.unwrap_err();
+    unreachable_with(&status, AlertDescription::UnknownCA);
     let after = (handshake_failures(rig, "router").await, handshake_failures(rig, "node-1").await);
-    // 4 probes and 2 calls at the router, 4 probes at the node.
-    assert!(after.0 >= before.0 + 6.0 && after.1 >= before.1 + 4.0, "{before:?} {after:?}");
+    // 4 probes and 2 calls at the router, 4 probes and 5 calls at the node.
+    assert!(after.0 >= before.0 + 6.0 && after.1 >= before.1 + 9.0, "{before:?} {after:?}");
+}
+
+/// UNAVAILABLE because of this alert, and nothing of ours in it.
+fn unreachable_with(status: &Status, alert: AlertDescription) {
+    assert_eq!(
+        (status.code(), Cause::of(status)),
+        (Code::Unavailable, Some(Cause::Alert(alert))),
+        "{status:?}"
+    );
+    assert!(status.details().is_empty(), "{status:?}");
+}
+
+/// Everybody's certificate is good; only the version of TLS is not.
+pub async fn old_tls(rig: &Rig) {
+    let admin = format!("127.0.0.1:{}", rig.lab.plan().nodes[0].admin_port);
+    for (address, files) in [
+        (rig.lab.router_address(), rig.lab.tls(&format!("tenant-{TENANT}"), Plane::Clients)),
+        (rig.lab.node_peer(1).unwrap(), rig.lab.tls("router-r1", Plane::Peers)),
+        (admin, rig.lab.tls(&format!("operator-{OPERATOR}"), Plane::Operators)),
+    ] {
+        assert_eq!(alert(&address, &files).await, None, "{address} with TLS 1.3");
+        let mut roots = rustls::RootCertStore::empty();
+        tls::certificates(&files.ca).unwrap().into_iter().for_each(|ca| roots.add(ca).unwrap());
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_file(&files.key).unwrap();
+        let old = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
+            .with_root_certificates(roots)
+            .with_client_auth_cert(tls::certificates(&files.cert).unwrap(), key)
+            .unwrap();
+        let tcp = TcpStream::connect(&address).await.unwrap();
+        let name = "127.0.0.1".to_owned().try_into().unwrap();
+        let connected = TlsConnector::from(std::sync::Arc::new(old)).connect(name, tcp).await;
+        let error = connected.expect_err("TLS 1.2 is refused");
+        let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsFault>());
+        assert_eq!(fault, Some(&TlsFault::AlertReceived(AlertDescription::ProtocolVersion)), "{address}");
+    }
 }
 
 pub async fn roles(rig: &Rig) {

@@ -15,9 +15,98 @@ fn is_test(path: &str) -> bool {
         || path.ends_with("build.rs")
 }
 
-/// Production code of a file: what comes before its test module.
-fn production(text: &str) -> &str {
-    text.split("#[cfg(test)]").next().unwrap_or(text)
+/// Production code of a file: everything but the items under `#[cfg(test)]`, which become blank lines, so that numbers of lines
+/// stay true. An item ends with the brace that closes it, or with its semicolon.
+fn production(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if !line.trim_start().starts_with("#[cfg(test)]") {
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        // The rest of its line belongs to the item, as in `#[cfg(test)] mod tests;`.
+        let mut item = Item::default();
+        let mut rest = &line[line.find(']').map_or(line.len(), |at| at + 1)..];
+        loop {
+            kept.push('\n');
+            if item.ends_in(rest) {
+                break;
+            }
+            match lines.next() {
+                Some(next) => rest = next,
+                None => return kept,
+            }
+        }
+    }
+    kept
+}
+
+/// Where an item ends, by its brackets. Those in texts, characters and comments do not count.
+#[derive(Default)]
+struct Item {
+    depth: usize,
+    braced: bool,
+    /// In a text; with the number of `#` of a raw one.
+    text: Option<Option<usize>>,
+}
+
+impl Item {
+    /// Reads one more line; true when the item is over.
+    fn ends_in(&mut self, line: &str) -> bool {
+        let bytes = line.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            at += 1;
+            match self.text {
+                Some(Some(hashes)) => {
+                    if rest[0] == b'"' && rest[1..].iter().take_while(|b| **b == b'#').count() >= hashes {
+                        self.text = None;
+                    }
+                }
+                Some(None) => match rest[0] {
+                    b'\\' => at += 1,
+                    b'"' => self.text = None,
+                    _ => {}
+                },
+                None => match rest[0] {
+                    b'/' if rest.get(1) == Some(&b'/') => return false,
+                    b'r' if raw_text(rest).is_some() => {
+                        let hashes = raw_text(rest).unwrap_or(0);
+                        self.text = Some(Some(hashes));
+                        at += hashes + 1;
+                    }
+                    b'"' => self.text = Some(None),
+                    // A character, not a lifetime: '{' or '\n'.
+                    b'\'' if rest.get(2) == Some(&b'\'') => at += 2,
+                    b'\'' if rest.get(1) == Some(&b'\\') => {
+                        at += rest[2..].iter().skip(1).position(|b| *b == b'\'').map_or(0, |end| end + 3);
+                    }
+                    b'{' | b'(' | b'[' => {
+                        self.braced |= rest[0] == b'{' && self.depth == 0;
+                        self.depth += 1;
+                    }
+                    b'}' | b')' | b']' => {
+                        self.depth = self.depth.saturating_sub(1);
+                        if self.depth == 0 && rest[0] == b'}' && self.braced {
+                            return true;
+                        }
+                    }
+                    b';' if self.depth == 0 => return true,
+                    _ => {}
+                },
+            }
+        }
+        false
+    }
+}
+
+/// `r"`, `r#"`: how many `#`.
+fn raw_text(rest: &[u8]) -> Option<usize> {
+    let hashes = rest[1..].iter().take_while(|b| **b == b'#').count();
+    (rest.get(1 + hashes) == Some(&b'"')).then_some(hashes)
 }
 
 fn too_long(file: &File) -> Option<String> {
@@ -171,6 +260,26 @@ fn banned_calls_are_absent() {
 }
 
 #[test]
+fn production_code_after_tests_is_looked_at_too() {
+    let complaints = |text: &str| banned(&File { path: "router/src/x.rs".into(), text: text.into() });
+    for test in [
+        "#[cfg(test)]\nmod tests {\n    fn a() {\n        b.unwrap();\n    }\n}\n",
+        "#[cfg(test)]\nmod tests;\n",
+        "#[cfg(test)] mod tests;\n",
+        "#[cfg(test)]\nuse a::{b, c};\n",
+        "#[cfg(test)]\n#[allow(dead_code)]\nfn a(x: [u8; 4]) -> char {\n    b.unwrap();\n    '}'\n}\n",
+        "#[cfg(test)]\nmod tests {\n    const A: &str = \"}{\\\"}\";\n    const B: &str = r#\"}\"}\"#; // }\n    fn a<'a>() { b.unwrap(); }\n}\n",
+        "#[cfg(test)]\nmod tests {\n    const C: char = '\\'';\n    fn a() { b.unwrap(); }\n}\n",
+    ] {
+        assert_eq!(complaints(test), [] as [String; 0], "{test}");
+        let found = complaints(&format!("{test}fn late() {{\n    c.unwrap();\n}}\n"));
+        let line = test.lines().count() + 2;
+        assert_eq!(found.len(), 1, "{test}");
+        assert!(found[0].starts_with(&format!("router/src/x.rs:{line}:")), "{found:?}");
+    }
+}
+
+#[test]
 fn the_metric_catalogue_is_complete_and_used() {
     let known: BTreeSet<String> = CATALOGUE.iter().map(|m| m.name.to_owned()).collect();
     assert_eq!(known.len(), CATALOGUE.len(), "a name is listed twice");
@@ -183,7 +292,7 @@ fn the_metric_catalogue_is_complete_and_used() {
             || file.path.starts_with("proto/")
             || file.path.starts_with("loadtest/src/smsc");
         if !skip && emits {
-            used.extend(metric_names(production(&file.text)));
+            used.extend(metric_names(&production(&file.text)));
         }
     }
     let missing: Vec<String> =

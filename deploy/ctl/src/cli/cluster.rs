@@ -1,84 +1,11 @@
 //! Commands that go to the admin API of a cluster.
 use super::Verdict;
-use super::output::{Format, print, table};
-use anyhow::Context as _;
-use carillon_ctl::admin::Admin;
-use carillon_ctl::lab::Lab;
-use carillon_proto::admin::{CarrierStatus, GetStatusResponse, PartitionStatus};
+use super::output::{Format, print};
+use super::target::Target;
 use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
-use carillon_proto::tls::TlsFiles;
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::PathBuf;
-
-/// Whom to ask: a lab, or an address with an operator's certificate.
-#[derive(Debug, Args)]
-pub struct Target {
-    /// Directory of a lab; its operator certificate is used.
-    #[arg(long, conflicts_with_all = ["admin", "cert", "key", "ca"], required_unless_present = "admin")]
-    lab: Option<PathBuf>,
-    /// Which node of the lab to ask.
-    #[arg(long, default_value_t = 1, requires = "lab")]
-    node: u64,
-    /// host:port of the admin API of a node.
-    #[arg(long, env = "CARILLON_ADMIN", requires_all = ["cert", "key", "ca"])]
-    admin: Option<String>,
-    /// Certificate of the operator (PEM).
-    #[arg(long, env = "CARILLON_CERT")]
-    cert: Option<PathBuf>,
-    /// Key of that certificate (PEM).
-    #[arg(long, env = "CARILLON_KEY")]
-    key: Option<PathBuf>,
-    /// CA of the operators' plane (PEM).
-    #[arg(long, env = "CARILLON_CA")]
-    ca: Option<PathBuf>,
-}
-
-impl Target {
-    pub(super) fn connect(&self) -> anyhow::Result<Admin> {
-        if let Some(dir) = &self.lab {
-            return Ok(Lab::open(dir)?.admin(self.node)?);
-        }
-        match (&self.admin, &self.cert, &self.key, &self.ca) {
-            (Some(address), Some(cert), Some(key), Some(ca)) => {
-                let files = TlsFiles { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
-                Ok(Admin::connect(address, &files, None)?)
-            }
-            _ => anyhow::bail!("give --lab, or --admin with --cert, --key and --ca"),
-        }
-    }
-
-    /// The node that leads a group (0 = the meta group), for what only it can do; in a lab we know where it listens.
-    pub(super) async fn connect_leader(&self, partition: u32) -> anyhow::Result<Admin> {
-        if self.lab.is_none() {
-            return self.connect();
-        }
-        let statuses = self.every_status().await?;
-        let known =
-            statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.partition == partition && p.leader != 0);
-        let newest = known.max_by_key(|p| p.term);
-        let leader = newest.with_context(|| format!("partition {partition} has no known leader"))?.leader;
-        let dir = self.lab.as_ref().context("checked above")?;
-        Ok(Lab::open(dir)?.admin(leader)?)
-    }
-
-    /// Of every node of a lab that answers, otherwise of the one node that we know.
-    pub(super) async fn every_status(&self) -> anyhow::Result<Vec<GetStatusResponse>> {
-        let Some(dir) = &self.lab else { return Ok(vec![self.connect()?.status().await?]) };
-        let lab = Lab::open(dir)?;
-        let (mut found, mut last) = (Vec::new(), None);
-        for id in lab.node_ids() {
-            match lab.admin(id)?.status().await {
-                Ok(status) => found.push(status),
-                Err(error) => last = Some(error),
-            }
-        }
-        match (found.is_empty(), last) {
-            (true, Some(error)) => Err(error.into()),
-            _ => Ok(found),
-        }
-    }
-}
 
 #[derive(Debug, Subcommand)]
 pub enum PracticeCommand {
@@ -167,17 +94,10 @@ pub enum LogFilterCommand {
     },
 }
 
-pub async fn status(target: &Target, format: Format) -> anyhow::Result<Verdict> {
-    let status = target.connect()?.status().await?;
-    let problems = problems(&status);
-    print(format, &status_json(&status, &problems), || show_status(&status, &problems))?;
-    Ok(if problems.is_empty() { Verdict::Done } else { Verdict::Unhealthy })
-}
-
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
     let PracticeCommand::Put { target, tenant, practice, time_zone, carrier } = command;
     let put = PutPractice { tenant, practice, time_zone, carrier };
-    let stored = target.connect()?.put_practice(put).await?;
+    let stored = target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
         "time_zone": stored.time_zone, "carrier_no": stored.carrier_no,
@@ -220,7 +140,7 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
         }),
         segments_per_second: args.segments_per_second,
     };
-    let stored = args.target.connect()?.put_carrier(record).await?;
+    let stored = args.target.any().await?.put_carrier(record).await?;
     let value = json!({
         "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
     });
@@ -232,93 +152,4 @@ pub async fn log_filter(command: LogFilterCommand) -> anyhow::Result<Verdict> {
     let LogFilterCommand::Set { target, filter } = command;
     target.connect()?.set_log_filter(&filter).await?;
     Ok(Verdict::Done)
-}
-
-/// What an operator must look at.
-fn problems(status: &GetStatusResponse) -> Vec<String> {
-    let mut problems = Vec::new();
-    if status.cluster_id.is_empty() {
-        problems.push("the cluster is not created yet".to_owned());
-    }
-    for p in &status.partitions {
-        if p.leader == 0 {
-            problems.push(format!("partition {} has no known leader", p.partition));
-        }
-        if !p.blocked.is_empty() {
-            problems.push(format!("partition {} is fenced on this node: {}", p.partition, p.blocked));
-        }
-    }
-    if status.storage_near_full {
-        problems.push("the disk of this node is nearly full; submits are refused".to_owned());
-    }
-    for c in &status.carriers {
-        if c.binds_up == 0 {
-            problems.push(format!("carrier {} has no bind on this node", carrier_name(c)));
-        }
-    }
-    problems
-}
-
-fn carrier_name(c: &CarrierStatus) -> &str {
-    c.carrier.as_ref().map_or("?", |record| &record.name)
-}
-
-fn show_status(status: &GetStatusResponse, problems: &[String]) {
-    let nodes: Vec<String> =
-        status.nodes.iter().map(|n| format!("{} ({})", n.node_id, n.peer_address)).collect();
-    println!("cluster {}, seen by node {}, version {}", status.cluster_id, status.node_id, status.version);
-    println!("nodes {}; {} practices", nodes.join(", "), status.practices.len());
-    println!();
-    let row = |p: &PartitionStatus| {
-        [u64::from(p.partition), p.leader, p.term, p.commit, p.applied].map(|n| n.to_string()).to_vec()
-    };
-    let rows: Vec<Vec<String>> = status.partitions.iter().map(row).collect();
-    table(&["PARTITION", "LEADER", "TERM", "COMMIT", "APPLIED"], &rows);
-    println!();
-    let row = |c: &CarrierStatus| {
-        vec![
-            carrier_name(c).to_owned(),
-            c.binds_up.to_string(),
-            c.in_flight.to_string(),
-            format!("{:.1}", c.share_segments_per_second),
-            c.paused_ms.to_string(),
-        ]
-    };
-    let rows: Vec<Vec<String>> = status.carriers.iter().map(row).collect();
-    table(&["CARRIER", "BINDS", "IN FLIGHT", "SHARE/S", "PAUSED MS"], &rows);
-    println!();
-    match problems {
-        [] => println!("healthy"),
-        problems => problems.iter().for_each(|p| println!("PROBLEM: {p}")),
-    }
-}
-
-fn status_json(status: &GetStatusResponse, problems: &[String]) -> Value {
-    let nodes = status.nodes.iter().map(|n| json!({ "node_id": n.node_id, "peer_address": n.peer_address }));
-    let partitions = status.partitions.iter().map(|p| {
-        json!({
-            "partition": p.partition, "leader": p.leader, "term": p.term, "commit": p.commit,
-            "applied": p.applied, "last_index": p.last_index, "blocked": p.blocked,
-            "digest": hex::encode(&p.digest), "digest_index": p.digest_index,
-        })
-    });
-    let practices = status.practices.iter().map(|p| {
-        json!({
-            "practice_no": p.practice_no, "tenant": p.tenant, "practice": p.practice, "time_zone": p.time_zone,
-            "carrier_no": p.carrier_no,
-        })
-    });
-    let carriers = status.carriers.iter().map(|c| {
-        json!({
-            "name": carrier_name(c), "binds_up": c.binds_up, "in_flight": c.in_flight,
-            "segments_per_second": c.carrier.as_ref().map_or(0, |r| r.segments_per_second),
-            "share_segments_per_second": c.share_segments_per_second, "paused_ms": c.paused_ms,
-        })
-    });
-    json!({
-        "cluster_id": status.cluster_id, "node_id": status.node_id, "version": status.version,
-        "healthy": problems.is_empty(), "problems": problems, "nodes": nodes.collect::<Vec<_>>(),
-        "partitions": partitions.collect::<Vec<_>>(), "practices": practices.collect::<Vec<_>>(),
-        "carriers": carriers.collect::<Vec<_>>(),
-    })
 }

@@ -1,7 +1,7 @@
 //! `carillonctl node|partition|leader ...`: who is in the cluster, and where its partitions are.
 use super::Verdict;
-use super::cluster::Target;
 use super::output::{Format, print, table};
+use super::target::Target;
 use carillon_proto::admin::{GetStatusResponse, NodeAction};
 use carillon_proto::internal::{MetaNode, NodeStatus, PartitionRecord, ReplicaRole};
 use clap::Subcommand;
@@ -100,7 +100,7 @@ pub async fn node(command: NodeCommand, format: Format) -> anyhow::Result<Verdic
     let admin = match action {
         // Only it knows which nodes answer.
         NodeAction::Replace => target.connect_leader(0).await?,
-        _ => target.connect()?,
+        _ => target.any().await?,
     };
     admin.set_node(node_id, action).await?;
     let next = match action {
@@ -120,7 +120,7 @@ pub async fn node(command: NodeCommand, format: Format) -> anyhow::Result<Verdic
 }
 
 async fn token(target: &Target, life_s: u32, format: Format) -> anyhow::Result<Verdict> {
-    let made = target.connect()?.create_token(life_s).await?;
+    let made = target.any().await?.create_token(life_s).await?;
     let value = json!({
         "node_id": made.node_id, "token": made.token, "cluster_id": made.cluster_id, "peers": made.peers,
     });
@@ -255,7 +255,7 @@ pub async fn partition(command: PartitionCommand, format: Format) -> anyhow::Res
     match command {
         PartitionCommand::List { target } => return list_partitions(&target, format).await,
         PartitionCommand::Move { target, partition, from, to } => {
-            target.connect()?.move_partition(partition, from, to).await?;
+            target.any().await?.move_partition(partition, from, to).await?;
             print(format, &json!({ "partition": partition, "from": from, "to": to }), || {
                 println!(
                     "partition {partition} moves from node {from} to node {to}; `carillonctl partition list` shows how far it is"

@@ -6,7 +6,9 @@ mod members;
 mod message;
 mod output;
 mod quarantine;
+mod status;
 mod storage;
+mod target;
 
 use carillon_ctl::admin::AdminError;
 use carillon_ctl::backup::BackupError;
@@ -30,8 +32,8 @@ enum Command {
     /// A cluster on this machine, for development, demonstrations and tests. Never for patients' data.
     #[command(subcommand)]
     Lab(lab::Command),
-    /// Nodes, partitions, leaders and carriers, as one node sees them; exit code 3 if something is wrong.
-    Status(cluster::Target),
+    /// Nodes, partitions, leaders and carriers; asks every node. Exit code 3 if something is wrong.
+    Status(target::Target),
     /// Messages, as a tenant: send one, look at it, take it back.
     #[command(subcommand)]
     Message(message::Command),
@@ -62,7 +64,7 @@ enum Command {
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
     /// Let one node read everything that it stores, with checksums; exit code 3 if something is damaged.
-    Scrub(cluster::Target),
+    Scrub(target::Target),
     /// What a running node logs.
     #[command(subcommand)]
     LogFilter(cluster::LogFilterCommand),
@@ -81,7 +83,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
     let format = cli.output;
     match cli.command {
         Command::Lab(command) => lab::run(command, format).await,
-        Command::Status(target) => cluster::status(&target, format).await,
+        Command::Status(target) => status::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Carrier(command) => cluster::carrier(command, format).await,
@@ -110,6 +112,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(BackupError::Admin(admin)) => Some(admin),
         _ => error.downcast_ref::<AdminError>(),
     };
+    if let Some(problem) = error.downcast_ref::<message::Problem>() {
+        return if problem.refused { 4 } else { 1 };
+    }
     match (error.downcast_ref::<LabError>(), admin) {
         (Some(LabError::NotReady { .. } | LabError::Ended { .. }), _) => 3,
         (Some(LabError::Admin(AdminError::Refused(_))), _) | (_, Some(AdminError::Refused(_))) => 4,
@@ -153,5 +158,10 @@ mod tests {
         assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
         assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));
         assert_eq!(parse(send), Err(2));
+        assert_eq!(parse("carillonctl message cancel m1 m2 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl message cancel --practice p --reference visit-1 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl message cancel --lab lab"), Err(2), "say which");
+        assert_eq!(parse("carillonctl message cancel --reference visit-1 --lab lab"), Err(2), "of whom");
+        assert_eq!(parse("carillonctl status --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! Commands about what a node stores.
 use super::Verdict;
-use super::cluster::Target;
 use super::output::{Format, print};
+use super::target::Target;
 use clap::Subcommand;
 use serde_json::json;
 

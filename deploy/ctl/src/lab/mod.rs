@@ -378,7 +378,7 @@ impl Lab {
 
     /// Waits until simulator, nodes and router say that they are ready.
     pub async fn until_ready(&self, limit: Duration) -> Result<(), LabError> {
-        ready::wait(&self.processes, SMSC, &self.smsc_http(), "/livez", limit).await?;
+        ready::wait(&self.processes, SMSC, &self.smsc_http(), "/readyz", limit).await?;
         for id in self.node_ids() {
             self.until_node_ready(id, limit).await?;
         }
@@ -395,7 +395,7 @@ impl Lab {
 
     /// What runs and what is ready.
     pub async fn status(&self) -> Result<Vec<Member>, LabError> {
-        let mut planned = vec![(SMSC.to_owned(), self.smsc_http(), "/livez")];
+        let mut planned = vec![(SMSC.to_owned(), self.smsc_http(), "/readyz")];
         for id in self.node_ids() {
             planned.push((node_name(id), self.node_http(id)?, "/readyz"));
         }
