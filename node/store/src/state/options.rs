@@ -26,8 +26,7 @@ pub struct StateOptions {
     pub background_threads: i32,
     /// Limit of flushes and compactions together, 0 = none.
     pub background_bytes_per_second: u64,
-    /// -1 keeps every table open, so that a lookup takes no lock to find its reader. Bounded by the bytes on disk (a
-    /// file is at least a few MiB after compaction); needs a matching limit of file descriptors.
+    /// Tables held open; others are opened anew when they are read. At most half of what the process may have open.
     pub open_files_max: i32,
     /// Key of the applied record in every family.
     pub applied_key: Vec<u8>,
@@ -45,7 +44,7 @@ impl Default for StateOptions {
             compact_on_deletions: 1024,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
-            open_files_max: -1,
+            open_files_max: 4_096,
             applied_key: carillon_core::keys::applied(),
         }
     }
@@ -74,7 +73,7 @@ impl StateOptions {
         options.increase_parallelism(self.background_threads.max(1));
         options.set_max_background_jobs(self.background_threads.max(2));
         options.set_max_subcompactions(1);
-        options.set_max_open_files(self.open_files_max);
+        options.set_max_open_files(self.open_files_max.min(open_files_of_process() / 2));
         options.set_bytes_per_sync(1 << 20);
         options.set_writable_file_max_buffer_size(256 << 10);
         options.set_compaction_readahead_size(512 << 10);
@@ -126,4 +125,10 @@ impl StateOptions {
         }
         options
     }
+}
+
+/// How many files this process may have open.
+fn open_files_of_process() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|files| i32::try_from(files).ok()).unwrap_or(i32::MAX)
 }
