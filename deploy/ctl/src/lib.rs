@@ -4,6 +4,8 @@
 
 pub mod admin;
 pub mod backup;
+pub mod delivery;
 pub mod health;
 pub mod lab;
+mod lanes;
 pub mod pki;

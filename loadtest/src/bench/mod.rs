@@ -12,6 +12,7 @@ pub mod failover;
 pub mod feed;
 pub mod fsync;
 pub mod idle;
+pub mod lane;
 pub mod load;
 pub mod measure;
 pub mod numbers;
@@ -99,6 +100,8 @@ pub enum Command {
     },
     /// Kill a node, again and again: when do all of its partitions accept again?
     Failover(failover::Args),
+    /// How much of a lane's limit is used under a backlog of practices of very different sizes.
+    Lane(lane::Args),
     /// How long a node that was killed takes to serve again when the cluster holds many messages.
     Restart(recovery::RestartArgs),
     /// What callers of other partitions notice while a node fetches a large partition's snapshot.
@@ -251,6 +254,12 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Failover(args) => {
             let result = failover::run(&args).await?;
             println!("failover\n{result}");
+            keep(args.json.as_ref(), &result)?;
+            Ok(verdict(false, result.held()))
+        }
+        Command::Lane(args) => {
+            let result = lane::run(&args).await?;
+            println!("lane\n{result}");
             keep(args.json.as_ref(), &result)?;
             Ok(verdict(false, result.held()))
         }

@@ -44,6 +44,7 @@ fn carrier(carrier_no: u32, name: &str, address: &str) -> CarrierRecord {
             ..Default::default()
         }),
         segments_per_second: 10,
+        ..Default::default()
     }
 }
 
@@ -73,6 +74,7 @@ fn backup() -> MetaBackup {
             practice: "p".into(),
             time_zone: "UTC".into(),
             carrier_no: 3,
+            ..Default::default()
         }],
         data_keys: vec![DataKeyRecord {
             practice_no: 4,
@@ -81,6 +83,7 @@ fn backup() -> MetaBackup {
             provider_key_id: "file:1".into(),
             created_at_ms: 77,
         }],
+        routes: vec![RouteRecord { route_no: 6, name: "all".into(), ..Default::default() }],
     }
 }
 
@@ -98,6 +101,7 @@ fn put_practice() -> Kind {
         practice: "new".into(),
         time_zone: "UTC".into(),
         carrier: "sim".into(),
+        ..Default::default()
     })
 }
 

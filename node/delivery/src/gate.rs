@@ -116,6 +116,8 @@ type Limiter = RateLimiter<NotKeyed, GivenState, GivenClock, NoOpMiddleware<Nano
 pub struct LaneGate {
     settings: GateSettings,
     share: NonZeroU32,
+    /// In which the share may be used once.
+    frame_ns: u128,
     period_ns: u64,
     /// The moment from which the next permit is free.
     free_at_ns: Arc<AtomicU64>,
@@ -125,10 +127,23 @@ pub struct LaneGate {
 impl LaneGate {
     /// A gate without credit: the first permit is free one period after `mono`.
     pub fn new(share: NonZeroU32, settings: GateSettings, mono: Duration) -> Self {
-        let period_ns = period_ns(share, settings);
-        let free_at_ns = Arc::new(AtomicU64::new(nanos(mono).saturating_add(period_ns)));
+        let frame_ns = second_ns(settings);
+        let period_ns = period_ns(share, frame_ns);
+        let free_at = Duration::from_nanos(nanos(mono).saturating_add(period_ns));
+        Self::of(share, frame_ns, settings, free_at)
+    }
+
+    /// A gate for tokens that each may be used once in a frame and that have all rested: the first permit is free at
+    /// `free_at`. The frame has the slack of the settings inside.
+    pub fn of_frame(tokens: NonZeroU32, frame: Duration, settings: GateSettings, free_at: Duration) -> Self {
+        Self::of(tokens, frame.as_nanos().max(1), settings, free_at)
+    }
+
+    fn of(share: NonZeroU32, frame_ns: u128, settings: GateSettings, free_at: Duration) -> Self {
+        let period_ns = period_ns(share, frame_ns);
+        let free_at_ns = Arc::new(AtomicU64::new(nanos(free_at)));
         let limiter = limiter(period_ns, &free_at_ns);
-        Self { settings, share, period_ns, free_at_ns, limiter }
+        Self { settings, share, frame_ns, period_ns, free_at_ns, limiter }
     }
 
     /// Takes the permit for one segment, or says when to come again.
@@ -165,11 +180,20 @@ impl LaneGate {
     /// Changes the share. A gate at which nobody waits starts a new period now; one that is being used keeps
     /// the part of the period that has passed, so frequent changes cannot starve a slow lane.
     pub fn set_share(&mut self, share: NonZeroU32, mono: Duration) {
-        if share == self.share {
+        self.change(share, second_ns(self.settings), mono);
+    }
+
+    /// The same for tokens and their frame.
+    pub fn set_frame(&mut self, tokens: NonZeroU32, frame: Duration, mono: Duration) {
+        self.change(tokens, frame.as_nanos().max(1), mono);
+    }
+
+    fn change(&mut self, share: NonZeroU32, frame_ns: u128, mono: Duration) {
+        if share == self.share && frame_ns == self.frame_ns {
             return;
         }
         let now = nanos(mono);
-        let next_period_ns = period_ns(share, self.settings);
+        let next_period_ns = period_ns(share, frame_ns);
         let wait = self.free_at_ns.load(Ordering::Relaxed).saturating_sub(now);
         let wait = if wait == 0 {
             next_period_ns
@@ -178,6 +202,7 @@ impl LaneGate {
             u64::try_from(scaled).unwrap_or(u64::MAX)
         };
         self.share = share;
+        self.frame_ns = frame_ns;
         self.period_ns = next_period_ns;
         self.free_at_ns.store(now.saturating_add(wait), Ordering::Relaxed);
         self.limiter = limiter(next_period_ns, &self.free_at_ns);
@@ -194,10 +219,14 @@ impl fmt::Debug for LaneGate {
     }
 }
 
+/// The frame of a limit per second.
+fn second_ns(settings: GateSettings) -> u128 {
+    WINDOW_NS + settings.catch_up.as_nanos() + settings.jitter_allowance.as_nanos()
+}
+
 /// Rounded up, so that rounding errs to under-send.
-fn period_ns(share: NonZeroU32, settings: GateSettings) -> u64 {
-    let total = WINDOW_NS + settings.catch_up.as_nanos() + settings.jitter_allowance.as_nanos();
-    u64::try_from(total.div_ceil(u128::from(share.get()))).unwrap_or(u64::MAX)
+fn period_ns(share: NonZeroU32, frame_ns: u128) -> u64 {
+    u64::try_from(frame_ns.div_ceil(u128::from(share.get()))).unwrap_or(u64::MAX)
 }
 
 fn limiter(period_ns: u64, free_at_ns: &Arc<AtomicU64>) -> Limiter {

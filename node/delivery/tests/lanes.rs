@@ -42,7 +42,9 @@ fn a_slow_lane_prefetches_a_few_and_a_fast_one_at_most_1024() {
     let mut rig = rig(0);
     (0..2_000).for_each(|n| rig.due(&row(n, T0 - 2_000 + n)));
     rig.scheduler.set_lane(lane(CARRIER, 1, 5_000));
-    assert_eq!(rig.begin().len(), 8);
+    assert_eq!(rig.begin().len(), 1, "half a second of a very slow lane");
+    rig.scheduler.set_lane(lane(CARRIER, 30, 5_000));
+    assert_eq!(rig.begin().len(), 7);
     rig.scheduler.set_lane(lane(CARRIER, 50_000, 5_000));
     assert_eq!(rig.begin().len(), 1_016);
     assert_eq!(rig.scheduler.stats(T0, rig.mono()).in_flight_attempts, 1_024);
@@ -181,4 +183,20 @@ fn losing_the_partition_frees_the_lane_and_leading_again_reads_everything_anew()
     assert!(rig.begin().is_empty());
     rig.fill();
     assert_eq!(rig.begin(), (10..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_begins_without_a_share_and_little_before_its_permit() {
+    let mut rig = rig(0);
+    (0..3).for_each(|n| rig.due(&row(n, T0 - 2_000 + n)));
+    rig.scheduler.set_lane(lane(CARRIER, 0, 100));
+    assert!(rig.begin().is_empty());
+    rig.scheduler.set_lane(lane(CARRIER, 1, 100));
+    let opens = rig.mono() + Duration::from_millis(900);
+    rig.scheduler.lane_opens(CARRIER, opens);
+    let decision = rig.scheduler.decide(T0, rig.mono());
+    assert!(decision.begin.is_empty());
+    assert_eq!(decision.next_wake_ms, Some(T0 + 700), "200 ms before its permit");
+    rig.scheduler.lane_opens(CARRIER, rig.mono() + Duration::from_millis(200));
+    assert_eq!(rig.begin(), [0]);
 }

@@ -1,77 +1,70 @@
-//! Lanes: the connector and the gate of each carrier account, kept equal to the meta group.
+//! Lanes: the connector and the gate of each carrier account, kept equal to the meta group. What they may send is in `leases.rs`.
+use super::connect::{Connect, Connected};
+use super::leases::Leases;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
-use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
-use carillon_carriers::{Clear, Connector, InboundSink};
+use carillon_carriers::contract::ContractHandle;
+use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
-use carillon_delivery::{GateSettings, LaneConfig, LaneGate, WaitUntil};
+use carillon_delivery::LaneConfig;
+use carillon_delivery::lease::{HeldView, LimitId, Wait, caps, common};
 use carillon_proto::internal::CarrierRecord;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::time::Instant;
 
-/// The node's monotonic clock, as the scheduler and the gates count it.
-#[derive(Debug, Clone, Copy)]
-pub struct MonoClock(Instant);
+/// Gates of one lane beyond which idle ones are dropped.
+const GATES_MAX: usize = 1_024;
 
-impl MonoClock {
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    pub fn now(self) -> Duration {
-        self.0.elapsed()
-    }
-}
-
-/// Waits for the lane's next permit, in the order of arrival. It outlives changes of the carrier's settings, so that no
-/// two gates of a carrier ever give permits side by side.
+/// The limits that a message of a lane needs a permit of, in the order of arrival. It outlives changes of the carrier's settings, so that
+/// a message that waits keeps its place.
 pub struct NodeGate {
-    clock: MonoClock,
+    leases: Leases,
+    stack: Vec<LimitId>,
     /// Held by whoever is next.
     turn: tokio::sync::Mutex<()>,
-    /// `None` = no share: closed.
-    gate: Mutex<Option<LaneGate>>,
+    closed: AtomicBool,
 }
 
 impl NodeGate {
-    pub fn closed(clock: MonoClock) -> Self {
-        Self { clock, turn: tokio::sync::Mutex::default(), gate: Mutex::default() }
+    fn new(leases: Leases, stack: Vec<LimitId>) -> Self {
+        Self { leases, stack, turn: tokio::sync::Mutex::default(), closed: AtomicBool::new(false) }
     }
 
-    /// 0 closes it, for those who wait, too.
-    pub fn set_share(&self, share: u32) {
-        let mut gate = self.gate.lock();
-        match (NonZeroU32::new(share), gate.as_mut()) {
-            (None, _) => *gate = None,
-            (Some(share), Some(open)) => open.set_share(share, self.clock.now()),
-            (Some(share), None) => {
-                *gate = Some(LaneGate::new(share, GateSettings::default(), self.clock.now()));
-            }
-        }
-    }
-
-    pub fn share(&self) -> u32 {
-        self.gate.lock().as_ref().map_or(0, |gate| gate.share().get())
-    }
-
-    /// Takes a permit, or says when to come again.
-    fn try_acquire(&self) -> Result<Result<(), WaitUntil>, GateClosed> {
-        let mut gate = self.gate.lock();
-        Ok(gate.as_mut().ok_or(GateClosed)?.try_acquire(self.clock.now()))
+    /// For those who wait, too.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.leases.wake();
     }
 }
 
 impl SegmentGate for NodeGate {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
+        Box::pin(async { self.acquire_fresh().await.map(drop) })
+    }
+
+    fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
         Box::pin(async {
             let _turn = self.turn.lock().await;
-            while let Err(WaitUntil(at)) = self.try_acquire()? {
-                tokio::time::sleep(at.saturating_sub(self.clock.now())).await;
+            let mut changes = self.leases.changes();
+            loop {
+                changes.borrow_and_update();
+                if self.closed.load(Ordering::Relaxed) {
+                    return Err(GateClosed);
+                }
+                let until = match self.leases.try_take(&self.stack) {
+                    Ok(fresh_until) => return Ok(fresh_until),
+                    Err(Wait::Until(at)) => Some(self.leases.clock().instant(at)),
+                    Err(Wait::NoLease(_)) => None,
+                };
+                let changed = changes.changed();
+                let news = match until {
+                    Some(until) => tokio::time::timeout_at(until, changed).await.unwrap_or(Ok(())),
+                    None => changed.await,
+                };
+                news.map_err(|_| GateClosed)?;
             }
-            Ok(())
         })
     }
 }
@@ -81,7 +74,50 @@ pub struct Lane {
     pub record: CarrierRecord,
     pub in_flight_max: u32,
     pub connector: Arc<dyn Connector>,
-    pub gate: Arc<NodeGate>,
+    pub contract: ContractHandle,
+    gates: Arc<Gates>,
+}
+
+/// The gates of a lane, one for each set of limits that its messages need. Bounded by the limits that there are.
+struct Gates {
+    leases: Leases,
+    closed: AtomicBool,
+    of: Mutex<BTreeMap<Vec<LimitId>, Arc<NodeGate>>>,
+}
+
+impl Lane {
+    /// The gate of messages that need permits of these limits.
+    pub fn gate(&self, stack: &[LimitId]) -> Arc<NodeGate> {
+        let mut of = self.gates.of.lock();
+        if let Some(gate) = of.get(stack) {
+            return Arc::clone(gate);
+        }
+        let gate = Arc::new(NodeGate::new(self.gates.leases.clone(), stack.to_vec()));
+        if self.gates.closed.load(Ordering::Relaxed) {
+            gate.close();
+        }
+        // Those that nobody waits at are not needed any more.
+        if of.len() >= GATES_MAX {
+            of.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        of.insert(stack.to_vec(), Arc::clone(&gate));
+        gate
+    }
+
+    /// What recipients see as the sender.
+    pub fn sender(&self) -> &str {
+        match (&self.record.smpp, &self.record.twilio) {
+            (Some(smpp), _) => &smpp.source_address,
+            (None, Some(twilio)) if twilio.from.is_empty() => &twilio.messaging_service_sid,
+            (None, Some(twilio)) => &twilio.from,
+            (None, None) => "",
+        }
+    }
+
+    fn close(&self) {
+        self.gates.closed.store(true, Ordering::Relaxed);
+        self.gates.of.lock().values().for_each(|gate| gate.close());
+    }
 }
 
 /// What operators see of a lane on this node.
@@ -94,20 +130,27 @@ pub struct LaneStatus {
 }
 
 /// All lanes of this node; cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct LaneTable {
+    leases: Leases,
+    /// The limits that every segment of a carrier needs.
+    common: Arc<RwLock<BTreeMap<u32, Vec<LimitId>>>>,
     lanes: Arc<RwLock<BTreeMap<u32, Arc<Lane>>>>,
 }
 
 /// What is needed to build lanes.
 pub struct LaneBuilder {
-    pub clock: MonoClock,
-    pub secrets_dir: PathBuf,
+    pub connect: Connect,
+    pub leases: Leases,
     pub node_id: u64,
     pub sink: Arc<dyn Fn(u32) -> Arc<dyn InboundSink> + Send + Sync>,
 }
 
 impl LaneTable {
+    pub fn new(leases: Leases) -> Self {
+        Self { leases, common: Arc::default(), lanes: Arc::default() }
+    }
+
     pub fn get(&self, carrier_no: u32) -> Option<Arc<Lane>> {
         self.lanes.read().get(&carrier_no).cloned()
     }
@@ -122,47 +165,42 @@ impl LaneTable {
         LaneStatus {
             binds_up: status.binds_up,
             in_flight: status.in_flight,
-            share_segments_per_second: f64::from(lane.gate.share()),
+            share_segments_per_second: self.held(carrier_no).per_kilosecond() as f64 / 1_000.0,
             paused_ms: status.paused_for.map_or(0, |d| d.as_millis() as u32),
         }
     }
 
-    /// Makes the lanes and their shares equal to the meta group; a carrier without a share here has no lane. Must run inside
-    /// a tokio runtime.
+    /// Makes the lanes and their shares equal to the meta group; a carrier without a share here has no lane. Where nodes send on
+    /// leases every carrier has one. Must run inside a tokio runtime.
     pub fn sync(&self, view: &MetaView, builder: &LaneBuilder) -> Vec<LaneChange> {
         let mut changes = Vec::new();
+        self.leases.set_caps(&caps(view));
+        *self.common.write() = view.carriers.keys().map(|no| (*no, common(view, *no))).collect();
         for record in view.carriers.values() {
             let (old, share) = (self.get(record.carrier_no), view.share(record, builder.node_id));
-            if share == 0 {
+            if share == 0 && !view.leases() {
                 changes.extend(old.map(|_| self.close(record.carrier_no)));
                 continue;
             }
-            let same = old.as_ref().filter(|lane| lane.record == *record);
-            if let Some(lane) = same {
-                if lane.gate.share() != share {
-                    lane.set_share(share);
-                    changes.push(LaneChange::Set(lane.config()));
-                }
+            self.leases.set_fixed(record.carrier_no, share);
+            if let Some(lane) = old.as_ref().filter(|lane| lane.record == *record) {
+                changes.push(LaneChange::Set(self.config(lane)));
                 continue;
             }
-            let gate = old.as_ref().map(|lane| Arc::clone(&lane.gate));
-            match builder.build(record, gate) {
+            let gates = old.as_ref().map(|lane| Arc::clone(&lane.gates));
+            match builder.build(record, gates) {
                 Ok(lane) => {
-                    lane.set_share(share);
-                    changes.push(LaneChange::Set(lane.config()));
+                    changes.push(LaneChange::Set(self.config(&lane)));
                     self.lanes.write().insert(record.carrier_no, Arc::new(lane));
                     if let Some(old) = old {
                         tokio::spawn(async move { old.connector.drain().await });
                     }
                 }
+                // An old connector goes on, within the new share.
                 Err(reason) => {
                     metrics::counter!("carillon_lane_faults_total", "carrier" => record.name.clone())
                         .increment(1);
                     tracing::error!(carrier = record.name, reason, "lane cannot be used");
-                    // An old connector goes on, within the new share.
-                    if let Some(old) = old {
-                        old.set_share(share);
-                    }
                 }
             }
         }
@@ -170,11 +208,43 @@ impl LaneTable {
     }
 
     fn close(&self, carrier_no: u32) -> LaneChange {
+        self.leases.forget(carrier_no);
         if let Some(lane) = self.lanes.write().remove(&carrier_no) {
-            lane.set_share(0);
+            lane.close();
             tokio::spawn(async move { lane.connector.drain().await });
         }
         LaneChange::Removed(carrier_no)
+    }
+
+    /// What this node holds of one limit, in segments per second.
+    pub fn held_of(&self, limit: LimitId) -> f64 {
+        self.leases.view(limit).per_kilosecond() as f64 / 1_000.0
+    }
+
+    /// Segments that may leave of a daily cap.
+    pub fn cap_left(&self, limit: LimitId) -> Option<u32> {
+        self.leases.cap_left(limit)
+    }
+
+    /// Segments that wait for a limit.
+    pub fn waiting(&self, limit: LimitId) -> u64 {
+        self.leases.waiting(limit)
+    }
+
+    /// What is held of the limits that every segment of the carrier needs.
+    pub fn held(&self, carrier_no: u32) -> HeldView {
+        let common = self.common.read();
+        self.leases.view_of(common.get(&carrier_no).map_or(&[carrier_no][..], Vec::as_slice))
+    }
+
+    /// What the lane can send now.
+    pub fn config(&self, lane: &Lane) -> LaneConfig {
+        let (carrier_no, name) = (lane.record.carrier_no, lane.record.name.clone());
+        let held = self.held(carrier_no);
+        metrics::gauge!("carillon_lane_share_segments_per_second", "carrier" => name)
+            .set(held.per_kilosecond() as f64 / 1_000.0);
+        let share = u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX);
+        LaneConfig { carrier_no, share_segments_per_second: share, in_flight_max: lane.in_flight_max }
     }
 }
 
@@ -185,42 +255,20 @@ pub enum LaneChange {
     Removed(u32),
 }
 
-impl Lane {
-    fn set_share(&self, share: u32) {
-        self.gate.set_share(share);
-        metrics::gauge!("carillon_lane_share_segments_per_second", "carrier" => self.record.name.clone())
-            .set(f64::from(share));
-    }
-
-    fn config(&self) -> LaneConfig {
-        LaneConfig {
-            carrier_no: self.record.carrier_no,
-            share_segments_per_second: self.gate.share(),
-            in_flight_max: self.in_flight_max,
-        }
-    }
-}
-
 impl LaneBuilder {
-    fn build(&self, record: &CarrierRecord, gate: Option<Arc<NodeGate>>) -> Result<Lane, String> {
-        let settings = record.smpp.clone().ok_or("the carrier has no settings")?;
-        let secret = self.secrets_dir.join(&settings.password_secret);
-        let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
-        let in_flight_max = settings.binds_per_node * settings.window;
-        let config = SmppConfig {
-            carrier: record.name.clone(),
-            settings,
-            password: Clear::new(password.trim_end().to_owned()),
-            default_ca_pem: None,
-            tuning: SmppTuning::default(),
-        };
+    fn gates(&self) -> Gates {
+        Gates { leases: self.leases.clone(), closed: AtomicBool::new(false), of: Mutex::default() }
+    }
+
+    fn build(&self, record: &CarrierRecord, gates: Option<Arc<Gates>>) -> Result<Lane, String> {
         let sink = (self.sink)(record.carrier_no);
-        let connector = SmppConnector::start(config, sink).map_err(|e| e.to_string())?;
+        let Connected { connector, contract, in_flight_max } = self.connect.connect(record, sink)?;
         Ok(Lane {
             record: record.clone(),
             in_flight_max,
-            connector: Arc::new(connector),
-            gate: gate.unwrap_or_else(|| Arc::new(NodeGate::closed(self.clock))),
+            connector,
+            contract,
+            gates: gates.unwrap_or_else(|| Arc::new(self.gates())),
         })
     }
 }

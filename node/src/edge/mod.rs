@@ -4,17 +4,26 @@
 //! certificate before anything else.
 pub mod admin;
 mod backup;
+pub mod callbacks;
 pub mod cancel;
+mod dead_letters;
+pub mod delivery_admin;
 pub mod events;
+pub mod explain;
+mod forecasts;
+mod hours;
 pub mod ids;
 pub mod ingest;
+pub mod lanes;
 mod members;
 pub mod node_api;
 pub mod peer;
 pub mod quarantine;
 pub mod query;
 mod restore;
+pub mod series;
 pub mod steward_api;
+pub mod update;
 pub mod view;
 
 use crate::engine::{NodeHandle, ProposeError};

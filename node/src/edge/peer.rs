@@ -1,5 +1,5 @@
 //! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
-use crate::delivery::{ReceiptRouter, fact_result};
+use crate::delivery::{Grants, ReceiptRouter};
 use crate::engine::NodeHandle;
 use crate::engine::identity::Identity;
 use crate::engine::shard::ShardMessage;
@@ -8,9 +8,9 @@ use crate::meta::MetaClient;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, MetaCommand, ProposeMetaRequest,
-    ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse, command::Kind,
-    meta_command,
+    ForwardReceiptsResponse, GroupMessage, HelloRequest, HelloResponse, LeaseRequest, LeaseResponse,
+    MetaCommand, ProposeMetaRequest, ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest,
+    ReportSnapshotResponse, command::Kind, meta_command,
 };
 use carillon_proto::replica::node_of;
 use prost::Message as _;
@@ -23,6 +23,7 @@ pub struct PeerApi {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub meta: MetaClient,
     pub receipts: ReceiptRouter,
+    pub grants: Grants,
     pub identity: Arc<Identity>,
 }
 
@@ -42,6 +43,7 @@ impl PeerApi {
             return;
         }
         self.handle.space().peer(node, frame.storage_near_full);
+        crate::clock::hear(node, frame.clock_ms);
         let own = |m: &GroupMessage| m.message.as_ref().is_some_and(|r| node_of(r.from) == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
         if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {
@@ -95,6 +97,12 @@ impl Peer for PeerApi {
         Ok(Response::new(ReportSnapshotResponse {}))
     }
 
+    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseResponse>, Status> {
+        let node = self.check(&request)?;
+        let answer = self.grants.serve_wire(node, request.into_inner()).await;
+        answer.map(Response::new).ok_or_else(|| Status::unavailable("not the leader of the meta group"))
+    }
+
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
         let node = self.check(&request)?;
         Ok(Response::new(HelloResponse {
@@ -146,7 +154,7 @@ impl Peer for PeerApi {
         let commands = request.commands.iter().map(|c| c.encode_to_vec().into()).collect();
         let response = match self.handle.propose(request.partition, commands).await {
             Ok(results) => ForwardFactsResponse {
-                results: results.iter().map(|result| fact_result(result) as i32).collect(),
+                results: results.iter().map(|result| result.fact() as i32).collect(),
                 ..Default::default()
             },
             Err(crate::engine::ProposeError::NotLeader { leader_hint }) => {

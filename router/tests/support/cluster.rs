@@ -108,6 +108,7 @@ impl Cluster {
                 practice: practice.to_owned(),
                 time_zone: time_zone.to_owned(),
                 carrier_no: 1,
+                ..Default::default()
             });
         });
     }

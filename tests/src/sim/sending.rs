@@ -4,9 +4,10 @@ use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
-use super::world::{Event, START_MS, World};
+use super::world::{Event, World};
 use carillon_core::Permit;
-use carillon_delivery::WaitUntil;
+use carillon_delivery::lease::Wait;
+use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
 
@@ -21,7 +22,9 @@ impl World {
         decided_ms: u64,
     ) {
         let left_ms = permit.send_by_ms.saturating_sub(now_ms);
-        let send_within_ms = self.send_within_ms(node, permit.carrier_no, permit.segments);
+        // As it was when the attempt was decided: what is held has changed since.
+        let then_ms = now_ms.saturating_sub(self.now_ms - decided_ms);
+        let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
         let wing = &mut self.nodes[node].wing;
@@ -58,8 +61,21 @@ impl World {
                 lane.queue.pop_front();
                 continue;
             };
-            match lane.gate.try_acquire(mono) {
-                Err(WaitUntil(at)) => {
+            let send_by = sending.send_by;
+            if send_by <= mono {
+                lane.queue.pop_front();
+                self.trace.count("send_by_passed");
+                self.refused_part(node, send_no, Outcome::NotSent, "send_by_passed", 500);
+                continue;
+            }
+            let Some(holder) = wing.holder.as_mut() else { return };
+            match holder.try_take(&[carrier_no], mono) {
+                Err(wait) => {
+                    // A new lease looks at the gate again.
+                    let at = match wait {
+                        Wait::Until(at) => at.min(send_by),
+                        Wait::NoLease(_) => send_by,
+                    };
                     if !std::mem::replace(&mut lane.wake, true) {
                         let wait = at.saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
                         let wait = self.true_ms(node, wait).max(1);
@@ -67,7 +83,7 @@ impl World {
                     }
                     return;
                 }
-                Ok(()) => {
+                Ok(_) => {
                     lane.queue.pop_front();
                     sending.permits_left = sending.permits_left.saturating_sub(1);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
@@ -117,27 +133,26 @@ impl World {
             // A drifting clock, and the millisecond in which it is looked at.
             send_within_ms: send_within_ms + 10,
             clock_jumped: jumped,
-            expires_ms: expires.saturating_sub(START_MS) + send_within_ms + error_ms + 1_000,
+            wall_ms: self.plan.start_ms() + self.now_ms,
+            wall_error_ms: error_ms + 1_000,
+            expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
         });
         let words =
             [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
-        let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
+        let cluster = self.oracle.truth.cluster();
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
     }
 
     /// The largest error of any wall clock so far.
-    fn clock_error_ms(&self) -> u64 {
-        let jumps = self.plan.faults.iter().filter_map(|(_, fault)| match fault {
-            super::plan::Fault::ClockJump { delta_ms, .. } => Some(delta_ms.unsigned_abs()),
-            _ => None,
-        });
+    pub fn clock_error_ms(&self) -> u64 {
         let now: u64 = self.nodes.iter().map(|node| node.clock.error_ms(self.now_ms)).max().unwrap_or(0);
-        now + jumps.sum::<u64>()
+        now + self.jumps_ms()
     }
 
     /// The carrier answered a part.
@@ -204,6 +219,18 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         let Some(sending) = wing.sends.remove(&send_no) else { return };
         let Sending { partition, term, permit, refs, .. } = sending;
+        let carrier_no = permit.carrier_no;
+        let answered =
+            wing.answers.entry(carrier_no).or_insert(LaneAnswers { carrier_no, ..Default::default() });
+        answered.attempts += 1;
+        if outcome == Outcome::Throttled {
+            answered.throttled += 1;
+            answered.pause_ms = answered.pause_ms.max(retry_after_ms as u32);
+            if let Some(holder) = &mut wing.holder {
+                holder.close_until(carrier_no, mono + Duration::from_millis(retry_after_ms));
+                holder.hurry(mono);
+            }
+        }
         if matches!(outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
             let until = mono + Duration::from_millis(retry_after_ms.max(100));
             wing.scheduler.pause_lane(permit.carrier_no, until);

@@ -5,14 +5,16 @@ use super::facts::{Facts, Reports};
 use super::lanes::ShareKeeper;
 use super::node::Waiter;
 use super::plant::Plant;
-use super::steward::Answer;
 use super::world::{Event, World};
 use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
-use carillon_delivery::{BeginDecision, BeginResult, LaneGate, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
+use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{BeginAttempt, Command, Expire, FactResult, RecordReceipt, command::Kind};
+use carillon_proto::internal::{
+    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind,
+};
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -35,12 +37,24 @@ pub enum PeerCall {
     Look { report_no: u64, receipt: RecordReceipt },
     Looked { report_no: u64, result: FactResult },
     See { round: u64, epoch: u64 },
-    Seen { round: u64, epoch: u64, answer: Box<Answer> },
+    Seen { round: u64, epoch: u64, answer: Box<SeeResponse> },
     Carry(Box<Step>),
     Confirm { epoch: u64 },
     Confirmed { epoch: u64, index: u64 },
+    Lease(Box<LeaseCall>),
+    Leased { epoch: u64, answer: Box<LeaseAnswer> },
     Register { epoch: u64, data: Bytes },
     Registered { epoch: u64, refusal: Option<MetaRefusal> },
+}
+
+/// A request for leases, with what goes with it.
+#[derive(Debug, Clone)]
+pub struct LeaseCall {
+    pub from: usize,
+    pub epoch: u64,
+    pub shares_epoch: u64,
+    pub request: LeaseRequest,
+    pub answers: Vec<LaneAnswers>,
 }
 
 /// Facts on their way to a leader.
@@ -58,8 +72,8 @@ pub struct Lane {
     pub carrier: usize,
     /// Of all nodes together.
     pub limit: u32,
+    /// Its fixed share; 0 = it has leases or nothing.
     pub share: u32,
-    pub gate: LaneGate,
     pub queue: VecDeque<u64>,
     pub wake: bool,
 }
@@ -98,6 +112,12 @@ pub struct Wing {
     /// Nodes asked without a known leader.
     pub guesses: usize,
     pub shares: ShareKeeper,
+    /// Of this process; made when it first needs one.
+    pub holder: Option<Holder>,
+    /// What carriers answered since it asked last.
+    pub answers: BTreeMap<u32, LaneAnswers>,
+    /// When it asks for leases next, if that is planned.
+    pub lease_ask: Option<u64>,
     /// Nothing is sent before the meta group is applied up to what it was at the start: what is on the disk may be older than
     /// what this node has acknowledged. `None`: not known yet.
     pub fresh_from: Option<u64>,
@@ -106,6 +126,8 @@ pub struct Wing {
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
     early: BTreeSet<(MessageId, u32)>,
+    /// When series are looked at next.
+    pub series_at: u64,
 }
 
 impl Default for Wing {
@@ -116,6 +138,7 @@ impl Default for Wing {
             pages_in_flight_max: 4,
             prefetch_attempts_max: 32,
             expire_max: 16,
+            closed_max: 16,
             ageing_ms: 20_000,
             ..SchedulerConfig::default()
         };
@@ -132,10 +155,14 @@ impl Default for Wing {
             reports: Reports::default(),
             guesses: 0,
             shares: ShareKeeper::default(),
+            holder: None,
+            answers: BTreeMap::new(),
+            lease_ask: None,
             fresh_from: None,
             fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
+            series_at: 0,
         }
     }
 }
@@ -147,6 +174,15 @@ impl Wing {
 
     pub fn stats(&self, now_ms: u64, mono: std::time::Duration) -> carillon_delivery::SchedulerStats {
         self.scheduler.stats(now_ms, mono)
+    }
+
+    /// Attempts begin a little before their permit is free.
+    fn open_lanes(&mut self, mono: std::time::Duration) {
+        for carrier_no in self.lanes.keys() {
+            if let Some(holder) = &self.holder {
+                self.scheduler.lane_opens(*carrier_no, holder.view(*carrier_no, mono).next_permit);
+            }
+        }
     }
 
     pub fn gate_opens(&mut self, carrier_no: u32) {
@@ -197,6 +233,11 @@ impl World {
             return;
         }
         let (now_ms, mono) = (self.wall_ms(node), self.mono(node));
+        // Nothing is sent before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            self.nodes[node].wing.decide_at = None;
+            return self.wake_driver(node, WAKE_MAX_MS);
+        }
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let wing = &mut self.nodes[node].wing;
         wing.decide_at = None;
@@ -207,7 +248,10 @@ impl World {
                 wing.scheduler.pause_lane(carrier_no, until);
             }
         }
+        wing.open_lanes(mono);
         let decision = wing.scheduler.decide(now_ms, mono);
+        self.failover(node);
+        self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
             begin.entry(decided.partition).or_default().push(decided);
@@ -235,12 +279,29 @@ impl World {
         for (partition, commands) in expire {
             self.propose(node, partition, commands, Waiter::Nobody);
         }
+        self.renew_hours(node, decision.closed, now_ms);
         for request in self.nodes[node].wing.scheduler.wants_pages(now_ms) {
             self.page(node, request);
         }
         let pause =
             decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
         self.wake_driver(node, pause);
+    }
+
+    /// A mirror of `node/src/delivery/renewal.rs`.
+    fn renew_hours(&mut self, node: usize, closed: Vec<(u32, MessageId)>, now_ms: u64) {
+        let mut commands: BTreeMap<u32, Vec<Command>> = BTreeMap::new();
+        for (partition, id) in closed {
+            let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
+            let Some((payload, status)) = query::message(store, &id).ok().flatten() else { continue };
+            let Some(accept) = payload.accept else { continue };
+            let practice = self.nodes[node].meta.practices.get(&accept.practice_no);
+            let set = self.book.renew(&id, &accept, &status, practice, now_ms);
+            commands.entry(partition).or_default().push(Command { kind: Some(Kind::SetHours(set)) });
+        }
+        for (partition, list) in commands {
+            self.propose(node, partition, list, Waiter::Nobody);
+        }
     }
 
     fn begin(&mut self, node: usize, partition: u32, list: Vec<BeginDecision>, now_ms: u64) {
@@ -255,6 +316,7 @@ impl World {
                     term,
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
+                    sender: String::new(),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
             })
@@ -276,8 +338,10 @@ impl World {
     }
 
     pub fn send_within_ms(&self, node: usize, carrier_no: u32, segments: u32) -> u64 {
-        let lane = self.nodes[node].wing.lanes.get(&carrier_no);
-        SEND_WITHIN_MS + u64::from(segments) * 1_000 / lane.map_or(1, |lane| u64::from(lane.share.max(1)))
+        let mono = self.mono(node);
+        let holder = self.nodes[node].wing.holder.as_ref();
+        let after = holder.map_or(mono, |holder| holder.view(carrier_no, mono).after(u64::from(segments)));
+        SEND_WITHIN_MS + after.saturating_sub(mono).as_millis() as u64
     }
 
     /// Planted bug: the permission is used before it is committed.
@@ -296,6 +360,8 @@ impl World {
                 segments: decided.segments,
                 expires_at_ms: decided.expires_at_ms,
                 send_by_ms: now_ms + SEND_WITHIN_MS,
+                open_until_ms: 0,
+                was_held: false,
             };
             self.nodes[node].wing.early.insert((permit.message_id, permit.attempt_no));
             self.start_send(node, (partition, term), permit, now_ms, self.now_ms);
@@ -316,6 +382,9 @@ impl World {
         for decided in list {
             let begun = match results.next() {
                 Some(CommandResult::Begun(permit)) => {
+                    if permit.was_held {
+                        self.trace.count("begun_after_hold");
+                    }
                     permits.push(*permit);
                     BeginResult::Ok
                 }

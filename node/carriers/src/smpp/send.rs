@@ -10,10 +10,10 @@
 //!    taken over;
 //!  - otherwise the end: `AMBIGUOUS` with the code of what happened and the ids of the accepted parts, whose receipts
 //!    then tell what the patient got.
-use super::config::international_digits;
+use super::config::{Source, international_digits};
 use super::parts::Parts;
 use super::pool::{Pool, Seat, View};
-use super::session::{PartAnswer, Submission, Tag};
+use super::session::{PartAnswer, SEND_BY_PASSED, Submission, Tag};
 use super::{Shared, pdu, status};
 use crate::connector::{ConnectorState, SegmentGate, SendOutcome, SendRequest};
 use carillon_proto::public::Outcome;
@@ -44,7 +44,7 @@ impl Refusal {
             Self::Broken(status, next_try) => (Outcome::LaneBroken, status::code(status), next_try),
             Self::NotConnected(next_try) => (Outcome::NotSent, "not_connected".to_owned(), next_try),
             Self::Paused(until) => (Outcome::NotSent, "paused".to_owned(), Some(until)),
-            Self::SendByPassed => (Outcome::NotSent, "send_by_passed".to_owned(), None),
+            Self::SendByPassed => (Outcome::NotSent, SEND_BY_PASSED.to_owned(), None),
             Self::GateClosed => (Outcome::NotSent, "gate_closed".to_owned(), None),
             Self::NotWritten(code) => (Outcome::NotSent, code.to_owned(), None),
         };
@@ -92,6 +92,14 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
     let Some(digits) = international_digits(request.recipient.expose()) else {
         return progress.end(Outcome::RejectedNumber, "bad_number".into(), None);
     };
+    let own = match request.sender.as_deref().map(Source::parse) {
+        // A wrong setting: it keeps the messages.
+        Some(None) => return progress.end(Outcome::LaneBroken, "bad_sender".into(), None),
+        Some(own) => own,
+        None => None,
+    };
+    let (source, contract) =
+        (own.as_ref().unwrap_or(&shared.pool.account.source), shared.pool.account.contract.get());
     let reference = shared.concatenation_reference.fetch_add(1, Ordering::Relaxed);
     let Ok(parts) = Parts::cut(request.body.expose(), reference) else {
         return progress.end(Outcome::RejectedContent, "too_many_parts".into(), None);
@@ -106,12 +114,12 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
     }
     let user_message_reference = shared.recent.remember(request.message_id, digits);
     let wires = parts.octets.iter().map(|octets| pdu::Submit {
-        source: &shared.pool.account.source,
+        source,
         recipient: digits,
         encoding: parts.encoding,
         octets,
         concatenated: parts.is_concatenated(),
-        validity: request.validity,
+        validity: request.validity.map(|wanted| contract.validity(wanted)),
         user_message_reference,
     });
     in_order(shared, &request, wires.collect(), gate, progress).await
@@ -125,6 +133,7 @@ async fn in_order(
     gate: &dyn SegmentGate,
     mut progress: Progress,
 ) -> SendOutcome {
+    let contract = shared.pool.account.contract.get();
     while let Some(part) = parts.get(progress.accepted as usize) {
         let Ok(wire) = pdu::submit(part) else {
             return progress.end(Outcome::RejectedContent, "bad_field".into(), None);
@@ -144,11 +153,13 @@ async fn in_order(
             progress.written += 1;
         }
         match answer {
+            // The permission was void before its turn at the socket came: another one.
+            PartAnswer::NotWritten(SEND_BY_PASSED) if Instant::now() < request.send_by => {}
             PartAnswer::NotWritten(code) => return progress.refused(Refusal::NotWritten(code)),
             PartAnswer::TimedOut => return progress.end(Outcome::Ambiguous, "answer_timeout".into(), None),
             PartAnswer::Lost => return progress.end(Outcome::Ambiguous, "connection_lost".into(), None),
             PartAnswer::Answered { status, nack, carrier_ref } => {
-                let meaning = if nack { status::of_nack(status) } else { status::of_submit(status) };
+                let meaning = status::meaning(&contract, status, nack);
                 let first = progress.accepted == 0;
                 match meaning.outcome {
                     Outcome::Accepted => {
@@ -187,15 +198,16 @@ async fn hand_over(
     gate: &dyn SegmentGate,
 ) -> Result<Answer, Refusal> {
     let pool = &shared.pool;
-    let submit = |seat: Arc<Seat>| {
+    let submit = |seat: Arc<Seat>, fresh_until: Instant| {
         let (reply, answer) = oneshot::channel();
+        let send_by = send_by.min(fresh_until);
         let submission = Submission { wire, send_by, tag, seat: seat.clone(), reply };
         seat.submit(submission).map(|()| answer).map_err(|_| Refusal::NotWritten("connection_lost"))
     };
     if let Some(seat) = seat {
         return tokio::select! {
             biased;
-            permitted = permission(pool, send_by, gate) => permitted.and_then(|()| submit(seat.clone())),
+            permitted = permission(pool, send_by, gate) => permitted.and_then(|fresh_until| submit(seat.clone(), fresh_until)),
             () = sleep_until(send_by) => Err(Refusal::SendByPassed),
         };
     }
@@ -205,11 +217,11 @@ async fn hand_over(
     let first = async {
         let _turn = shared.turnstile.lock().await;
         let taken = Arc::new(pool.seat().await);
-        permission(pool, send_by, gate).await?;
+        let fresh_until = permission(pool, send_by, gate).await?;
         if tag.parts > 1 {
             *seat = Some(taken.clone());
         }
-        submit(taken)
+        submit(taken, fresh_until)
     };
     tokio::select! {
         biased;
@@ -218,9 +230,9 @@ async fn hand_over(
     }
 }
 
-/// Waits for the end of the pause and for the gate. A pause that began while the gate was waited for makes the
+/// Waits for the end of the pause and for the gate; gives the moment after which the permission is void. A pause that began while the gate was waited for makes the
 /// permission stale: it would add to the burst after the pause.
-async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Result<(), Refusal> {
+async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= send_by {
@@ -228,9 +240,9 @@ async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Re
             }
             sleep_until(until).await;
         }
-        gate.acquire().await.map_err(|_| Refusal::GateClosed)?;
+        let fresh_until = gate.acquire_fresh().await.map_err(|_| Refusal::GateClosed)?;
         if pool.paused_until().is_none() {
-            return Ok(());
+            return Ok(fresh_until);
         }
     }
 }

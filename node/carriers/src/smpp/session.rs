@@ -58,6 +58,9 @@ pub(crate) struct Tag {
     pub parts: u32,
 }
 
+/// Nothing of it left, because its time was over before its turn came.
+pub(crate) const SEND_BY_PASSED: &str = "send_by_passed";
+
 /// What became of one part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PartAnswer {
@@ -259,7 +262,7 @@ impl Session {
         let refusal = if self.closing.is_some() {
             "connection_lost"
         } else if submission.send_by <= now {
-            "send_by_passed"
+            SEND_BY_PASSED
         } else if submission.reply.is_closed() {
             // Whoever wanted this gave up, and will not hear the answer.
             "given_up"
@@ -306,6 +309,12 @@ impl Session {
     /// Writes what can be written, then reads once. Ready when something moved.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionEnd>> {
         let mut moved = false;
+        if !self.outbox.is_empty() {
+            // Right before the socket: the process may have been stopped since the last look at the clock.
+            for sequence in self.outbox.withdraw_due(Instant::now()) {
+                self.not_written(sequence, SEND_BY_PASSED);
+            }
+        }
         while !self.outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.outbox.slices(&mut slices);

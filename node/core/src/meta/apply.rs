@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, members, place, replicas, restore, rows,
-    shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, replicas,
+    restore, routes, rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -28,6 +28,16 @@ pub enum MetaRefusal {
     NoCarrier,
     #[error("no such practice")]
     NoPractice,
+    #[error("no such route")]
+    NoRoute,
+    #[error("no such limit; `carillonctl limit list` shows all of them")]
+    NoLimit,
+    #[error("the cap of the day is reached")]
+    CapReached,
+    #[error(
+        "nodes still send on fixed shares; wait until lanes are leased, a few seconds after the feature level rose"
+    )]
+    NotYetLeases,
     #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
     TooSlow { nodes: u32 },
     /// Another key of this practice and epoch was first; the proposer uses that one.
@@ -63,6 +73,8 @@ pub enum MetaRefusal {
     BadToken,
     #[error("the address is that of node {node_id}; give each node its own")]
     AddressTaken { node_id: u64 },
+    #[error("the rules of the hours are at version {version} now; look at them and repeat")]
+    OtherHours { version: u64 },
     #[error("a restore is under way; wait until it is done, or let it go on with `carillonctl restore`")]
     Restoring,
     #[error("this cluster was begun with another backup; restore into a new cluster")]
@@ -153,7 +165,7 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
     if needed > level.max(level::LEVEL_BASE) {
         return Ok(Err(MetaRefusal::Level { needed, level }));
     }
-    if let Err(refusal) = check::kind(&kind) {
+    if let Err(refusal) = check::kind(&kind, level) {
         return Ok(Err(refusal));
     }
     match kind {
@@ -163,10 +175,11 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         }
         Kind::PutPractice(c) => put_practice(tables, c),
         Kind::PutCarrier(c) => match c.carrier {
-            Some(record) => put_carrier(tables, record),
+            Some(record) => put_carrier(tables, now_ms, record),
             None => Ok(Err(MetaRefusal::Empty)),
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::PutHours(c) => hours::put(tables, now_ms, c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -174,10 +187,18 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         Kind::ChangeReplicas(c) => replicas::change(tables, &c),
         Kind::SetShares(c) => shares::set(tables, c),
         Kind::SettleShares(c) => shares::settle(tables, &c),
+        Kind::PutLimit(c) => limits::put(tables, c),
+        Kind::DropLimit(c) => limits::drop_limit(tables, &c),
+        Kind::SetLane(c) => limits::set_lane(tables, &c),
+        Kind::EaseLane(c) => limits::ease(tables, now_ms, &c),
+        Kind::TakeCap(c) => limits::take_cap(tables, &c),
         Kind::RaiseLevel(c) => members::raise_level(tables, c.level),
         Kind::BeginRestore(c) => restore::begin(tables, now_ms, c),
         Kind::RestoreMeta(c) => restore::rows(tables, c),
         Kind::PartitionRestored(c) => restore::partition(tables, &c),
+        Kind::SetBreaker(c) => routes::set_breaker(tables, &c),
+        Kind::PutRoute(c) => routes::put(tables, c),
+        Kind::DropRoute(c) => routes::drop_one(tables, &c),
     }
 }
 
@@ -234,20 +255,32 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
             None => return Ok(Err(MetaRefusal::TooMany { what: "practices", max: PRACTICES_MAX })),
         },
     };
-    let record = PracticeRecord {
+    let mut record = PracticeRecord {
         practice_no,
         tenant: command.tenant,
         practice: command.practice,
         time_zone: command.time_zone,
         carrier_no,
+        campaign: command.campaign,
+        brand: command.brand,
+        hours: command.hours,
+        recipient_zones: command.recipient_zones,
     };
+    if rows::level(tables)? < level::LEVEL_DELIVERY {
+        // An older program drops what it does not know.
+        (record.campaign, record.brand) = Default::default();
+    }
     if known.is_none() {
         tables.put(name, practice_no.to_be_bytes().to_vec());
     }
     put_if_new(tables, keys::practice(practice_no), encode(&record))
 }
 
-fn put_carrier(tables: &mut dyn Tables, mut record: CarrierRecord) -> Outcome {
+fn put_carrier(tables: &mut dyn Tables, now_ms: u64, mut record: CarrierRecord) -> Outcome {
+    if rows::level(tables)? < level::LEVEL_DELIVERY {
+        // An older program drops what it does not know.
+        (record.campaign, record.brand) = Default::default();
+    }
     let shares = rows::shares(tables)?;
     let nodes = shares.senders.len().max(shares.next.len()) as u32;
     if record.segments_per_second < nodes {
@@ -264,6 +297,9 @@ fn put_carrier(tables: &mut dyn Tables, mut record: CarrierRecord) -> Outcome {
     };
     if known.is_none() {
         tables.put(name, record.carrier_no.to_be_bytes().to_vec());
+    }
+    if record.segments_per_second == 0 {
+        limits::begin_slowly(tables, now_ms, record.carrier_no)?;
     }
     put_if_new(tables, keys::carrier(record.carrier_no), encode(&record))
 }
@@ -318,7 +354,7 @@ pub(super) fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, Tab
 }
 
 /// Gives out the next number, from 1; `None` when there are too many.
-fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
+pub(super) fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
     let key = keys::counter(of);
     let next = number(tables, &key)?.unwrap_or(0) + 1;
     if next > max {

@@ -1,4 +1,5 @@
-//! Which nodes may send, and each one's share of a lane (until leases give it out by demand).
+//! Which nodes may send with a fixed share of a lane: below feature level 5. From there on nodes hold leases and nobody has a fixed
+//! share ([`super::MetaView::leases`]); the last change of this record gives them all up.
 //!
 //! Invariant (P5): at every moment the sum of the shares that the nodes keep to is within the limit, however far behind a
 //! node is with applying the meta group. A change goes in two steps. While it is under way a node keeps to the smaller of its old and
@@ -6,6 +7,7 @@
 //! node that has not heard of the change keeps its old share, all others at most theirs; and when the first node
 //! takes its larger new share, nobody keeps to an old one.
 use super::apply::{Change, MetaRefusal, Outcome, slowest_carrier};
+use super::level::LEVEL_DELIVERY;
 use super::{NODES_MAX, rows};
 use crate::tables::Tables;
 use carillon_proto::internal::{SetShares, SettleShares, ShareRecord};
@@ -15,8 +17,12 @@ pub(super) fn set(tables: &mut dyn Tables, command: SetShares) -> Outcome {
     if record.epoch != command.expected_epoch || record.changing {
         return Ok(Err(MetaRefusal::MovedOn { epoch: record.epoch }));
     }
+    let leases = rows::level(tables)? >= LEVEL_DELIVERY;
+    if leases && !command.senders.is_empty() {
+        return Ok(Err(MetaRefusal::Invalid { field: "senders", rule: "must be empty: nodes hold leases" }));
+    }
     let rising = command.senders.windows(2).all(|w| w[0] < w[1]);
-    if command.senders.is_empty() || command.senders.len() > NODES_MAX || !rising {
+    if (command.senders.is_empty() && !leases) || command.senders.len() > NODES_MAX || !rising {
         return Ok(Err(MetaRefusal::Invalid {
             field: "senders",
             rule: "must be 1 to 64 nodes in rising order",

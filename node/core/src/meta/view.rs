@@ -4,8 +4,9 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ClusterRestore, DataKeyRecord, MetaNode, PartitionRecord, PracticeRecord,
-    ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord,
+    LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord,
+    TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +33,17 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    pub routes: BTreeMap<u32, RouteRecord>,
+    /// What operators want of breakers; a carrier without a row decides by itself.
+    pub breakers: BTreeMap<u32, BreakerRecord>,
+    /// Limits besides those of the accounts, by number.
+    pub limits: BTreeMap<u32, LimitRecord>,
+    /// State of lanes that is not the usual one, by carrier.
+    pub lanes: BTreeMap<u32, LaneRecord>,
+    /// What is taken of daily caps, by limit.
+    pub caps: BTreeMap<u32, CapRecord>,
+    /// The rules of the hours; version 0 = those built in.
+    pub hours: HoursRecord,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -51,6 +63,7 @@ impl MetaView {
         view.shares = rows::shares(tables)?;
         view.level = rows::level(tables)?;
         view.tokens = rows::tokens(tables)?;
+        view.hours = super::hours::record(tables)?;
         view.restore = super::restore::record(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
@@ -60,8 +73,21 @@ impl MetaView {
         each(tables, b'C', |record: CarrierRecord| {
             view.carriers.insert(record.carrier_no, record);
         })?;
+        each(tables, b'F', |record: RouteRecord| drop(view.routes.insert(record.route_no, record)))?;
+        each(tables, b'b', |record: BreakerRecord| {
+            view.breakers.insert(record.carrier_no, record);
+        })?;
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);
+        })?;
+        each(tables, b'V', |record: LimitRecord| {
+            view.limits.insert(record.limit_no, record);
+        })?;
+        each(tables, b'E', |record: LaneRecord| {
+            view.lanes.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'D', |record: CapRecord| {
+            view.caps.insert(record.limit_no, record);
         })?;
         Ok(view)
     }
@@ -84,7 +110,13 @@ impl MetaView {
             .is_none_or(|n| is_present(n) && (n.store_id == 0 || store_id == 0 || n.store_id == store_id))
     }
 
-    /// Segments per second of a carrier that a node may send; 0 = none.
+    /// Nodes send on leases, not on fixed shares.
+    pub fn leases(&self) -> bool {
+        let senders = if self.shares.changing { &self.shares.next } else { &self.shares.senders };
+        self.level >= super::level::LEVEL_DELIVERY && senders.is_empty()
+    }
+
+    /// Segments per second of a carrier that a node may send without a lease; 0 = none.
     pub fn share(&self, carrier: &CarrierRecord, node_id: u64) -> u32 {
         share_of(&self.shares, node_id, carrier.segments_per_second)
     }
@@ -107,6 +139,17 @@ impl MetaView {
 
     pub fn carrier(&self, name: &str) -> Option<&CarrierRecord> {
         self.carriers.values().find(|c| c.name == name)
+    }
+
+    /// Numbers of the limits besides its account's that apply to a practice on a carrier.
+    pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
+        let (Some(carrier), Some(practice)) =
+            (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
+        else {
+            return Vec::new();
+        };
+        let of = self.limits.values().filter(|limit| super::applies(limit, carrier, practice));
+        of.map(|limit| limit.limit_no).collect()
     }
 
     pub fn data_key(&self, practice_no: u32, epoch: u32) -> Option<&DataKeyRecord> {

@@ -34,6 +34,7 @@ pub struct Node {
     pub up: bool,
     /// Its disk is gone.
     pub lost: bool,
+    pub clock_off: bool,
     silent_ms: u64,
     shares_epoch: u64,
     pub replicas: BTreeMap<u32, u64>,
@@ -51,6 +52,8 @@ pub struct Group {
 }
 
 pub struct World {
+    /// What the programs understand: nodes send on leases, or below on fixed shares.
+    level: u32,
     tables: MemTables,
     index: u64,
     now_ms: u64,
@@ -67,6 +70,7 @@ pub fn node_of(replica_id: u64) -> u64 {
 impl World {
     pub fn new(seed: u64, nodes: u64, partitions: u32) -> Self {
         let mut world = Self {
+            level: if seed % 2 == 0 { level::LEVEL } else { level::LEVEL_OPT_OUT },
             tables: MemTables::default(),
             index: 0,
             now_ms: 1_000,
@@ -108,7 +112,7 @@ impl World {
             node_id,
             store_id: node_id + 100,
             peer_address: format!("n{node_id}:1"),
-            feature_level: level::LEVEL,
+            feature_level: self.level,
         };
         self.meta(Kind::RegisterNode(register)).unwrap();
     }
@@ -140,7 +144,7 @@ impl World {
             secret_hash,
             store_id: node_id + 100,
             peer_address: format!("n{node_id}:1"),
-            feature_level: level::LEVEL,
+            feature_level: self.level,
         };
         self.meta(Kind::JoinNode(join)).unwrap();
         self.nodes.insert(node_id, Node { up: true, ..Default::default() });
@@ -247,6 +251,7 @@ impl World {
                     alive: node.up,
                     silent_ms: node.silent_ms,
                     stopping: false,
+                    clock_off: node.clock_off,
                     meta_applied: node
                         .replicas
                         .get(&0)

@@ -1,7 +1,7 @@
 //! The clocks of a session: overdue answers and receipts, idle and dead peers, stalled writes, the goodbye.
 use super::super::pdu;
 use super::super::pool::Phase;
-use super::{Closing, PartAnswer, Session, SessionEnd};
+use super::{Closing, PartAnswer, SEND_BY_PASSED, Session, SessionEnd};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ impl Session {
     /// Does what is due. `Some` when the session is over.
     pub(super) fn look_at_the_clock(&mut self, now: Instant, phase: Phase) -> Option<SessionEnd> {
         for sequence in self.outbox.withdraw_due(now) {
-            self.not_written(sequence, "send_by_passed");
+            self.not_written(sequence, SEND_BY_PASSED);
         }
         self.expire_answers();
         while let Some(sequence) = self.receipts.pop_overdue(&self.shared, now) {
@@ -42,7 +42,7 @@ impl Session {
     fn expire_answers(&mut self) {
         while let Some((sequence, waiting)) = self.in_flight.pop_overdue(self.drained_at) {
             if self.outbox.withdraw_one(sequence) {
-                waiting.reply(PartAnswer::NotWritten("send_by_passed"));
+                waiting.reply(PartAnswer::NotWritten(SEND_BY_PASSED));
             } else {
                 self.in_flight.remember_late(sequence, waiting.tag);
                 waiting.reply(PartAnswer::TimedOut);

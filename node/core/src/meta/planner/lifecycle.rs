@@ -53,13 +53,19 @@ fn is_unused(round: &Round<'_>, node_id: u64) -> bool {
     !has_replica && !shares.senders.contains(&node_id) && !shares.next.contains(&node_id)
 }
 
-/// Active nodes send, and others for as long as they have a replica of a partition.
+/// Active nodes send, and others for as long as they have a replica of a partition. From the level of leases on nobody has a
+/// fixed share.
 fn shares(round: &Round<'_>) -> Option<Step> {
     let record = &round.view.shares;
     if record.changing {
         let everyone = record.senders.iter().chain(&record.next);
         let settled = everyone.copied().all(|node_id| keeps_to(round, node_id, record.epoch));
         return settled.then_some(Step::Meta(Kind::SettleShares(SettleShares { epoch: record.epoch })));
+    }
+    if round.view.level >= level::LEVEL_DELIVERY {
+        let (expected_epoch, senders) = (record.epoch, Vec::new());
+        let set = Step::Meta(Kind::SetShares(SetShares { expected_epoch, senders }));
+        return (!record.senders.is_empty()).then_some(set);
     }
     let mut wanted: BTreeSet<u64> = round.active_nodes().collect();
     let data = round.view.map.values().filter(|p| p.partition != 0);

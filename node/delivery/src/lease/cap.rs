@@ -1,0 +1,73 @@
+//! Daily caps: a node's slices of what may leave on one calendar day.
+//!
+//! Invariant: what a node may still send of a cap was taken from the cap's replicated counter for it, and is void when the day ends.
+//! What is not used by then, or is forgotten in a crash, is lost: it errs to under-send.
+use std::time::Duration;
+
+/// Two ends of a day that are closer than this are ends of the same one, as seen through a network.
+const SAME_DAY: Duration = Duration::from_secs(60);
+/// One slice, at most.
+const SLICE_MAX: u64 = 1_000;
+
+/// What this node may still send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Slice {
+    left: u32,
+    /// Of the day, on this node's monotonic clock.
+    ends: Duration,
+}
+
+impl Slice {
+    pub fn left(&self, mono: Duration) -> u32 {
+        if mono < self.ends { self.left } else { 0 }
+    }
+
+    pub fn ends(&self) -> Duration {
+        self.ends
+    }
+
+    pub fn take(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// More of a day that ends at `ends`.
+    pub fn add(&mut self, segments: u32, ends: Duration) {
+        let same = ends.abs_diff(self.ends) <= SAME_DAY;
+        self.left = if same { self.left.saturating_add(segments) } else { segments };
+        // Of two views of the same end the earlier one.
+        self.ends = if same { self.ends.min(ends) } else { ends };
+    }
+}
+
+/// How much a node gets of what is left of a day: about what waits there, never so much that the others starve.
+pub fn slice(waits: u32, has: u32, left: u64, nodes: u32) -> u32 {
+    let lacks = u64::from(waits.saturating_sub(has));
+    let fair = (left / (4 * u64::from(nodes.max(1)))).max(1);
+    lacks.min(fair).min(left).min(SLICE_MAX) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_add_up_to_the_cap_and_a_new_day_begins_with_nothing() {
+        let mut left = 1_000_u64;
+        let mut given = 0;
+        while left > 0 {
+            let slice = slice(50_000, 0, left, 3);
+            assert!(slice > 0);
+            given += u64::from(slice);
+            left -= u64::from(slice);
+        }
+        assert_eq!(given, 1_000);
+        assert_eq!(slice(10, 10, 500, 3), 0, "it has what it needs");
+        let s = Duration::from_secs;
+        let mut own = Slice::default();
+        own.add(10, s(1_000));
+        own.add(5, s(1_001));
+        assert_eq!((own.left(s(999)), own.left(s(1_000))), (15, 0));
+        own.add(7, s(87_400));
+        assert_eq!(own.left(s(1_000)), 7);
+    }
+}
