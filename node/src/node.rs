@@ -92,6 +92,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         inbox: engine.inbox.clone(),
         meta,
         keyring,
+        ids: Arc::default(),
         classes: Arc::new(config.classes.table()?),
         hours,
         delivery: &delivery,

@@ -8,6 +8,7 @@ use crate::edge::callbacks::{self, CallbackApi};
 use crate::edge::cancel::Cancels;
 use crate::edge::delivery_admin::DeliveryAdminApi;
 use crate::edge::explain::Explains;
+use crate::edge::ids::RisingIds;
 use crate::edge::ingest::Ingest;
 use crate::edge::lanes::LaneApi;
 use crate::edge::node_api::NodeApi;
@@ -57,6 +58,8 @@ pub struct Parts<'a> {
     pub inbox: crossbeam_channel::Sender<ShardMessage>,
     pub meta: MetaClient,
     pub keyring: Arc<Keyring>,
+    /// One for all that accept messages.
+    pub ids: Arc<RisingIds>,
     pub classes: Arc<ClassTable>,
     pub hours: Hours,
     pub delivery: &'a Delivery,
@@ -76,6 +79,7 @@ impl Parts<'_> {
         Ingest {
             handle: self.handle.clone(),
             keyring: Arc::clone(&self.keyring),
+            ids: Arc::clone(&self.ids),
             classes: Arc::clone(&self.classes),
             hours: self.hours.clone(),
             lanes: self.delivery.looker.clone(),
@@ -196,5 +200,6 @@ fn server() -> Server {
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
+        .max_frame_size(512 << 10)
         .max_concurrent_streams(1024)
 }

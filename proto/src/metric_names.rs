@@ -35,10 +35,7 @@ pub const CATALOGUE: &[Metric] = &[
     histogram("carillon_log_sync_seconds", "Time of one synced raft log write, all groups together."),
     histogram("carillon_log_write_bytes", "Entry bytes in one synced raft log write."),
     gauge("carillon_log_disk_bytes", "Raft log on disk."),
-    gauge(
-        "carillon_log_unflushed_bytes",
-        "Raft log that only memtables cover: what a restart applies again.",
-    ),
+    gauge("carillon_log_unflushed_bytes", "Raft log that only memory covers: what a restart applies again."),
     counter(
         "carillon_log_purge_failures_total",
         "Log files that could not be freed because of damaged entries.",
@@ -118,7 +115,6 @@ pub const CATALOGUE: &[Metric] = &[
     gauge("carillon_state_overlay_bytes", "Committed rows in memory that RocksDB does not have yet."),
     counter("carillon_state_write_back_bytes_total", "Bytes of committed rows given to RocksDB."),
     counter("carillon_state_write_back_rows_total", "Committed rows given to RocksDB."),
-    gauge("carillon_state_memtable_bytes", "Memory of memtables."),
     gauge("carillon_state_block_cache_bytes", "Cached blocks, indexes and filters."),
     gauge("carillon_state_sst_bytes", "State table files on disk."),
     gauge("carillon_state_pending_compaction_bytes", "Compaction debt of the state store."),
@@ -128,7 +124,7 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     gauge("carillon_state_write_stopped", "1 while state writes are stopped."),
     counter("carillon_state_write_stall_micros_total", "Microseconds that state writers were stalled."),
-    counter("carillon_state_flushed_bytes_total", "Bytes written by flushes."),
+    counter("carillon_state_flushed_bytes_total", "Bytes of rows written to tables."),
     counter("carillon_state_compacted_bytes_total", "Bytes written by compactions."),
     histogram("carillon_scheduler_wait_seconds", "From a message's due time to its attempt, by priority."),
     gauge(

@@ -5,6 +5,7 @@
 //! bottleneck says INVALID.
 
 pub mod codec;
+pub mod cost;
 pub mod ctl;
 pub mod e2e;
 pub mod failover;
@@ -205,6 +206,7 @@ impl Bench {
             batch: usize::from(args.batch),
             window: usize::from(args.window),
             unfinished_max: if far { u64::MAX } else { args.unfinished_max },
+            processes: cost::processes(&self.lab),
         };
         Ok((clients, feed, config))
     }

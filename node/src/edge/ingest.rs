@@ -2,6 +2,7 @@
 //!
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
+use super::ids::RisingIds;
 use super::propose_status;
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::Connect;
@@ -41,6 +42,7 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub ids: Arc<RisingIds>,
     pub classes: Arc<ClassTable>,
     /// Which carriers can be used, for messages with a choice.
     pub lanes: Looker,
@@ -221,7 +223,7 @@ impl Ingest {
         );
         let now_ms = clock_ms();
         let keys = &practice.keys;
-        let id = MessageId::new(now_ms, practice.slot, rand::random());
+        let id = self.ids.next(now_ms, practice.slot);
         let view = self.handle.meta();
         let context =
             Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
@@ -270,11 +272,12 @@ impl Ingest {
             }
             _ => (Bytes::new(), 0),
         };
-        let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
-        let idempotency_index =
-            optional(&message.idempotency_key, keys.idempotency_index(&message.idempotency_key));
-        let reference_index =
-            optional(&message.external_reference, keys.reference_index(&message.external_reference));
+        let optional = |text: &str, index: fn(&PracticeKeys, &str) -> Bytes| match text {
+            "" => Bytes::new(),
+            text => index(keys, text),
+        };
+        let idempotency_index = optional(&message.idempotency_key, PracticeKeys::idempotency_index);
+        let reference_index = optional(&message.external_reference, PracticeKeys::reference_index);
         let sealed_details = if message.external_reference.is_empty() && message.labels.is_empty() {
             Bytes::new()
         } else {

@@ -12,6 +12,7 @@ pub mod events;
 pub mod explain;
 mod forecasts;
 mod hours;
+pub mod ids;
 pub mod ingest;
 pub mod lanes;
 mod members;
