@@ -1,15 +1,19 @@
 //! Compiles the `.proto` files without a system `protoc`, and writes the descriptor set for reflection.
 use prost::Message as _;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 17] = [
     "google/rpc/status.proto",
     "carillon/v1/messages.proto",
+    "carillon/v1/appointments.proto",
     "carillon/admin/v1/admin.proto",
+    "carillon/admin/v1/delivery.proto",
+    "carillon/internal/v1/changes.proto",
     "carillon/admin/v1/lane.proto",
     "carillon/internal/v1/command.proto",
     "carillon/internal/v1/record.proto",
     "carillon/internal/v1/lane.proto",
     "carillon/internal/v1/member.proto",
+    "carillon/internal/v1/route.proto",
     "carillon/internal/v1/meta.proto",
     "carillon/internal/v1/snapshot.proto",
     "carillon/internal/v1/peer.proto",
@@ -18,7 +22,7 @@ const FILES: [&str; 13] = [
 ];
 
 /// Messages that carry plaintext of patients: their `Debug` is written by hand and prints nothing of it.
-const PLAINTEXT: [&str; 11] = [
+const PLAINTEXT: [&str; 20] = [
     ".carillon.v1.MessageSpec.recipient",
     ".carillon.v1.MessageSpec",
     ".carillon.v1.NationalNumber",
@@ -30,6 +34,15 @@ const PLAINTEXT: [&str; 11] = [
     ".carillon.internal.v1.IngestMessage",
     ".carillon.internal.v1.MessageDetails",
     ".carillon.internal.v1.NodeCancelRequest",
+    ".carillon.v1.UpdateAppointmentRequest",
+    ".carillon.v1.MessageChange",
+    ".carillon.internal.v1.NodeChange",
+    ".carillon.internal.v1.NodeUpdateRequest",
+    ".carillon.v1.CreateSeriesRequest",
+    ".carillon.internal.v1.SeriesPlan",
+    ".carillon.internal.v1.NodeCreateSeries",
+    ".carillon.internal.v1.NodeSeriesRequest",
+    ".carillon.internal.v1.NodeSeriesRequest.action",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -10,6 +10,8 @@ mod load;
 mod process;
 #[path = "smsc/receipts.rs"]
 mod receipts;
+#[path = "smsc/rest.rs"]
+mod rest;
 #[path = "smsc/session.rs"]
 mod session;
 #[path = "smsc/truth.rs"]

@@ -1,10 +1,12 @@
 //! Configuration of a node: one TOML file, unknown keys are errors, units in the names.
+mod carriers;
 mod classes;
 mod storage;
 
 use carillon_proto::config::{self, ConfigError};
 use carillon_proto::identity::is_name;
 use carillon_proto::tls::{TlsError, TlsFiles};
+pub use carriers::{Callbacks, Carriers};
 pub use classes::{ClassKeys, Classes};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -63,6 +65,8 @@ pub struct Config {
     pub disk: Disk,
     #[serde(default)]
     pub scrub: Scrub,
+    #[serde(default)]
+    pub carriers: Carriers,
     #[serde(default)]
     pub tuning: Tuning,
 }
@@ -155,6 +159,9 @@ pub struct Tuning {
     pub log_slack_bytes: u64,
     /// The same in entries. 64 to 10000000, default 100000.
     pub log_slack_entries: u64,
+    /// How far a node takes the time to be from the median of its own and its peers' wall clocks. A node whose clock is further off
+    /// leads nothing as long as another one can. 100 to 60000, default 1000.
+    pub clock_skew_ms_max: u64,
 }
 
 impl Default for Tuning {
@@ -172,6 +179,7 @@ impl Default for Tuning {
             snapshot_idle_ms_max: 30_000,
             log_slack_bytes: 64 << 20,
             log_slack_entries: 100_000,
+            clock_skew_ms_max: 1_000,
         }
     }
 }
@@ -248,6 +256,11 @@ impl Config {
                 "must be 64 to 10000000",
             ),
             (
+                (100..=60_000).contains(&tuning.clock_skew_ms_max),
+                "tuning.clock_skew_ms_max",
+                "must be 100 to 60000",
+            ),
+            (
                 self.lab,
                 "keys.provider",
                 "the file provider keeps the key beside the data and is refused unless lab = true; use a key service",
@@ -256,6 +269,7 @@ impl Config {
         self.classes.table()?;
         self.retention.validate(self.lab)?;
         self.disk.validate()?;
+        self.carriers.validate()?;
         self.scrub.validate()
     }
 
@@ -352,6 +366,17 @@ mod tests {
                 "join.peers",
             ),
             ("lab = true", "lab = true\nfeature_level_max = 0", "feature_level_max"),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"0.0.0.0:7443\" } }",
+                "carriers.callbacks.cert",
+            ),
+            (
+                "lab = true",
+                "lab = true\ncarriers = { callbacks = { listen = \"127.0.0.1:7443\", cert = \"c\" } }",
+                "carriers.callbacks.key",
+            ),
+            ("lab = true", "lab = true\ncarriers = { contract_dir = \"c\" }", "contract_dir"),
             ("lab = true", "lab = true\ntuning = { tick_ms = 5 }", "tuning.tick_ms"),
             ("lab = true", "lab = true\ntuning = { log_bytes_max = 5 }", "tuning.log_bytes_max"),
             ("lab = true", "lab = true\nretention = { final_messages_s = 0 }", "retention.final_messages_s"),

@@ -6,22 +6,30 @@
 use crate::config::{Config, KeyConfig};
 use crate::delivery::{self, Delivery};
 use crate::edge::admin::AdminApi;
+use crate::edge::callbacks::{self, CallbackApi};
 use crate::edge::cancel::Cancels;
+use crate::edge::delivery_admin::DeliveryAdminApi;
+use crate::edge::explain::Explains;
 use crate::edge::ingest::Ingest;
 use crate::edge::lanes::LaneApi;
 use crate::edge::node_api::NodeApi;
 use crate::edge::peer::PeerApi;
 use crate::edge::quarantine;
 use crate::edge::query::Queries;
+use crate::edge::series::SeriesDesk;
 use crate::edge::steward_api::StewardApi;
+use crate::edge::update::Updates;
 use crate::engine::identity::Identity;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{self, Engine, NodeHandle, transport};
+use crate::hours::Hours;
 use crate::leave::hand_over;
 use crate::meta::{Carrier, Desk, Membership, MetaClient, Registrar, SelfView, Steward, enter, found};
 use crate::retention;
 use crate::seal::{FileKeyProvider, KeyProvider, Keyring};
+use crate::series::Maker;
 use carillon_proto::admin::admin_server::AdminServer;
+use carillon_proto::admin::delivery_admin_server::DeliveryAdminServer;
 use carillon_proto::admin::lane_admin_server::LaneAdminServer;
 use carillon_proto::internal::node_server::NodeServer;
 use carillon_proto::internal::peer_server::PeerServer;
@@ -65,6 +73,7 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         let ready = until_known(Arc::clone(&ready));
         tokio::spawn(async move { telemetry.serve_http(http_listener, ready).await });
     }
+    let callback_listener = callbacks::bind(config.carriers.callbacks.as_ref()).await?;
     let provider: Arc<dyn KeyProvider> = match &config.keys {
         KeyConfig::File { file } => Arc::new(FileKeyProvider::open(file)?),
     };
@@ -77,12 +86,14 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     let meta = MetaClient::new(handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(provider, handle.clone(), meta.clone()));
     let events = engine.take_driver_events();
+    let hours = Hours::default();
     let delivery = delivery::start(
         &config,
         handle.clone(),
         Arc::clone(&keyring),
         Arc::clone(&channels),
         meta.clone(),
+        hours.clone(),
         events,
     )?;
     tokio::spawn(retention::run(handle.clone(), config.retention.clone()));
@@ -115,17 +126,36 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         own,
         carrier,
     };
+    let queries = Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) };
+    let classes = Arc::new(config.classes.table()?);
+    let ingest = Ingest {
+        handle: handle.clone(),
+        keyring: Arc::clone(&keyring),
+        classes: Arc::clone(&classes),
+        hours: hours.clone(),
+        lanes: delivery.looker.clone(),
+        connect: delivery.connect.clone(),
+        lab: config.lab,
+    };
+    let maker = Maker { handle: handle.clone(), keyring: Arc::clone(&keyring), ingest: ingest.clone() };
+    tokio::spawn(maker.run());
+    let delivery_admin = DeliveryAdminApi {
+        cluster_id: config.cluster_id.clone(),
+        handle: handle.clone(),
+        keyring: Arc::clone(&keyring),
+        ingest: ingest.clone(),
+        looker: delivery.looker.clone(),
+        meta: meta.clone(),
+    };
     let node_api = NodeApi {
         cluster_id: config.cluster_id.clone(),
         handle: handle.clone(),
-        ingest: Ingest {
-            handle: handle.clone(),
-            keyring: Arc::clone(&keyring),
-            classes: Arc::new(config.classes.table()?),
-            lab: config.lab,
-        },
-        queries: Queries { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        ingest,
         cancels: Cancels { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        updates: Updates { handle: handle.clone(), keyring: Arc::clone(&keyring), classes },
+        series: SeriesDesk { handle: handle.clone(), keyring: Arc::clone(&keyring) },
+        explains: Explains { queries: queries.clone(), looker: delivery.looker.clone() },
+        queries,
     };
     let lane_api = LaneApi {
         cluster_id: config.cluster_id.clone(),
@@ -141,6 +171,8 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
         keyring,
         telemetry: telemetry.clone(),
         lanes: delivery.lanes.clone(),
+        connect: delivery.connect.clone(),
+        hours,
         desk,
     };
     let peers = tls::incoming(peer_listener, tls::server_config(peer_files)?);
@@ -153,7 +185,12 @@ pub async fn start(config: Config, telemetry: Option<Telemetry>) -> anyhow::Resu
     tokio::spawn(peer_plane.serve_with_incoming_shutdown(peers, until(closed.clone())));
     let admin_plane = server()
         .add_service(AdminServer::new(admin_api).max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX))
+        .add_service(DeliveryAdminServer::new(delivery_admin))
         .add_service(LaneAdminServer::new(lane_api));
+    if let Some(bound) = callback_listener {
+        let api = CallbackApi { handle: handle.clone(), lanes: delivery.lanes.clone() };
+        tokio::spawn(callbacks::serve(bound, api, closed.clone()));
+    }
     tokio::spawn(admin_plane.serve_with_incoming_shutdown(operators, until(closed)));
     let _set_only_here = ready.set(ready_check(handle.clone(), Arc::clone(&stopping)));
     tracing::info!(node = config.node_id, peer = %config.peer_listen, "serving");

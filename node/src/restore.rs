@@ -7,7 +7,7 @@ use crate::engine::snapshot::Staged;
 use crate::engine::{NodeHandle, ProposeError};
 use bytes::Bytes;
 use carillon_core::{
-    CommandResult, EVENTS_GAP, Refusal, TableError, applied_record, next_piece, position_after, query,
+    CommandResult, Refusal, TableError, base_of_restored_events, next_piece, position_after, query,
 };
 use carillon_proto::internal::{ClusterRestore, Command, PartitionRestore, Restore, command::Kind};
 use prost::Message as _;
@@ -55,7 +55,7 @@ pub async fn feed(
     cluster: &ClusterRestore,
     staged: &Staged,
 ) -> Result<PartitionRestore, RestoreError> {
-    let events_base = query::events_base(&*staged.rows)? + applied_record(&*staged.rows)?.index + EVENTS_GAP;
+    let events_base = base_of_restored_events(&*staged.rows)?;
     let before = standing(handle, partition).await?;
     let mut position = before.and_then(|record| record.position).unwrap_or_default();
     loop {

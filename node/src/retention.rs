@@ -1,26 +1,21 @@
 //! Retention: on the leader of a partition, proposes to drop what was kept long enough. What is dropped and how, is decided by
 //! the core (`core/retire.rs`), the same on every replica.
 //!
-//! One partition after the other and in small pieces, so that applying them delays nobody: a piece is at most
-//! [`PIECE_ROWS`] rows, and pieces are so far apart that `messages_per_second_max` holds.
+//! One partition after the other and in small pieces, so that applying them delays nobody; pieces are so far apart that
+//! `messages_per_second_max` holds.
+use crate::clock::now_ms as clock_ms;
 use crate::config::Retention;
 use crate::engine::NodeHandle;
 use bytes::Bytes;
-use carillon_core::{CommandResult, query};
-use carillon_proto::internal::{Command, Retire, command::Kind};
+use carillon_core::{CommandResult, Cutoffs, query};
+use carillon_proto::internal::{Command, command::Kind};
 use prost::Message as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-/// Rows in one command: at most about this many messages.
-const PIECE_ROWS: u32 = 256;
 /// Between two looks at the partitions that this node leads.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Pieces of one partition before the next one has its turn.
 const PIECES_MAX: u32 = 64;
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
 
 /// Runs for as long as the node does.
 pub async fn run(handle: NodeHandle, config: Retention) {
@@ -38,30 +33,21 @@ pub async fn run(handle: NodeHandle, config: Retention) {
     }
 }
 
-/// Cutoffs of this moment: (final messages and events, idempotency keys).
-fn cutoffs(config: &Retention) -> (u64, u64) {
-    let now_ms = clock_ms();
-    let before = |seconds: u64| now_ms.saturating_sub(seconds.saturating_mul(1000));
-    (before(config.final_messages_s), before(config.idempotency_keys_s))
+fn cutoffs(config: &Retention) -> Cutoffs {
+    Cutoffs::at(clock_ms(), config.final_messages_s, config.idempotency_keys_s)
 }
 
 /// Drops what is due in one partition, and gives how late the oldest of it was.
 async fn partition_lag(handle: &NodeHandle, config: &Retention, partition: u32) -> u64 {
-    let (finals, keys) = cutoffs(config);
-    let lag_ms = match oldest(handle, partition).await {
-        Some((block, key)) => {
-            let late = |at: Option<u64>, cutoff: u64| at.map_or(0, |at| cutoff.saturating_sub(at));
-            late(block, finals).max(late(key, keys))
-        }
-        None => return 0,
-    };
+    let at = cutoffs(config);
+    let Some(oldest) = oldest(handle, partition).await else { return 0 };
+    let lag_ms = at.lag_ms(oldest);
     if lag_ms == 0 {
         return 0;
     }
     for _ in 0..PIECES_MAX {
-        let (finals_before_ms, keys_before_ms) = cutoffs(config);
-        let retire = Retire { finals_before_ms, keys_before_ms, limit: PIECE_ROWS };
-        let command = Bytes::from(Command { kind: Some(Kind::Retire(retire)) }.encode_to_vec());
+        let retire = Kind::Retire(cutoffs(config).command());
+        let command = Bytes::from(Command { kind: Some(retire) }.encode_to_vec());
         // Any failure: this or another leader goes on at the next look.
         let Ok(results) = handle.propose(partition, vec![command]).await else { break };
         let Some(CommandResult::Retired(retired)) = results.first() else { break };

@@ -1,16 +1,13 @@
-//! Room on the disk: whether this node and its peers are nearly full, and whether submits are refused because of it.
+//! Room on the disk: looks how full it is, says so to maintenance, edge and peers, and keeps the ballast file. What follows
+//! from the numbers is in `carillon_core::space`.
 //!
-//! Nearly full is early: at the limit there is still room for everything that goes on (outcomes, receipts, opt-outs, cancels,
-//! flushes, compactions, truncation). Submits are refused while this node is nearly full, or so many members are that the rest
-//! would not be a majority; one full follower does not stop the others. A write that finds no room at all stops the process, as
-//! any failed write does. It recovers by itself: when a quarter more than the limit is free again.
-//!
-//! Peers tell with every frame that they send ([`Space::peer`]); what was not heard for [`STALE`] does not count.
-//! Owns the ballast file: deleted when only a quarter of the limit is left, made again when there is room.
+//! A write that finds no room at all stops the process, as any failed write does. Peers tell with every frame that they send
+//! ([`Space::peer`]). The ballast file is deleted when only a quarter of the limit is left, made again when there is room.
 use crate::config::Disk;
+pub use carillon_core::space::{DiskSpace, NearFull};
+use carillon_core::space::{PeerSpace, SpaceGate, SpaceLimits};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,17 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Every node sends heartbeats several times a second.
-const STALE: Duration = Duration::from_secs(10);
 /// Name of the ballast file in the data directory.
 const BALLAST: &str = "ballast";
-
-/// Room on a volume, as an unprivileged process sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskSpace {
-    pub total_bytes: u64,
-    pub free_bytes: u64,
-}
 
 /// Where the numbers come from; tests have their own.
 pub trait SpaceProbe: Send {
@@ -48,50 +36,12 @@ impl SpaceProbe for VolumeProbe {
     }
 }
 
-/// What the limits say about a volume.
-#[derive(Debug)]
-struct Gate {
-    limits: Disk,
-    near_full: bool,
-}
-
-impl Gate {
-    fn limit_bytes(&self, space: DiskSpace) -> u64 {
-        let by_percent = space.total_bytes / 100 * u64::from(self.limits.free_percent_min);
-        by_percent.min(self.limits.free_bytes_min)
-    }
-
-    fn update(&mut self, space: DiskSpace) -> bool {
-        let limit = self.limit_bytes(space);
-        let leave = limit + limit / 4;
-        self.near_full = space.free_bytes < if self.near_full { leave } else { limit };
-        self.near_full
-    }
-
-    fn is_critical(&self, space: DiskSpace) -> bool {
-        space.free_bytes < self.limit_bytes(space) / 4
-    }
-
-    fn has_room_for_ballast(&self, space: DiskSpace) -> bool {
-        let limit = self.limit_bytes(space);
-        space.free_bytes >= limit + limit / 2 + self.limits.ballast_bytes
-    }
-}
-
-/// Why a submit is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NearFull {
-    Here,
-    Majority,
-}
-
 /// Shared by the edge, the peer plane and maintenance.
 pub struct Space {
     node_id: u64,
-    /// With this node.
-    members: Mutex<Vec<u64>>,
     here: AtomicBool,
-    peers: Mutex<BTreeMap<u64, (bool, Instant)>>,
+    peers: Mutex<PeerSpace>,
+    start: Instant,
 }
 
 impl Space {
@@ -99,18 +49,15 @@ impl Space {
     pub fn new(node_id: u64) -> Arc<Self> {
         Arc::new(Self {
             node_id,
-            members: Mutex::new(vec![node_id]),
             here: AtomicBool::new(false),
-            peers: Mutex::new(BTreeMap::new()),
+            peers: Mutex::new(PeerSpace::new(node_id)),
+            start: Instant::now(),
         })
     }
 
     /// The other nodes; what those that left said is forgotten.
     pub fn set_peers(&self, peers: &[u64]) {
-        let mut members = vec![self.node_id];
-        members.extend(peers.iter().filter(|peer| **peer != self.node_id));
-        self.peers.lock().retain(|node, _| members.contains(node));
-        *self.members.lock() = members;
+        self.peers.lock().set_members(self.node_id, peers);
     }
 
     pub fn near_full(&self) -> bool {
@@ -119,26 +66,21 @@ impl Space {
 
     /// What a peer says about itself.
     pub fn peer(&self, node: u64, near_full: bool) {
-        if self.members.lock().contains(&node) {
-            self.peers.lock().insert(node, (near_full, Instant::now()));
-        }
+        self.peers.lock().hear(node, near_full, self.now_ms());
     }
 
     /// Whether a peer has sent nothing for `limit`; one that never sent anything is silent.
     pub fn is_silent(&self, node: u64, limit: Duration) -> bool {
-        self.peers.lock().get(&node).is_none_or(|(_, heard)| heard.elapsed() >= limit)
+        self.peers.lock().silent_ms(node, self.now_ms()).is_none_or(|ms| ms >= limit.as_millis() as u64)
     }
 
     /// Whether submits are refused now.
     pub fn refusal(&self) -> Option<NearFull> {
-        if self.near_full() {
-            return Some(NearFull::Here);
-        }
-        let now = Instant::now();
-        let full = |(near_full, at): &&(bool, Instant)| *near_full && now.duration_since(*at) < STALE;
-        let count = self.peers.lock().values().filter(full).count();
-        let members = self.members.lock().len();
-        (members.saturating_sub(count) < members / 2 + 1).then_some(NearFull::Majority)
+        self.peers.lock().refusal(self.near_full(), self.now_ms())
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
     }
 
     /// Looks from here on, on a thread of its own: a hung volume must hold up nobody.
@@ -146,8 +88,9 @@ impl Space {
         let mut watcher = Watcher {
             space: Arc::clone(self),
             probe: VolumeProbe(data_dir.to_path_buf()),
-            gate: Gate { limits: limits.clone(), near_full: false },
+            gate: SpaceGate::new(limits_of(limits)),
             ballast: data_dir.join(BALLAST),
+            ballast_bytes: limits.ballast_bytes,
         };
         watcher.look();
         std::thread::Builder::new().name("space".to_owned()).spawn(move || {
@@ -163,8 +106,13 @@ impl Space {
 struct Watcher<P> {
     space: Arc<Space>,
     probe: P,
-    gate: Gate,
+    gate: SpaceGate,
     ballast: PathBuf,
+    ballast_bytes: u64,
+}
+
+fn limits_of(disk: &Disk) -> SpaceLimits {
+    SpaceLimits { free_percent_min: disk.free_percent_min, free_bytes_min: disk.free_bytes_min }
 }
 
 impl<P: SpaceProbe> Watcher<P> {
@@ -177,7 +125,7 @@ impl<P: SpaceProbe> Watcher<P> {
             }
         };
         metrics::gauge!("carillon_disk_free_bytes").set(seen.free_bytes as f64);
-        let before = self.gate.near_full;
+        let before = self.gate.near_full();
         let near_full = self.gate.update(seen);
         self.space.here.store(near_full, Ordering::Relaxed);
         metrics::gauge!("carillon_disk_near_full").set(f64::from(u8::from(near_full)));
@@ -199,8 +147,8 @@ impl<P: SpaceProbe> Watcher<P> {
                 tracing::error!(free_bytes = seen.free_bytes, "the disk is full; the ballast file goes");
                 std::fs::remove_file(&self.ballast)
             }
-            false if self.gate.limits.ballast_bytes > 0 && self.gate.has_room_for_ballast(seen) => {
-                make_ballast(&self.ballast, self.gate.limits.ballast_bytes)
+            false if self.ballast_bytes > 0 && self.gate.has_room_for_ballast(seen, self.ballast_bytes) => {
+                make_ballast(&self.ballast, self.ballast_bytes)
             }
             _ => Ok(()),
         };
@@ -236,10 +184,6 @@ mod tests {
         }
     }
 
-    fn limits() -> Disk {
-        Disk { free_percent_min: 10, free_bytes_min: 2 << 30, ballast_bytes: MIB }
-    }
-
     #[test]
     fn refused_at_the_limit_until_a_quarter_more_is_free_and_the_ballast_gives_way() {
         let dir = tempfile::tempdir().unwrap();
@@ -260,8 +204,9 @@ mod tests {
         let mut watcher = Watcher {
             space: Arc::clone(&space),
             probe: Told(steps.iter().map(|step| step.0).collect()),
-            gate: Gate { limits: limits(), near_full: false },
+            gate: SpaceGate::new(SpaceLimits { free_percent_min: 10, free_bytes_min: 2 << 30 }),
             ballast: ballast.clone(),
+            ballast_bytes: MIB,
         };
         for (free, refused, there) in steps {
             watcher.look();
@@ -269,32 +214,5 @@ mod tests {
         }
         use std::os::unix::fs::MetadataExt as _;
         assert!(std::fs::metadata(&ballast).unwrap().blocks() * 512 >= MIB, "it occupies its bytes");
-    }
-
-    #[test]
-    fn the_smaller_limit_counts() {
-        let gate = |percent, bytes| Gate {
-            limits: Disk { free_percent_min: percent, free_bytes_min: bytes, ballast_bytes: 0 },
-            near_full: false,
-        };
-        let volume = |total_bytes| DiskSpace { total_bytes, free_bytes: 0 };
-        assert_eq!(gate(10, 2 << 30).limit_bytes(volume(1000 * MIB)), 100 * MIB);
-        assert_eq!(gate(10, 2 << 30).limit_bytes(volume(1 << 40)), 2 << 30);
-    }
-
-    #[test]
-    fn one_full_follower_stops_nobody_and_a_full_majority_does() {
-        let space = Space::new(1);
-        space.set_peers(&[2, 3]);
-        space.peer(2, true);
-        assert_eq!(space.refusal(), None);
-        space.peer(9, true);
-        assert_eq!(space.refusal(), None, "not a member");
-        space.peer(3, true);
-        assert_eq!(space.refusal(), Some(NearFull::Majority));
-        space.peer(2, false);
-        assert_eq!(space.refusal(), None);
-        space.here.store(true, Ordering::Relaxed);
-        assert_eq!(space.refusal(), Some(NearFull::Here));
     }
 }

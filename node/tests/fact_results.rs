@@ -5,6 +5,7 @@ use bytes::Bytes;
 use carillon_core::CommandResult;
 use carillon_node::delivery::{self, Fact, Facts, Grants, MonoClock, ShareKeeper};
 use carillon_node::edge::peer::PeerApi;
+use carillon_node::hours::Hours;
 use carillon_node::meta::MetaClient;
 use carillon_node::seal::{FileKeyProvider, Keyring};
 use carillon_proto::identity::{Identity, Role};
@@ -111,8 +112,16 @@ async fn a_drain_without_a_quorum_gives_its_facts_up() {
     let meta = MetaClient::new(world.handle.clone(), Arc::clone(&channels));
     let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta.clone()));
     let events = world.engine.as_mut().unwrap().take_driver_events();
-    let delivery =
-        delivery::start(&world.config, world.handle.clone(), keyring, channels, meta, events).unwrap();
+    let delivery = delivery::start(
+        &world.config,
+        world.handle.clone(),
+        keyring,
+        channels,
+        meta,
+        Hours::default(),
+        events,
+    )
+    .unwrap();
     let id = MessageId::new(5, Slot::new(3).unwrap(), 5).to_bytes();
     let told = push(&delivery.facts, command(receipt(id.clone(), vec!["a".into()]))).await;
     let began = tokio::time::Instant::now();
@@ -134,8 +143,16 @@ async fn a_drain_waits_for_facts_that_can_be_committed() {
     let keyring = Arc::new(Keyring::new(Arc::new(provider), world.handle.clone(), meta.clone()));
     let events = world.engine.as_mut().unwrap().take_driver_events();
     let id = world.in_flight(1, 2).await;
-    let delivery =
-        delivery::start(&world.config, world.handle.clone(), keyring, channels, meta, events).unwrap();
+    let delivery = delivery::start(
+        &world.config,
+        world.handle.clone(),
+        keyring,
+        channels,
+        meta,
+        Hours::default(),
+        events,
+    )
+    .unwrap();
     let told = push(&delivery.facts, Command { kind: Some(taken_over(id, &["a", "b"])) }).await;
     delivery.drain(LIMIT).await;
     assert_eq!(told.await, Ok(FactResult::Recorded));

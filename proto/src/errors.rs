@@ -6,7 +6,9 @@ use prost::Message as _;
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+pub use tonic_types::FieldViolation;
 
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "carillon.v1";
@@ -45,8 +47,17 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::WrongIdentity => (Code::PermissionDenied, None, "use a certificate issued for this purpose"),
         R::InvalidToken => (Code::InvalidArgument, None, "start again without the cursor or page token"),
         R::KeyUnavailable => (Code::FailedPrecondition, None, "the practice's key is gone; ask an operator"),
+        R::CarrierWithoutBaa => {
+            (Code::FailedPrecondition, None, "give the practice a carrier with an agreement; ask an operator")
+        }
         R::StorageFull => (Code::ResourceExhausted, Some(5_000), "retry later; operators were alerted"),
         R::RequestTooLarge => (Code::InvalidArgument, None, "send fewer messages in one request or batch"),
+        R::OldVersion => {
+            (Code::FailedPrecondition, None, "look at the appointment again; a later version was applied")
+        }
+        R::VersionReused => {
+            (Code::AlreadyExists, None, "give each change of an appointment a version of its own")
+        }
         R::Internal | R::Unspecified => (Code::Internal, None, "report it with the time and request"),
     };
     ReasonInfo { code, retry_delay: retry_ms.map(Duration::from_millis), remedy }

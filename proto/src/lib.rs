@@ -22,6 +22,9 @@ pub use carillon::v1 as public;
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub mod ids;
+#[cfg(feature = "zones")]
+pub mod local_time;
+pub mod place;
 mod redact;
 pub mod replica;
 pub mod slot;

@@ -23,6 +23,20 @@ redacted!(public::CancelResult, "CancelResult", message_id, canceled, state);
 redacted!(internal::IngestMessage, "IngestMessage", practice_no, class, priority);
 redacted!(internal::MessageDetails, "MessageDetails");
 redacted!(internal::NodeCancelRequest, "NodeCancelRequest", tenant, partition, message_ids);
+redacted!(public::UpdateAppointmentRequest, "UpdateAppointmentRequest", practice, version, validate_only);
+redacted!(public::MessageChange, "MessageChange", classes, cancel);
+redacted!(internal::NodeUpdateRequest, "NodeUpdateRequest", tenant, practice_no, version);
+redacted!(public::CreateSeriesRequest, "CreateSeriesRequest", rule);
+redacted!(internal::SeriesPlan, "SeriesPlan", rule);
+redacted!(internal::NodeCreateSeries, "NodeCreateSeries");
+redacted!(internal::NodeSeriesRequest, "NodeSeriesRequest", tenant, partition);
+redacted!(internal::NodeChange, "NodeChange", classes, cancel, segments);
+
+impl fmt::Debug for internal::node_series_request::Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Action([sealed])")
+    }
+}
 
 impl fmt::Debug for public::message_spec::Recipient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -45,8 +45,18 @@ const GRACE: Duration = Duration::from_millis(250);
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fate {
-    Accepted { message_id: MessageId, duplicate: bool },
+    Accepted(Accepted),
     Refused(RpcStatus),
+}
+
+/// What a node said about a message that it accepted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Accepted {
+    pub message_id: MessageId,
+    pub duplicate: bool,
+    /// Known to nodes from feature level 5 on, and not for duplicates.
+    pub first_send_ms: Option<u64>,
+    pub expires_in_quiet_hours: bool,
 }
 
 /// Where a message came from, and whether an earlier attempt may have got through.
@@ -293,7 +303,12 @@ impl<'a> Run<'a> {
                 }
             },
             (false, None) => match MessageId::from_bytes(&result.message_id) {
-                Ok(message_id) => Fate::Accepted { message_id, duplicate: result.duplicate },
+                Ok(message_id) => Fate::Accepted(Accepted {
+                    message_id,
+                    duplicate: result.duplicate,
+                    first_send_ms: Some(result.first_send_ms).filter(|ms| *ms > 0),
+                    expires_in_quiet_hours: result.expires_in_quiet_hours,
+                }),
                 Err(_) => Fate::Refused(errors::to_rpc(&errors::status(
                     ErrorReason::Internal,
                     "a node answered without a message id",

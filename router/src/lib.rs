@@ -24,4 +24,3 @@ pub mod token;
 pub mod validate;
 mod verdict;
 pub mod violations;
-pub mod zones;

@@ -4,8 +4,10 @@ use crate::api::{Api, Shared};
 use crate::config::{Config, Tuning};
 use crate::map::{MapCache, watch};
 use crate::nodes::Dialer;
+use crate::phone;
 use crate::size::{self, REQUEST_BYTES_MAX};
-use crate::{phone, zones};
+use carillon_proto::local_time;
+use carillon_proto::public::appointments_server::AppointmentsServer;
 use carillon_proto::public::messages_server::MessagesServer;
 use carillon_proto::telemetry::ReadyCheck;
 use carillon_proto::tls::{self, TlsError};
@@ -20,6 +22,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 const SERVICE: &str = "carillon.v1.Messages";
+const APPOINTMENTS: &str = "carillon.v1.Appointments";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -54,7 +57,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// Starts serving on `listener`.
 pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, StartError> {
     phone::warm_up();
-    zones::warm_up();
+    local_time::warm_up();
     let address = listener.local_addr()?;
     let public_tls = tls::server_config(&config.public_tls)?;
     let node_tls = tls::client_config(&config.node_tls)?;
@@ -73,12 +76,16 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(carillon_proto::DESCRIPTORS)
         .with_service_name(SERVICE)
+        .with_service_name(APPOINTMENTS)
         .build_v1()?;
-    let messages = MessagesServer::new(Api(Arc::new(shared))).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let api = Api(Arc::new(shared));
+    let appointments = AppointmentsServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let messages = MessagesServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX);
     let router = builder(&config.tuning)
         .layer(tower::util::MapResponseLayer::new(size::explain_response))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(appointments)
         .add_service(messages);
     let signal = stopping.clone().cancelled_owned();
     let incoming = tls::incoming(listener, public_tls);
@@ -116,7 +123,7 @@ async fn report_health(map: Arc<MapCache>, health: HealthReporter, stopping: Can
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", SERVICE] {
+    for service in ["", SERVICE, APPOINTMENTS] {
         health.set_service_status(service, status).await;
     }
 }

@@ -6,12 +6,12 @@ use crate::map::Practice;
 use crate::phone::{self, PhoneFault};
 use crate::text::{self, TextFault};
 use crate::violations::{Fault, Violations};
-use crate::zones;
 use carillon_proto::errors;
-use carillon_proto::internal::IngestMessage;
+use carillon_proto::internal::{IngestMessage, Place};
 use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::{ErrorReason, MessageClass, MessageSpec, Priority};
 use carillon_proto::sms::SmsText;
+use carillon_proto::{local_time, place};
 use prost_types::Timestamp;
 use std::collections::HashMap;
 use tonic::Status;
@@ -22,7 +22,7 @@ pub const ITEMS_MAX: usize = 1_000;
 pub const KEY_BYTES_MAX: usize = 128;
 const LABELS_MAX: usize = 16;
 const LABEL_BYTES_MAX: usize = 64;
-const AHEAD_MAX_MS: u64 = 400 * 24 * 3_600_000;
+pub const AHEAD_MAX_MS: u64 = 400 * 24 * 3_600_000;
 /// The last second of the year 9999, as protobuf's JSON form allows.
 const LAST_SECOND: i64 = 253_402_300_799;
 
@@ -30,8 +30,6 @@ const LAST_SECOND: i64 = 253_402_300_799;
 pub struct Checked {
     pub message: IngestMessage,
     pub sms: SmsText,
-    /// The time zone is the caller's; otherwise it is the practice's.
-    pub zone_given: bool,
 }
 
 /// Too few or too many items fail the request as a whole.
@@ -47,12 +45,12 @@ pub fn count(items: usize, items_max: usize) -> Result<(), Status> {
 }
 
 /// Checks one message. `practice` is the practice that the spec names, if this tenant has it.
-pub fn check(spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Result<Checked, Status> {
+pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Result<Checked, Status> {
     let mut bad = Violations::default();
     if spec.practice.is_empty() {
         bad.add("practice", Fault::EMPTY);
     }
-    let recipient = check_recipient(spec.recipient, &mut bad);
+    let recipient = check_recipient(spec.recipient.take(), &mut bad);
     let sms = check_body(&spec.body, &mut bad);
     if spec.class == 0 || MessageClass::try_from(spec.class).is_err() {
         bad.add("class", Fault::UNKNOWN_CLASS);
@@ -60,18 +58,20 @@ pub fn check(spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Res
     if Priority::try_from(spec.priority).is_err() {
         bad.add("priority", Fault::UNKNOWN_PRIORITY);
     }
-    let times = check_times(spec.not_before, spec.expires_at, spec.deadline, now_ms, &mut bad);
-    if !spec.time_zone.is_empty() && !zones::is_known(&spec.time_zone) {
-        bad.add("time_zone", Fault::UNKNOWN_TIME_ZONE);
-    }
+    let place = check_place(&spec, practice, recipient.as_deref(), &mut bad);
+    let local_ms = check_local(&spec, place.as_ref(), &mut bad);
+    let times = check_times(spec.not_before, local_ms, spec.expires_at, spec.deadline, now_ms, &mut bad);
     check_key("idempotency_key", &spec.idempotency_key, &mut bad);
     check_key("external_reference", &spec.external_reference, &mut bad);
     check_labels(&spec.labels, &mut bad);
 
     match (bad.is_empty(), practice, recipient, sms) {
         (true, Some(practice), Some(recipient), Some(sms)) => {
-            let zone_given = !spec.time_zone.is_empty();
-            let time_zone = if zone_given { spec.time_zone } else { practice.time_zone.to_string() };
+            // What nodes below feature level 5 read.
+            let time_zone = match spec.time_zone.is_empty() {
+                true => practice.time_zone.to_string(),
+                false => spec.time_zone,
+            };
             let message = IngestMessage {
                 practice_no: practice.number,
                 recipient,
@@ -87,8 +87,10 @@ pub fn check(spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Res
                 labels: spec.labels,
                 encoding: sms.encoding as i32,
                 segments: sms.segments,
+                place,
+                not_before_local: spec.not_before_local,
             };
-            Ok(Checked { message, sms, zone_given })
+            Ok(Checked { message, sms })
         }
         (true, _, _, _) => Err(practice_not_found()),
         (false, practice, _, _) => {
@@ -131,6 +133,50 @@ fn check_recipient(recipient: Option<Recipient>, bad: &mut Violations) -> Option
     None
 }
 
+/// Where the recipient may be; `None` if something that decides it is missing or wrong.
+fn check_place(
+    spec: &MessageSpec,
+    practice: Option<&Practice>,
+    number: Option<&str>,
+    bad: &mut Violations,
+) -> Option<Place> {
+    let zone_known = spec.time_zone.is_empty() || local_time::zone(&spec.time_zone).is_some();
+    if !zone_known {
+        bad.add("time_zone", Fault::UNKNOWN_TIME_ZONE);
+    }
+    if !spec.region.is_empty() && !place::is_region(&spec.region) {
+        bad.add("region", Fault::MALFORMED_REGION);
+    }
+    let (practice, number, true) = (practice?, number?, zone_known) else { return None };
+    Some(place::resolve(place::Known {
+        message_zone: &spec.time_zone,
+        message_region: &spec.region,
+        practice_zone: &practice.time_zone,
+        recipient_zones: practice.recipient_zones,
+        number,
+    }))
+}
+
+/// `not_before_local` as a moment, if it is given and the place is known.
+fn check_local(spec: &MessageSpec, place: Option<&Place>, bad: &mut Violations) -> Option<u64> {
+    const FIELD: &str = "not_before_local";
+    if spec.not_before_local.is_empty() {
+        return None;
+    }
+    if spec.not_before.is_some() {
+        bad.add(FIELD, Fault::BOTH_GIVEN);
+    }
+    let Some(local) = local_time::parse(&spec.not_before_local) else {
+        bad.add(FIELD, Fault::NOT_A_LOCAL_TIME);
+        return None;
+    };
+    let ms = local_time::latest_ms(place?.time_zones.iter().map(String::as_str), local);
+    if ms.is_none() {
+        bad.add(FIELD, Fault::INVALID_TIMESTAMP);
+    }
+    ms
+}
+
 fn check_body(body: &str, bad: &mut Violations) -> Option<SmsText> {
     let fault = match text::check(body) {
         Ok(sms) => return Some(sms),
@@ -153,6 +199,7 @@ struct Times {
 
 fn check_times(
     not_before: Option<Timestamp>,
+    local_ms: Option<u64>,
     expires_at: Option<Timestamp>,
     deadline: Option<Timestamp>,
     now_ms: u64,
@@ -166,11 +213,12 @@ fn check_times(
             None
         }
     };
-    let start = read("not_before", not_before);
+    let start_field = if local_ms.is_some() { "not_before_local" } else { "not_before" };
+    let start = read("not_before", not_before).or(local_ms);
     let expiry = read("expires_at", expires_at);
     let moment = read("deadline", deadline);
     if start.is_some_and(|start| start > now_ms + AHEAD_MAX_MS) {
-        bad.add("not_before", Fault::TOO_FAR);
+        bad.add(start_field, Fault::TOO_FAR);
     }
     match (expiry, start) {
         (Some(expiry), _) if expiry <= now_ms => bad.add("expires_at", Fault::PAST_EXPIRY),
@@ -197,6 +245,12 @@ fn check_times(
 pub fn millis(time: &Timestamp) -> Option<u64> {
     let in_range = (0..=LAST_SECOND).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
     in_range.then(|| time.seconds.unsigned_abs() * 1_000 + u64::from(time.nanos.unsigned_abs()) / 1_000_000)
+}
+
+/// The other way round.
+pub fn timestamp(ms: u64) -> Timestamp {
+    let seconds = i64::try_from(ms / 1_000).unwrap_or(LAST_SECOND);
+    Timestamp { seconds, nanos: (ms % 1_000) as i32 * 1_000_000 }
 }
 
 fn check_key(field: &str, value: &str, bad: &mut Violations) {

@@ -37,17 +37,24 @@ reasons! {
     UNKNOWN_PRIORITY = "is not a priority";
     UNKNOWN_STATE = "is not a message state";
     UNKNOWN_VIEW = "is not a message view";
+    MALFORMED_REGION = "is not like us-fl (iso 3166-2) or de (iso 3166-1), in upper case";
     UNKNOWN_TIME_ZONE = "is not an iana time zone";
     INVALID_TIMESTAMP = "is not a time between 1970 and 9999";
     PAST_EXPIRY = "has passed";
     PAST_DEADLINE = "has passed, and nothing is sent after the deadline";
     EXPIRY_BEFORE_NOT_BEFORE = "is not after not_before";
     DEADLINE_BEFORE_NOT_BEFORE = "is before not_before";
+    NOT_A_LOCAL_TIME = "is not a wall-clock time like 2026-12-03T09:00, without zone and offset";
+    BOTH_GIVEN = "cannot be given together with not_before";
     TOO_FAR = "is more than 400 days ahead";
     NOT_FOUND = "is not registered for this tenant";
     NEGATIVE = "must not be negative";
     MALFORMED = "is not a message id";
     EMPTY_INTERVAL = "is not after accepted_after";
+    TIMES_OF_A_SERIES = "must not be set; the rule says when";
+    INVALID_DURATION = "is not 1 second to 400 days";
+    SHIFT_AND_TIMES = "moves times that are given as well";
+    CANCEL_AND_CHANGE = "takes back what is changed as well";
 }
 
 /// All that is wrong with one request or item.

@@ -2,10 +2,12 @@
 //!
 //! Owns: connecting, deadlines, and the rule which answers are worth a repeat. Every call has a deadline.
 use carillon_proto::admin::admin_client::AdminClient;
+use carillon_proto::admin::delivery_admin_client::DeliveryAdminClient;
 use carillon_proto::admin::{
-    BalanceLeadersRequest, CreateTokenRequest, CreateTokenResponse, GetStatusRequest, GetStatusResponse,
-    MovePartitionRequest, NodeAction, PutCarrierRequest, PutPracticeRequest, RepairReplicaRequest,
-    ScrubRequest, ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
+    BalanceLeadersRequest, CheckHoursRequest, CheckHoursResponse, CreateTokenRequest, CreateTokenResponse,
+    GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse, MovePartitionRequest, NodeAction,
+    PutCarrierRequest, PutHoursRequest, PutPracticeRequest, RepairReplicaRequest, ScrubRequest,
+    ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
@@ -68,6 +70,7 @@ fn full_message(status: &Status) -> String {
 #[derive(Clone)]
 pub struct Admin {
     pub(crate) client: AdminClient<Channel>,
+    pub(crate) delivery: DeliveryAdminClient<Channel>,
     /// For the other services on the same port.
     pub(crate) channel: Channel,
 }
@@ -77,8 +80,9 @@ impl Admin {
     pub fn connect(address: &str, files: &TlsFiles, node: Option<u64>) -> Result<Self, AdminError> {
         tls::install_provider();
         let channel = tls::channel(address, tls::client_config(files)?, node.map(Role::Node))?;
+        let delivery = DeliveryAdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let client = AdminClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        Ok(Self { client, channel })
+        Ok(Self { client, delivery, channel })
     }
 
     pub(crate) fn request<T>(message: T) -> Request<T> {
@@ -106,6 +110,22 @@ impl Admin {
             client.put_practice(Self::request(PutPracticeRequest { practice: Some(practice) })).await;
         let answer = answer.map_err(|s| AdminError::of("practice put", s))?;
         answer.into_inner().practice.ok_or(AdminError::Empty("practice put"))
+    }
+
+    pub async fn hours(&self) -> Result<GetHoursResponse, AdminError> {
+        let answer = self.client.clone().get_hours(Self::request(GetHoursRequest {})).await;
+        Ok(answer.map_err(|s| AdminError::of("hours", s))?.into_inner())
+    }
+
+    /// Puts rules into force, or only checks them; gives the version in force then.
+    pub async fn put_hours(&self, put: PutHoursRequest) -> Result<u64, AdminError> {
+        let answer = self.client.clone().put_hours(Self::request(put)).await;
+        Ok(answer.map_err(|s| AdminError::of("change of the hours", s))?.into_inner().version)
+    }
+
+    pub async fn check_hours(&self, check: CheckHoursRequest) -> Result<CheckHoursResponse, AdminError> {
+        let answer = self.client.clone().check_hours(Self::request(check)).await;
+        Ok(answer.map_err(|s| AdminError::of("look at the hours", s))?.into_inner())
     }
 
     pub async fn transfer_leader(&self, partition: u32, to_node: u64) -> Result<(), AdminError> {

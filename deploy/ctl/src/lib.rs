@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod backup;
+pub mod delivery;
 pub mod health;
 pub mod lab;
 mod lanes;

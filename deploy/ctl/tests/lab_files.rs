@@ -28,7 +28,7 @@ fn a_new_lab_is_private_and_an_old_one_is_kept() {
     everything(&dir, &mut first);
     for path in first.keys() {
         let mode = std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        let secret = path.extension().is_some_and(|e| e == "key") || path.ends_with("sim-password");
+        let secret = path.extension().is_some_and(|e| e == "key") || path.starts_with(dir.join("secrets"));
         assert!(!secret || mode == 0o600, "{} has mode {mode:o}", path.display());
     }
     assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
@@ -96,7 +96,7 @@ fn a_placed_node_is_configured_certified_and_reached_at_its_address() {
     assert!(data_dir.is_dir());
     let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
     let (first, second) = (read("node-1/config.toml"), read("node-2/config.toml"));
-    assert_eq!(first.matches("10.213.7.2:").count(), 4, "three listeners and a member: {first}");
+    assert_eq!(first.matches("10.213.7.2:").count(), 6, "four listeners, a url and a member: {first}");
     assert_eq!(second.matches("10.213.7.2:").count(), 1, "{second}");
     assert!(read("router.toml").contains("10.213.7.2:"));
     // A client checks the address in the certificate: its octets are in it.

@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// A node that is not there by then never comes.
 const GIVE_UP: Duration = Duration::from_secs(600);
 const BODY_BYTES: usize = 300;
+/// Nothing was compacted for so long: filling is over. Longer than the pause between two reports of a node.
+const REST: Duration = Duration::from_secs(5);
 /// Of one filling load; the total decides when to stop.
 const FILL_S: u64 = 20;
 const RESTART_MS_MAX: u64 = 10_000;
@@ -152,7 +154,8 @@ pub struct InstallArgs {
 pub struct Install {
     pub messages: u64,
     pub received_mib: f64,
-    /// From the order to start the node until the last snapshot was installed.
+    /// From the order to start the node until its `/readyz` says yes, and until the last snapshot was installed.
+    pub ready_ms: u64,
     pub took_ms: u64,
     /// Acknowledgements of the other partitions with nothing going on, and while the snapshot came.
     pub calm: LoadResult,
@@ -174,7 +177,12 @@ impl Install {
     }
 
     pub fn is_valid(&self) -> bool {
-        self.calm.health.invalid.is_none() && self.during.health.invalid.is_none() && self.received_mib > 0.0
+        // A load that goes on after the install measures something else.
+        let installing = (self.took_ms - self.ready_ms) as f64 / 1e3 >= self.during.measured_s;
+        self.calm.health.invalid.is_none()
+            && self.during.health.invalid.is_none()
+            && self.received_mib > 0.0
+            && installing
     }
 }
 
@@ -206,23 +214,42 @@ pub async fn install(args: &InstallArgs) -> anyhow::Result<Install> {
     anyhow::ensure!(!others.is_empty(), "there is only one partition");
     ctl.node("stop-node", args.victim).await?;
     let messages = fill(&bench, std::slice::from_ref(large), &args.load, args.messages).await?;
+    // Neither the compactions that filling left nor the node's own start are what is measured.
+    settled(&args.load.lab, args.victim).await?;
     let begun = Instant::now();
+    ctl.node("start-node", args.victim).await?;
+    let ready_ms = until_ready(&args.load.lab, args.victim).await?.duration_since(begun).as_millis() as u64;
     let measured = async {
-        // The node is given its snapshot as soon as it is heard of.
         let load = bench.parts_of(others, &args.load, Pace::Rate(args.rate), true, BODY_BYTES)?;
         Load::new(load.0, load.1, load.2).run().await
     };
-    let (started, during, installed) = tokio::join!(
-        ctl.node("start-node", args.victim),
-        measured,
-        until_installed(&args.load.lab, args.victim, begun)
-    );
-    started?;
+    let (during, installed) = tokio::join!(measured, until_installed(&args.load.lab, args.victim, begun));
     let (during, (took_ms, received_mib)) = (during?, installed?);
     balanced(&ctl, bench.lab.nodes.len()).await?;
+    settled(&args.load.lab, 0).await?;
     let load = bench.parts_of(others, &args.load, Pace::Rate(args.rate), true, BODY_BYTES)?;
     let calm = Load::new(load.0, load.1, load.2).run().await?;
-    Ok(Install { messages, received_mib, took_ms, calm, during })
+    Ok(Install { messages, received_mib, ready_ms, took_ms: took_ms.max(ready_ms), calm, during })
+}
+
+/// Until the compactions of all nodes but `without` have come to rest.
+async fn settled(lab: &std::path::Path, without: u64) -> anyhow::Result<()> {
+    let (http, nodes) = (Http::default(), Lab::open(lab)?.nodes);
+    let (mut last, mut changed, begun) = (0.0, Instant::now(), Instant::now());
+    while changed.elapsed() < REST {
+        anyhow::ensure!(begun.elapsed() < GIVE_UP, "compactions go on after {GIVE_UP:?}");
+        tokio::time::sleep(10 * POLL).await;
+        let mut now = 0.0;
+        for node in nodes.iter().filter(|node| node.id != without) {
+            let text = http.get(&node.http, "/metrics").await?;
+            let page = Page::parse(&String::from_utf8_lossy(&text));
+            now += page.sum("carillon_state_compacted_bytes_total").unwrap_or(0.0);
+        }
+        if now != last {
+            (last, changed) = (now, Instant::now());
+        }
+    }
+    Ok(())
 }
 
 /// Until installs have happened and nothing more is fetched for two seconds.

@@ -24,6 +24,9 @@ pub struct Tracker {
     counts: [u64; STATES],
     /// Events that put a message off after a failed attempt.
     pub put_off: u64,
+    /// Messages whose carrier's answer was lost, and those of them that were resolved since.
+    pub lost: u64,
+    pub resolved: u64,
     since_ms: u64,
 }
 
@@ -73,6 +76,11 @@ impl Tracker {
                     return;
                 }
                 self.counts[before as usize] -= 1;
+                let taken = matches!(
+                    state,
+                    MessageState::Submitted | MessageState::Delivered | MessageState::Undelivered
+                );
+                self.resolved += u64::from(before == MessageState::Unknown && taken);
                 *now = index as u8;
             }
             None if full => return,
@@ -80,6 +88,7 @@ impl Tracker {
                 self.at.insert(id, index as u8);
             }
         }
+        self.lost += u64::from(state == MessageState::Unknown);
         self.counts[index] += 1;
     }
 

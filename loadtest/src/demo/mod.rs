@@ -2,12 +2,14 @@
 //! nothing was lost, sent twice or sent too fast.
 //!
 //! Owns: the order of a run: begin the ground truth anew, put the profile into effect, play and watch, kill and start a
-//! node, wait until every message is final or held, compare.
+//! node, show a message that is held for the night, wait until every message is final or held, compare.
 //! Does not: start or stop the lab.
 
 pub mod book;
 mod lane;
 pub mod live;
+mod night;
+mod outlook;
 pub mod play;
 mod show;
 
@@ -39,6 +41,8 @@ use show::Show;
 pub const PROFILE: &str = include_str!("../../profiles/demo.toml");
 /// Receipts that come after everything is settled must find it so.
 const STRAGGLERS: Duration = Duration::from_secs(3);
+/// Of a single call.
+const DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE_POLL: Duration = Duration::from_secs(2);
 
 /// Play the sample day against a lab and prove what became of every message.
@@ -192,11 +196,12 @@ async fn play_and_settle(
     show: &Show,
 ) -> anyhow::Result<()> {
     let playing = async { play(stage.clone(), day, BulkConfig::default()).await.context("the day stopped") };
-    let (stats, ()) = tokio::try_join!(playing, accident(args, lab, stage.start, show))?;
+    let (stats, ()) = tokio::try_join!(playing, accident(args, lab, stage, show))?;
     show.say(format!(
         "All answered: {} streams, {} batches sent, {} messages repeated on the way.",
         stats.streams_opened, stats.requests_sent, stats.messages_repeated
     ));
+    night::hold(stage, day, show, now_ms()?).await?;
     let until = stage.start + Duration::from_secs(args.time_limit_s);
     if settle(&stage.client, stage.start_ms, until).await? {
         show.say("Every message is final or held.".to_owned());
@@ -204,6 +209,7 @@ async fn play_and_settle(
         show.say("The time limit has come before every message was final or held.".to_owned());
     }
     tokio::time::sleep(STRAGGLERS).await;
+    show.lost();
     Ok(())
 }
 
@@ -222,8 +228,16 @@ async fn settle(client: &Client, start_ms: i64, until: Instant) -> anyhow::Resul
     }
 }
 
-/// Kills a node with SIGKILL and starts it again later.
-async fn accident(args: &Args, lab: &Lab, start: Instant, show: &Show) -> anyhow::Result<()> {
+/// Lets the cluster speak of itself, kills a node with SIGKILL and starts it again later.
+async fn accident(args: &Args, lab: &Lab, stage: &Stage, show: &Show) -> anyhow::Result<()> {
+    let start = stage.start;
+    let ctl = match &args.ctl {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("carillonctl"),
+    };
+    tokio::time::sleep_until(start + Duration::from_secs(args.kill_at_s / 2)).await;
+    outlook::forecast(&ctl, lab, show).await?;
+    outlook::explain(stage, show).await?;
     if args.kill_node == 0 {
         return Ok(());
     }
@@ -232,10 +246,6 @@ async fn accident(args: &Args, lab: &Lab, start: Instant, show: &Show) -> anyhow
         "the lab has no node {}",
         args.kill_node
     );
-    let ctl = match &args.ctl {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("carillonctl"),
-    };
     tokio::time::sleep_until(start + Duration::from_secs(args.kill_at_s)).await;
     call_ctl(&ctl, "kill-node", args.kill_node, &lab.dir).await?;
     show.say(format!("*** node {} killed (SIGKILL) ***", args.kill_node));

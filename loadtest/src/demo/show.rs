@@ -50,6 +50,11 @@ impl Show {
         }
     }
 
+    /// What became of lost answers.
+    pub fn lost(&self) {
+        super::outlook::resolved(&self.tracker.lock(), self);
+    }
+
     /// One line a second until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut every =

@@ -190,6 +190,7 @@ impl DayMessage {
             idempotency_key: format!("{run}-{}", self.key),
             external_reference: self.reference.as_ref().map(|r| format!("{run}-{r}")).unwrap_or_default(),
             labels: self.labels.clone().into_iter().collect(),
+            ..MessageSpec::default()
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::contract::Contract;
 use super::profile::{PRESETS, Profile};
 use super::truth::TruthKey;
-use super::{AccountConfig, RenderMetrics, Smsc, SmscConfig, SmscError, tls};
+use super::{AccountConfig, RenderMetrics, RestConfig, Smsc, SmscConfig, SmscError, callback_tls, tls};
 
 /// Run a simulated carrier: an SMPP 3.4 SMSC with its own ground truth.
 #[derive(Debug, clap::Args)]
@@ -54,6 +54,15 @@ pub struct Args {
     /// Private key (PEM) of the certificate.
     #[arg(long, requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Serve Twilio's Messages API here, too, with the same profile and the same certificate.
+    #[arg(long, requires = "rest_account")]
+    pub rest_listen: Option<SocketAddr>,
+    /// The account of that API as account_sid:auth_token.
+    #[arg(long, requires = "rest_listen")]
+    pub rest_account: Option<String>,
+    /// CA (PEM) of the listeners that status callbacks go to over https.
+    #[arg(long, requires = "rest_listen")]
+    pub rest_callback_ca: Option<PathBuf>,
     /// Seconds without a PDU after which a bind is asked whether it lives.
     #[arg(long, default_value_t = 30)]
     pub enquire_link_s: u64,
@@ -86,7 +95,22 @@ impl Args {
             (Some(cert), Some(key)) => Some(tls::server_config(cert, key)?),
             _ => None,
         };
+        let rest = match (self.rest_listen, &self.rest_account) {
+            (Some(listen), Some(account)) => {
+                let pair = account.split_once(':');
+                let (sid, token) = pair.ok_or_else(|| bad("rest account is not account_sid:auth_token"))?;
+                Some(RestConfig {
+                    listen,
+                    account_sid: sid.to_owned(),
+                    auth_token: token.to_owned(),
+                    contract,
+                    callback_tls: self.rest_callback_ca.as_deref().map(callback_tls).transpose()?,
+                })
+            }
+            _ => None,
+        };
         Ok(SmscConfig {
+            rest,
             listen: self.listen,
             http_port: self.http_port,
             accounts: accounts.ok_or_else(|| bad("account is not system_id:password"))?,
@@ -102,13 +126,14 @@ impl Args {
     }
 }
 
-/// Serves until SIGINT or SIGTERM; prints `READY smpp=<port> http=<port>` when
-/// it can be used. `metrics_text` renders the metrics that `main` records.
+/// Serves until SIGINT or SIGTERM; prints `READY smpp=<port> http=<port>` (and
+/// `rest=<port>`) when it can be used. `metrics_text` renders the metrics that `main` records.
 pub async fn run(args: Args, metrics_text: Option<RenderMetrics>) -> Result<(), SmscError> {
     let config = SmscConfig { metrics_text, ..args.config()? };
     let smsc = Smsc::start(Arc::new(config)).await?;
     let mut out = std::io::stdout();
-    writeln!(out, "READY smpp={} http={}", smsc.smpp_addr().port(), smsc.http_addr().port())?;
+    let rest = smsc.rest_addr().map_or_else(String::new, |rest| format!(" rest={}", rest.port()));
+    writeln!(out, "READY smpp={} http={}{rest}", smsc.smpp_addr().port(), smsc.http_addr().port())?;
     out.flush()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

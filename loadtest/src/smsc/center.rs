@@ -14,6 +14,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
+use tokio::sync::mpsc;
 
 use super::SmscConfig;
 use super::assembly::Assembly;
@@ -22,6 +23,7 @@ use super::journal::{Journal, Line};
 use super::outbox::Outbox;
 use super::profile::Profile;
 use super::receipts::{Pending, Unacked};
+use super::rest::{Job, Rest};
 use super::stats::{Counters, Seconds, Timers};
 use super::truth::Truth;
 use super::wire::{self, BindKind, Frame, Inbound, status};
@@ -67,6 +69,7 @@ pub struct Bind {
 pub enum Event {
     Answer { bind: u32, id: u64, sequence: u32, code: u32 },
     Receipt { slot: u32 },
+    Callback { slot: u32 },
 }
 
 /// The carrier.
@@ -96,19 +99,32 @@ pub struct Center {
     pub timers: Timers,
     /// Those that were there at the last look.
     pub violations_told: u64,
+    pub rest: Option<Rest>,
 }
 
 impl Center {
-    pub fn new(config: Arc<SmscConfig>, wall_at_start_us: u64, journal: Option<Journal>) -> Self {
-        let accounts = config.accounts.iter().map(|account| Account {
-            system_id: account.system_id.clone(),
-            password: account.password.clone(),
-            meter: Meter::new(account.contract),
+    /// The state, and the callbacks that become due if there is an HTTP side.
+    pub fn new(
+        config: Arc<SmscConfig>,
+        wall_at_start_us: u64,
+        journal: Option<Journal>,
+    ) -> (Self, Option<mpsc::Receiver<Job>>) {
+        let account = |system_id: &str, password: &str, contract| Account {
+            system_id: system_id.to_owned(),
+            password: password.to_owned(),
+            meter: Meter::new(contract),
             receivers: Vec::new(),
             next_receiver: 0,
             ready: VecDeque::new(),
             binds: 0,
-        });
+        };
+        let mut accounts: Vec<Account> =
+            config.accounts.iter().map(|a| account(&a.system_id, &a.password, a.contract)).collect();
+        let (rest, jobs) = config.rest.clone().map(|rest| Rest::new(rest, accounts.len() as u16)).unzip();
+        if let Some(rest) = &config.rest {
+            // No bind has a system_id so long.
+            accounts.push(account(&rest.account_sid, &rest.auth_token, rest.contract));
+        }
         // Ids begin with the second the server started in, so that a restarted
         // carrier does not give an id again.
         let first_id = (wall_at_start_us / 1_000_000) << 24;
@@ -116,7 +132,7 @@ impl Center {
             profile: config.profile.clone(),
             profile_at_us: 0,
             wall_at_start_us,
-            accounts: accounts.collect(),
+            accounts,
             binds: HashMap::new(),
             dirty: Vec::new(),
             heap: BinaryHeap::new(),
@@ -135,11 +151,12 @@ impl Center {
             lag_us: Histogram::new_with_bounds(1, 60_000_000, 2).expect("the bounds are constants and valid"),
             timers: Timers::default(),
             violations_told: 0,
+            rest,
             config,
         };
         let seed = center.config.seed;
         center.write_line(|at_us| Line::Open { at_us, seed }, 0);
-        center
+        (center, jobs)
     }
 
     pub fn wall_us(&self, now_us: u64) -> u64 {
@@ -345,6 +362,9 @@ impl Center {
         self.lag_us.reset();
         for account in &mut self.accounts {
             account.meter = Meter::new(account.meter.contract);
+        }
+        if let Some(rest) = &mut self.rest {
+            rest.reset();
         }
         self.write_line(|at_us| Line::Reset { at_us }, now_us);
     }

@@ -1,5 +1,5 @@
-//! The carrier simulator: an SMPP 3.4 SMSC over TCP or TLS that keeps its own
-//! ground truth.
+//! The carrier simulator: an SMPP 3.4 SMSC over TCP or TLS, and Twilio's Messages
+//! API over HTTP (`rest`), that keep their own ground truth.
 //!
 //! Owns: a server that behaves like a carrier ([`Profile`]), makes the faults
 //! carriers make, reproducibly from a seed, raises an alarm when a contract
@@ -29,6 +29,7 @@ mod journal;
 mod outbox;
 mod profile;
 mod receipts;
+mod rest;
 mod stats;
 mod submit;
 mod text;
@@ -56,6 +57,7 @@ pub use contract::Contract;
 pub use dist::Delay;
 pub use journal::{JournalError, Line, read as read_journal};
 pub use profile::{Faults, IdFormat, IdFormats, Profile, ProfileError, Receipts, RefuseRule, Storm};
+pub use rest::{RestConfig, RestStats, client_config as callback_tls};
 pub use stats::{AccountStats, Lag, ReceiptStats, Second, Stats};
 pub use truth::{Accepted, TruthEntry, TruthKey, TruthPage, truth_key};
 
@@ -121,6 +123,8 @@ pub struct SmscConfig {
     /// The name in bind answers, at most 15 octets.
     pub server_id: String,
     pub metrics_text: Option<RenderMetrics>,
+    /// Twilio's API beside SMPP, with `tls` if that is set.
+    pub rest: Option<RestConfig>,
 }
 
 impl Default for SmscConfig {
@@ -142,6 +146,7 @@ impl Default for SmscConfig {
             enquire_link_ms: 30_000,
             server_id: "carillon-smsc".to_owned(),
             metrics_text: None,
+            rest: None,
         }
     }
 }
@@ -163,6 +168,10 @@ impl SmscConfig {
             ),
             ((1..=16_000_000).contains(&self.records_max), "records_max is not 1 to 16000000"),
             ((1..=16_000_000).contains(&self.pending_max), "pending_max is not 1 to 16000000"),
+            (
+                self.rest.as_ref().is_none_or(RestConfig::is_possible),
+                "the rest account is AC and 32 hex digits, with a token and a possible contract",
+            ),
             (self.server_id.len() <= 15 && self.server_id.is_ascii(), "server_id is over 15 octets"),
         ];
         match checks.iter().find(|(good, _)| !good) {
@@ -278,6 +287,7 @@ pub struct Smsc {
     server: Arc<Server>,
     smpp_addr: SocketAddr,
     http_addr: SocketAddr,
+    rest_addr: Option<SocketAddr>,
 }
 
 impl Smsc {
@@ -290,9 +300,15 @@ impl Smsc {
         let listener = TcpListener::bind(config.listen).await?;
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, config.http_port)).await?;
         let (smpp_addr, http_addr) = (listener.local_addr()?, http.local_addr()?);
+        let rest_listener = match &config.rest {
+            Some(rest) => Some(TcpListener::bind(rest.listen).await?),
+            None => None,
+        };
+        let rest_addr = rest_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let wall_us = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_micros();
+        let (center, jobs) = Center::new(config.clone(), wall_us as u64, journal);
         let server = Arc::new(Server {
-            center: Mutex::new(Center::new(config.clone(), wall_us as u64, journal)),
+            center: Mutex::new(center),
             tls: config.tls.clone().map(TlsAcceptor::from),
             config,
             started: Instant::now(),
@@ -304,6 +320,9 @@ impl Smsc {
         tracing::info!(%smpp_addr, %http_addr, accounts, profile = server.config.profile.name, "serving");
         tokio::spawn(server.clone().accept(listener));
         tokio::spawn(server.clone().tick());
+        if let (Some(listener), Some(jobs)) = (rest_listener, jobs) {
+            tokio::spawn(rest::serve(server.clone(), listener, jobs));
+        }
         let stopped = server.stop.clone().cancelled_owned();
         let router = http::router(server.clone());
         tokio::spawn(async move {
@@ -312,7 +331,7 @@ impl Smsc {
                 tracing::warn!(%error, "control plane of the carrier simulator ended");
             }
         });
-        Ok(Self { server, smpp_addr, http_addr })
+        Ok(Self { server, smpp_addr, http_addr, rest_addr })
     }
 
     pub fn smpp_addr(&self) -> SocketAddr {
@@ -321,6 +340,11 @@ impl Smsc {
 
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Where Twilio's API is, if it is.
+    pub fn rest_addr(&self) -> Option<SocketAddr> {
+        self.rest_addr
     }
 
     /// The stats with the last `seconds` of history.

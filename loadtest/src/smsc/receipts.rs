@@ -16,6 +16,7 @@ use super::addr::Addr;
 use super::center::{Center, Event};
 use super::decide::State;
 use super::journal::Line;
+use super::rest::Rest;
 use super::stats::seconds;
 use super::text;
 use super::wire::{self, ReceiptPdu, Submit, status};
@@ -187,7 +188,7 @@ impl Center {
         self.dispatch(account, now_us);
     }
 
-    fn acknowledged(&mut self, id: u64, code: u32, now_us: u64) {
+    pub fn acknowledged(&mut self, id: u64, code: u32, now_us: u64) {
         if let Some(record) = self.truth.of_id(id) {
             record.receipts_acked = record.receipts_acked.saturating_add(1);
         }
@@ -231,7 +232,8 @@ impl Center {
     }
 
     pub fn receipts_pending(&self) -> usize {
-        self.pending.len() - self.free_slots.len()
+        let callbacks = self.rest.as_ref().map_or(0, Rest::callbacks_pending);
+        self.pending.len() - self.free_slots.len() + callbacks
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::center::Center;
 use super::contract::Alarm;
 use super::decide::Fault;
+use super::rest::RestStats;
 use super::truth::Accepted;
 
 /// Seconds of history at most.
@@ -165,6 +166,9 @@ pub struct Stats {
     pub truth_lines_lost: u64,
     pub truth_write_failures: u64,
     pub seconds: Vec<Second>,
+    /// Of Twilio's API, where it is served.
+    #[serde(default)]
+    pub rest: Option<RestStats>,
 }
 
 /// Distributions for the metrics page. Without a recorder they go nowhere.
@@ -243,6 +247,7 @@ impl Center {
             truth_lines_lost: self.journal.as_ref().map_or(0, |journal| journal.lost_lines),
             truth_write_failures: self.journal.as_ref().map_or(0, |journal| journal.failures()),
             seconds: self.seconds.last(seconds),
+            rest: self.rest.as_ref().map(|rest| rest.stats),
         }
     }
 

@@ -131,7 +131,7 @@ impl Center {
         whole
     }
 
-    fn write_submit(&mut self, id: u64) {
+    pub fn write_submit(&mut self, id: u64) {
         if self.journal.is_none() {
             return;
         }

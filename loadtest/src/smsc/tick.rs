@@ -33,6 +33,7 @@ impl Center {
                 Event::Receipt { slot } => {
                     self.receipt_due(slot);
                 }
+                Event::Callback { slot } => self.callback_due(slot, now_us),
             }
         }
         for account in 0..self.accounts.len() {

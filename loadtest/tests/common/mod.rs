@@ -186,6 +186,13 @@ impl Messages for Fake {
         Err(errors::status(ErrorReason::MessageNotFound, ""))
     }
 
+    async fn explain_message(
+        &self,
+        _: Request<ExplainMessageRequest>,
+    ) -> Result<Response<ExplainMessageResponse>, Status> {
+        Err(errors::status(ErrorReason::MessageNotFound, ""))
+    }
+
     async fn list_messages(
         &self,
         request: Request<ListMessagesRequest>,

@@ -1,6 +1,7 @@
 //! How many submit_sm one connector moves: its runtime is one thread, the SMSC has another.
 //!
 //! `cargo run --release -p carillon-carriers --example throughput -- [messages] [tls]`
+use carillon_carriers::contract::{ContractHandle, SMPP_GENERIC};
 use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
 use carillon_carriers::{Clear, Connector as _, InboundSink, OpenGate, ReceiptReport, SendRequest};
 use carillon_proto::internal::SmppSettings;
@@ -124,6 +125,7 @@ async fn measure(settings: SmppSettings, messages: u64, with_tls: bool) -> Resul
         carrier: "bench".into(),
         settings,
         password: Clear::new("secret08".into()),
+        contract: ContractHandle::built_in(SMPP_GENERIC).ok_or("no contract")?,
         default_ca_pem: None,
         tuning: SmppTuning::default(),
     };
@@ -143,9 +145,11 @@ async fn measure(settings: SmppSettings, messages: u64, with_tls: bool) -> Resul
                     attempt_no: 1,
                     recipient: Clear::new("+12125550123".into()),
                     body: Clear::new(body.into()),
+                    sender: None,
                     encoding: counted.encoding,
                     segments: counted.segments,
                     validity: Some(Duration::from_secs(3600)),
+                    valid_until_ms: 0,
                     send_by: tokio::time::Instant::now() + Duration::from_secs(10),
                 },
                 &OpenGate,

@@ -3,11 +3,12 @@
 //! The node calls [`Connector::send`] only after the attempt is committed; the connector answers with exactly one
 //! [`SendOutcome`] and never repeats a message on its own. Receipts come back through the [`InboundSink`].
 use crate::Clear;
+use crate::contract::LookUpTerms;
 use carillon_proto::MessageId;
 use carillon_proto::internal::ReceiptState;
 use carillon_proto::public::{Encoding, Outcome};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 pub use futures::future::BoxFuture;
@@ -20,11 +21,16 @@ pub struct SendRequest {
     /// E.164, with or without the leading plus.
     pub recipient: Clear<String>,
     pub body: Clear<String>,
+    /// The sender of this message; `None`: the account's.
+    pub sender: Option<String>,
     /// As counted when the message was accepted.
     pub encoding: Encoding,
     pub segments: u32,
-    /// Time until the message expires; the carrier is asked to give up then. `None`: the carrier's default.
+    /// Time until the message expires or the recipient's hours end; the carrier is asked to give up then. `None`: the
+    /// carrier's default.
     pub validity: Option<Duration>,
+    /// The same moment, ms since the epoch; 0 = the carrier's default.
+    pub valid_until_ms: u64,
     /// No byte may be written at or after this.
     pub send_by: Instant,
 }
@@ -52,9 +58,85 @@ pub trait Connector: Send + Sync {
 
     fn status(&self) -> ConnectorStatus;
 
+    /// An HTTP call of the carrier to the callback address of this account.
+    fn callback(&self, callback: Callback) -> BoxFuture<'_, CallbackAnswer> {
+        drop(callback);
+        Box::pin(std::future::ready(CallbackAnswer::NotExpected))
+    }
+
+    /// How the carrier can be asked about messages; `None`: not at all.
+    fn look_up_terms(&self) -> Option<LookUpTerms> {
+        None
+    }
+
+    /// Asks the carrier what it knows of a message whose fate is unknown, within the carrier's quota.
+    fn look_up(&self, question: LookUp) -> BoxFuture<'_, LookUpAnswer> {
+        drop(question);
+        Box::pin(std::future::ready(LookUpAnswer::Unsupported))
+    }
+
     /// Takes no more messages, waits for the answers of those that are out, acknowledges the receipts it has, and
     /// says goodbye. Ends by itself: every wait in it has a time limit.
     fn drain(&self) -> BoxFuture<'_, ()>;
+}
+
+/// An HTTP call of a carrier, as it came in. Its body may quote the patient.
+#[derive(Debug)]
+pub struct Callback {
+    /// As it was sent, without the question mark; it is part of what is signed.
+    pub query: String,
+    /// The header with the carrier's signature.
+    pub signature: Option<String>,
+    pub body: Clear<Vec<u8>>,
+}
+
+/// What the carrier is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallbackAnswer {
+    /// Recorded, or it can never be: the carrier may forget it.
+    Done,
+    /// Not recorded: the carrier shall repeat it.
+    TryAgain,
+    /// The signature is missing or wrong.
+    BadSignature,
+    /// Signed, and still not something that can be read.
+    Malformed,
+    /// This account has no callbacks.
+    NotExpected,
+}
+
+/// Which message is asked about.
+#[derive(Debug)]
+pub struct LookUp {
+    pub message_id: MessageId,
+    /// The carrier's id, when its answer came. Without it the message is looked for by number, text and time.
+    pub carrier_ref: Option<String>,
+    pub recipient: Clear<String>,
+    pub body: Clear<String>,
+    /// When the attempt began and when it was given up.
+    pub sent_after: SystemTime,
+    pub sent_before: SystemTime,
+}
+
+/// What the carrier knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookUpAnswer {
+    Found {
+        carrier_ref: String,
+        state: ReceiptState,
+        code: String,
+    },
+    /// The carrier does not have it. `proven`: by its contract it was never taken over.
+    Absent {
+        proven: bool,
+    },
+    /// More than one message fits: nobody can tell.
+    Several,
+    /// The carrier did not answer, or its quota is used up.
+    NotNow {
+        retry_after: Duration,
+    },
+    Unsupported,
 }
 
 /// Permission to write.
@@ -94,7 +176,7 @@ pub enum ConnectorState {
     Up,
     /// No bind is up; it is being tried.
     Down,
-    /// No bind is up and the carrier refuses our credentials; it is tried again rarely.
+    /// No bind is up and the carrier refuses our credentials; it is tried again rarely. The number is the protocol's.
     Broken { status: u32 },
     /// It takes no more messages.
     Draining,

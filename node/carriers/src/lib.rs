@@ -11,10 +11,14 @@
 
 pub mod clear;
 pub mod connector;
+pub mod contract;
 pub mod smpp;
+mod tls;
+pub mod twilio;
 
 pub use clear::Clear;
 pub use connector::{
-    BoxFuture, Connector, ConnectorState, ConnectorStatus, GateClosed, InboundSink, LateAnswer, OpenGate,
-    ReceiptAck, ReceiptReport, SegmentGate, SendOutcome, SendRequest,
+    BoxFuture, Callback, CallbackAnswer, Connector, ConnectorState, ConnectorStatus, GateClosed, InboundSink,
+    LateAnswer, LookUp, LookUpAnswer, OpenGate, ReceiptAck, ReceiptReport, SegmentGate, SendOutcome,
+    SendRequest,
 };

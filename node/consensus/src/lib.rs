@@ -11,6 +11,7 @@
 //! 4. When the state batch that holds index `i` is written, call `applied(i)`.
 //!    A committed configuration change needs `apply_conf_change` and a write before: see `membership.rs`.
 //! 5. Poll again after `persisted` and `applied`: both may release more work.
+//!    [`Proposals`] remembers who waits for which entry, [`Release`] keeps what a change of the membership holds back.
 //! 6. Snapshots: `snapshot.rs`. The caller makes and moves the files, the group decides when one is needed and when it
 //!    counts.
 //!
@@ -36,22 +37,29 @@ mod config;
 mod election;
 mod error;
 mod group;
+mod log_slack;
 mod log_store;
 mod log_view;
 pub mod mem_log;
 mod membership;
+pub mod oracle;
 mod output;
+mod proposals;
 mod ready;
+mod release;
 mod snapshot;
 pub mod wire;
 
 pub use config::GroupConfig;
 pub use error::{GroupError, ProposeError, StepError};
 pub use group::{Group, bootstrap_write, join_write};
+pub use log_slack::{LogMarks, LogSlack, cut_index};
 pub use log_store::{GroupState, GroupWrite, LogError, LogStore, SnapshotMark};
 pub use mem_log::MemLog;
 pub use membership::MemberChange;
 pub use output::{
     CommittedEntry, EntryKind, Follower, Outputs, PersistTask, Proposal, ReadReady, RoleChange, SnapshotFetch,
 };
+pub use proposals::{Appended, Parts, Pending, Proposals, Taken, is_leader_start};
+pub use release::{Awaited, Release, Released};
 pub use snapshot::OfferError;

@@ -2,6 +2,7 @@
 //!
 //! The most frequent command: it reads one row if there is an idempotency key and normally none otherwise, and writes
 //! M, S, D and, where given, I, X and N. An opt-out is not looked for here but where it counts, when an attempt is to begin.
+use crate::dead_letter;
 use crate::effect::{CommandResult, Refusal};
 use crate::keys::{self, Index};
 use crate::message::{Message, Step};
@@ -10,7 +11,7 @@ use crate::tables::TableError;
 use crate::turn::Turn;
 use bytes::Bytes;
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Accept, IdempotencyRecord, MessagePayload, MessageStatus};
+use carillon_proto::internal::{Accept, DeadLetter, IdempotencyRecord, MessagePayload, MessageStatus};
 use carillon_proto::public::{MessageClass, Priority, WaitingReason};
 
 /// The indexes of an Accept, checked.
@@ -27,6 +28,13 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
         return earlier(&accept, row);
     }
     let id = indexes.id;
+    let replays = match accept.replay_of.is_empty() {
+        true => None,
+        false => match dead_letter::replayed_by(turn, &accept)? {
+            Ok(old) => Some(old),
+            Err(answer) => return Ok(answer),
+        },
+    };
     if !turn.highest.admits(turn.tables, &id)? {
         return Ok(CommandResult::Refused(Refusal::Malformed));
     }
@@ -41,11 +49,17 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
     if let Some(index) = indexes.reference {
         turn.tables.put(keys::reference(accept.practice_no, &index, &id), Vec::new());
     }
-    let step = if accept.not_before_ms > turn.now_ms {
+    let step = if accept.due_ms > accept.not_before_ms.max(turn.now_ms) {
+        // The leader found that the recipient's hours begin later.
+        Step::wait(WaitingReason::QuietHours, accept.due_ms)
+    } else if accept.not_before_ms > turn.now_ms {
         Step::wait(WaitingReason::Schedule, accept.not_before_ms)
     } else {
         Step::accepted(turn.now_ms)
     };
+    if let Some(old) = replays {
+        dead_letter::replayed(turn, old, &accept);
+    }
     let mut message = Message::new(id, status(&accept, turn.now_ms));
     turn.tables.put(keys::payload(&id), encode(&stored(accept, turn.now_ms)));
     message.advance(turn, step);
@@ -112,6 +126,10 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         retry: accept.retry,
         accepted_at_ms: now_ms,
         recipient_index,
+        route_no: accept.route_no,
+        dead_letter: accept.dead_letter_listed.then(|| DeadLetter { listed: true, ..Default::default() }),
+        open_until_ms: accept.open_until_ms,
+        hours_stamp: accept.hours_stamp,
         ..Default::default()
     }
 }

@@ -11,7 +11,8 @@ use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, OptOuts, Restored, Turn};
 use crate::{
-    accept, attempt, cancel, keys, leader, opt_out, outcome, quarantine, receipt, restore, retire, schedule,
+    accept, attempt, cancel, dead_letter, keys, leader, opt_out, outcome, quarantine, receipt, reroute,
+    restore, retire, schedule, series, update,
 };
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
@@ -90,6 +91,9 @@ impl Applier {
                     .iter()
                     .for_each(|n| digest.add(&n.to_be_bytes()));
             }
+            if let CommandResult::Updated(updated) = &result {
+                updated.outcomes.iter().for_each(|o| digest.add(&[o.disposition as u8, o.state as u8]));
+            }
             if let CommandResult::Resolved(resolved) = &result {
                 digest.add(&resolved.messages.to_be_bytes());
             }
@@ -136,8 +140,15 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::Expire(c)) => schedule::expire(turn, &c),
         Some(Kind::LeaderStart(c)) => leader::start(turn, &c),
         Some(Kind::HoldBack(c)) => schedule::hold_back(turn, &c),
+        Some(Kind::SetHours(c)) => schedule::set_hours(turn, c),
         Some(Kind::Retire(c)) => retire::retire(turn, &c),
         Some(Kind::OptOut(c)) => opt_out::record(turn, &c),
+        Some(Kind::UpdateByReference(c)) => update::by_reference(turn, c),
+        Some(Kind::DropDeadLetter(c)) => dead_letter::drop_one(turn, &c),
+        Some(Kind::PutSeries(c)) => series::put(turn, c),
+        Some(Kind::AdvanceSeries(c)) => series::advance(turn, &c),
+        Some(Kind::EndSeries(c)) => series::finish(turn, &c),
+        Some(Kind::Reroute(c)) => reroute::reroute(turn, &c),
         Some(Kind::Restore(c)) => restore::restore(turn, c),
         Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
@@ -183,8 +194,13 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::NotFresh => [15, 0],
             Refusal::OutOfOrder => [16, 0],
             Refusal::OptedOut => [18, 0],
+            Refusal::OldVersion { .. } => [40, 0],
+            Refusal::VersionReused => [41, 0],
+            Refusal::MovedOn => [42, 0],
+            Refusal::QuietHours => [19, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
         CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],
+        CommandResult::Updated(updated) => [43, u8::from(updated.duplicate)],
     }
 }

@@ -1,7 +1,7 @@
 //! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
 //!
 //! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
-//! exactly the attempts that the leader believes. Of two that race, the second finds another state or number. A recipient who
+//! exactly the attempts that the leader believes, inside the recipient's hours. Of two that race, the second finds another state or number. A recipient who
 //! has opted out gets nothing: the message ends here instead.
 use crate::effect::{CommandResult, Permit, Refusal};
 use crate::message::{self, Message, Step, next_attempt_no};
@@ -11,7 +11,7 @@ use crate::tables::TableError;
 use crate::turn::Turn;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{AttemptRecord, BeginAttempt};
-use carillon_proto::public::{MessageState, Outcome};
+use carillon_proto::public::{MessageState, Outcome, WaitingReason};
 
 pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResult, TableError> {
     let id = MessageId::from_bytes(&begin.message_id);
@@ -31,18 +31,35 @@ pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResu
         opt_out::end(turn, &mut message);
         return Ok(CommandResult::Refused(Refusal::OptedOut));
     }
+    let open_until_ms = message.status.open_until_ms;
+    let send_by_ms = match open_until_ms {
+        0 => begin.send_by_ms,
+        // A sender that stalls must not write after the hours.
+        until_ms => begin.send_by_ms.min(until_ms),
+    };
     message.push_attempt(AttemptRecord {
         number: begin.attempt_no,
         carrier_no: begin.carrier_no,
         term: begin.term,
         begin_ms: turn.now_ms,
-        send_by_ms: begin.send_by_ms,
+        send_by_ms,
         node_id: begin.node_id,
+        sender: clean_sender(&begin.sender),
         ..Default::default()
     });
+    let was_held = message.status.waiting_reason == WaitingReason::QuietHours as i32;
     let step = Step::to(MessageState::InFlight).attempt(begin.attempt_no, Outcome::Unspecified);
     message.advance(turn, step);
-    if turn.permits { permit(turn, &message, begin) } else { Ok(CommandResult::Done) }
+    if turn.permits { permit(turn, &message, begin, (send_by_ms, was_held)) } else { Ok(CommandResult::Done) }
+}
+
+/// Characters of a sender that are kept, at most.
+const SENDER_CHARS_MAX: usize = 32;
+
+/// A sender is a number or a name that the carrier shows; anything else is not kept.
+fn clean_sender(sender: &str) -> String {
+    let fits = sender.len() <= SENDER_CHARS_MAX && sender.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if fits { sender.to_owned() } else { String::new() }
 }
 
 fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {
@@ -53,12 +70,19 @@ fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refus
         Some(Refusal::Expired)
     } else if status.due_ms > turn.now_ms {
         Some(Refusal::WrongState(state))
+    } else if status.open_until_ms > 0 && status.open_until_ms <= turn.now_ms {
+        Some(Refusal::QuietHours)
     } else {
         None
     }
 }
 
-fn permit(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Result<CommandResult, TableError> {
+fn permit(
+    turn: &Turn,
+    message: &Message,
+    begin: &BeginAttempt,
+    (send_by_ms, was_held): (u64, bool),
+) -> Result<CommandResult, TableError> {
     let accept = records::payload(turn.tables, &message.id)?
         .and_then(|payload| payload.accept)
         .ok_or_else(|| corrupt('M', "missing for a message that table S knows"))?;
@@ -74,6 +98,8 @@ fn permit(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Result<Comman
         encoding: accept.encoding,
         segments: accept.segments,
         expires_at_ms: accept.expires_at_ms,
-        send_by_ms: begin.send_by_ms,
+        send_by_ms,
+        open_until_ms: message.status.open_until_ms,
+        was_held,
     })))
 }

@@ -5,7 +5,7 @@
 use crate::effect::{CancelOutcome, CommandResult, Refusal};
 use crate::keys::{self, Index};
 use crate::message::{self, DETAIL_CANCEL_REQUESTED, Message, Step};
-use crate::tables::TableError;
+use crate::tables::{ReadTables, TableError};
 use crate::turn::Turn;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Cancel, CancelByReference};
@@ -20,8 +20,8 @@ pub(crate) fn by_id(turn: &mut Turn, cancel: &Cancel) -> Result<CommandResult, T
         return Ok(CommandResult::Refused(Refusal::Malformed));
     };
     match Message::load(turn.tables, id)? {
-        Some(message) if message.status.practice_no == cancel.practice_no => {
-            Ok(CommandResult::Canceled(vec![take_back(turn, message)]))
+        Some(mut message) if message.status.practice_no == cancel.practice_no => {
+            Ok(CommandResult::Canceled(vec![take_back(turn, &mut message)]))
         }
         // Another practice's message does not exist for this one.
         _ => Ok(CommandResult::Refused(Refusal::NotFound)),
@@ -32,20 +32,25 @@ pub(crate) fn by_reference(turn: &mut Turn, cancel: &CancelByReference) -> Resul
     let Ok(index) = Index::try_from(cancel.reference_index.as_ref()) else {
         return Ok(CommandResult::Refused(Refusal::Malformed));
     };
-    let ids = of_reference(turn, cancel.practice_no, &index)?;
+    let ids = of_reference(turn.tables, cancel.practice_no, &index)?;
     let mut outcomes = Vec::with_capacity(ids.len());
     for id in ids {
-        let message = Message::load(turn.tables, id)?
+        let mut message = Message::load(turn.tables, id)?
             .ok_or_else(|| crate::records::corrupt('X', "names a message that does not exist"))?;
-        outcomes.push(take_back(turn, message));
+        outcomes.push(take_back(turn, &mut message));
     }
     Ok(CommandResult::Canceled(outcomes))
 }
 
-fn of_reference(turn: &Turn, practice_no: u32, index: &Index) -> Result<Vec<MessageId>, TableError> {
+/// The messages of a reference in the order of their ids, at most [`CANCEL_BY_REFERENCE_MAX`].
+pub(crate) fn of_reference(
+    tables: &dyn ReadTables,
+    practice_no: u32,
+    index: &Index,
+) -> Result<Vec<MessageId>, TableError> {
     let range = keys::reference_range(practice_no, index);
     let (mut ids, mut readable) = (Vec::new(), true);
-    turn.tables.scan(&range.start, &range.end, &mut |key, _| {
+    tables.scan(&range.start, &range.end, &mut |key, _| {
         match keys::decode_reference(key) {
             Some((_, _, id)) => ids.push(id),
             None => readable = false,
@@ -55,7 +60,7 @@ fn of_reference(turn: &Turn, practice_no: u32, index: &Index) -> Result<Vec<Mess
     if readable { Ok(ids) } else { Err(crate::records::corrupt('X', "key")) }
 }
 
-fn take_back(turn: &mut Turn, mut message: Message) -> CancelOutcome {
+pub(crate) fn take_back(turn: &mut Turn, message: &mut Message) -> CancelOutcome {
     match message.state() {
         state if message::waits(state) => message.end_unsent(turn, Step::to(MessageState::Canceled)),
         MessageState::InFlight | MessageState::Unknown if !message.cancel_requested() => {

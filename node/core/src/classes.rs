@@ -172,6 +172,12 @@ pub fn default_policy(class: MessageClass) -> ClassPolicy {
     }
 }
 
+/// Whether texts of the class hold nothing about a person: only those may go through a carrier without a business associate
+/// agreement. A text to staff may name a patient, and a confirmation says by itself that somebody is one.
+pub fn is_phi_free(class: MessageClass) -> bool {
+    class == MessageClass::PublicHealth
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +225,15 @@ mod tests {
         table.set(MessageClass::Survey, policy.clone());
         assert_eq!(table.get(MessageClass::Survey), policy);
         assert_eq!(table.get(MessageClass::Recall), default_policy(MessageClass::Recall));
+    }
+
+    #[test]
+    fn only_what_goes_to_the_public_is_free_of_phi() {
+        assert_eq!(
+            all().filter(|class| is_phi_free(*class)).collect::<Vec<_>>(),
+            [MessageClass::PublicHealth]
+        );
+        assert!(!is_phi_free(MessageClass::Unspecified));
     }
 
     #[test]

@@ -1,30 +1,47 @@
 //! What applying a batch causes outside the tables. Plain data: the leader acts on it, followers drop it.
 use bytes::Bytes;
 use carillon_proto::MessageId;
-use carillon_proto::internal::EventRecord;
+use carillon_proto::internal::{EventRecord, FactResult};
 use carillon_proto::public::MessageState;
 
 /// Answer to one command, aligned with the commands of the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandResult {
-    /// Accept: it is new.
+    /// Accept, PutSeries: it is new.
     Accepted,
-    /// Accept: the key named this message already, with the same content.
+    /// Accept, PutSeries: the key named this message already, with the same content.
     Duplicate { message_id: MessageId },
-    /// Accept: the key named another content.
+    /// Accept, PutSeries: the key named another content.
     KeyReused { message_id: MessageId },
     /// Cancel, CancelByReference: one answer for each message concerned.
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, LeaderStart, OptOut, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, SetHours, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
     /// ResolveQuarantine: what was released or dropped.
     Resolved(Resolved),
+    /// UpdateByReference: what became of each message.
+    Updated(Updated),
     /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
     Refused(Refusal),
+}
+
+impl CommandResult {
+    /// What apply said to a fact (an outcome, a receipt), as it travels between nodes.
+    pub fn fact(&self) -> FactResult {
+        match self {
+            Self::Done => FactResult::Recorded,
+            Self::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
+            Self::Refused(Refusal::NotFound) => FactResult::NotFound,
+            Self::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
+            // It comes again when the restore is over.
+            Self::Refused(Refusal::Restoring) => FactResult::Unspecified,
+            _ => FactResult::Malformed,
+        }
+    }
 }
 
 /// What one Retire dropped.
@@ -46,6 +63,37 @@ pub struct Resolved {
     pub more: bool,
 }
 
+/// What one UpdateByReference did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Updated {
+    /// The version had taken effect before; nothing was changed now.
+    pub duplicate: bool,
+    /// One for each message of the reference, in the order of their ids.
+    pub outcomes: Vec<UpdateOutcome>,
+}
+
+/// The answer to an update for one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateOutcome {
+    pub message_id: MessageId,
+    pub class: i32,
+    pub state: MessageState,
+    pub disposition: Disposition,
+    /// When a carrier took it over, or when the attempt began that may have; 0 = neither.
+    pub handed_over_ms: u64,
+}
+
+/// What an update did to a message; `carillon.v1.UpdateDisposition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    Updated = 1,
+    Canceled,
+    Unchanged,
+    HandedOver,
+    InDoubt,
+    Ended,
+}
+
 /// A committed attempt: the permission to hand one message to a carrier once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
@@ -61,6 +109,10 @@ pub struct Permit {
     pub segments: u32,
     pub expires_at_ms: u64,
     pub send_by_ms: u64,
+    /// The recipient's hours: nothing is handed over at or after this; 0 = no hours apply.
+    pub open_until_ms: u64,
+    /// It has waited for the recipient's hours.
+    pub was_held: bool,
 }
 
 /// The answer to a cancel for one message.
@@ -96,6 +148,16 @@ pub enum Refusal {
     NotFresh,
     /// Restore: the piece does not follow the one before. Look where it stands, and go on there.
     OutOfOrder,
+    /// UpdateByReference: a later version took effect before.
+    OldVersion {
+        known: u64,
+    },
+    /// UpdateByReference: the version took effect with other content.
+    VersionReused,
+    /// UpdateByReference: the reference has a message that the command does not know. AdvanceSeries: it stands elsewhere. Read again.
+    MovedOn,
+    /// BeginAttempt: the recipient's hours are over.
+    QuietHours,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.
@@ -120,6 +182,10 @@ pub struct DueEntry {
     pub deadline_ms: u64,
     pub carrier_no: u32,
     pub attempt_no: u32,
+    /// Nothing is handed over at or after this; 0 = no hours apply.
+    pub open_until_ms: u64,
+    /// The rules by which that was computed; 0 = it was not.
+    pub hours_stamp: u32,
 }
 
 /// Everything that one batch caused.

@@ -18,12 +18,22 @@
 //! | P | nothing | how far retention has come |
 //! | B | nothing | the backup that the partition was restored from |
 //! | Q | practice_no(4) message_id(16) | a message in quarantine; no value |
+//! | V | practice_no(4) reference index(16) | the version of an external reference |
+//! | W | 0(1) series_id(16), or 1(1) next_ms(8) series_id(16) | a series that has not ended; when its next message is due, no value |
+//! | Y | practice_no(4) message_id(16) | a dead letter that nobody has decided about; no value |
 //! | A | nothing | how far the log was applied |
 //!
 //! A slot's messages are one contiguous range of S. The slot of a key is always the slot of its id; a key where they
 //! differ does not decode. M, E and K are in the order of time: new rows go to the end and old ones leave at the front, so
 //! compaction moves most of the bytes without rewriting them and dead ranges go as a whole. M holds the payload, which is
 //! most of what is stored.
+mod changes;
+
+pub use changes::{
+    dead_letter, dead_letter_range, decode_dead_letter, decode_series, decode_series_due, decode_version,
+    series, series_due, series_due_until, version,
+};
+
 use carillon_proto::{MessageId, Slot};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use std::hash::Hasher as _;

@@ -27,7 +27,7 @@ pub(crate) fn start(turn: &mut Turn, start: &LeaderStart) -> Result<CommandResul
         let position = outcome::position(&message, attempt_no)
             .ok_or_else(|| corrupt('F', "names an attempt that does not exist"))?;
         let answer = Answer::new(Outcome::Ambiguous, CODE_LEADER_CHANGED.to_owned());
-        outcome::settle(turn, &mut message, position, &answer);
+        outcome::settle(turn, &mut message, position, &answer)?;
     }
     Ok(CommandResult::Done)
 }

@@ -16,6 +16,8 @@ mod apply;
 mod attempt;
 mod cancel;
 pub mod classes;
+pub mod clock;
+mod dead_letter;
 mod digest;
 pub mod effect;
 pub mod keys;
@@ -29,19 +31,23 @@ mod quarantine;
 pub mod query;
 mod receipt;
 mod records;
+mod reroute;
 mod restore;
 mod retire;
 mod retry;
 mod schedule;
+pub mod series;
+pub mod space;
 pub mod tables;
 mod turn;
+pub mod update;
 
 pub use applied::EntryMeta;
 pub use apply::{Applier, apply};
 pub use cancel::CANCEL_BY_REFERENCE_MAX;
 pub use effect::{
-    CancelOutcome, CommandResult, DueEntry, Effects, Permit, Reference, Refusal, Resolved, Retired,
-    ScheduleChange,
+    CancelOutcome, CommandResult, Disposition, DueEntry, Effects, Permit, Reference, Refusal, Resolved,
+    Retired, ScheduleChange, UpdateOutcome, Updated,
 };
 pub use leader::CODE_LEADER_CHANGED;
 pub use opt_out::OPT_OUT_MESSAGES_MAX;
@@ -49,6 +55,8 @@ pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAI
 pub use pieces::{next_piece, position_after};
 pub use quarantine::RESOLVE_LIMIT_MAX;
 pub use records::applied_record;
-pub use restore::{EVENTS_GAP, Fate, fate};
-pub use retire::RETIRE_LIMIT_MAX;
+pub use restore::{EVENTS_GAP, Fate, base_of_restored_events, fate};
+pub use retire::{Cutoffs, RETIRE_LIMIT_MAX};
+pub use schedule::DETAIL_QUIET_HOURS;
 pub use tables::{MemTables, ReadTables, TableError, Tables};
+pub use update::{DETAIL_CHANGED, UPDATES_MAX};

@@ -99,6 +99,11 @@ pub const fn waits(state: MessageState) -> bool {
     matches!(state, MessageState::Accepted | MessageState::Waiting)
 }
 
+/// The state in a record; `Unspecified` for one that is not known.
+pub fn state_of(status: &MessageStatus) -> MessageState {
+    MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified)
+}
+
 /// The number that the next attempt will have.
 pub fn next_attempt_no(status: &MessageStatus) -> u32 {
     status.attempts.last().map_or(1, |a| a.number + 1)
@@ -285,6 +290,22 @@ impl Message {
         self.save(turn);
     }
 
+    /// Stays what it is, waits until another time: rows and schedule follow what was written into the status.
+    pub fn refile(&mut self, turn: &mut Turn, due_ms: u64) {
+        let from = self.stored;
+        assert!(waits(from.state), "only what waits has a due time, this is {:?}", from.state);
+        self.status.due_ms = due_ms.min(self.status.expires_at_ms);
+        self.stored.due_ms = self.status.due_ms;
+        self.move_rows(turn, from, self.stored);
+        self.save(turn);
+    }
+
+    /// Goes on waiting as before; what the scheduler knows of it has changed.
+    pub fn stay(&mut self, turn: &mut Turn) {
+        self.move_rows(turn, self.stored, self.stored);
+        self.save(turn);
+    }
+
     /// Ends a message that was not handed over - unless an attempt is unresolved: then nobody can say that, and it
     /// is held as UNKNOWN.
     pub fn end_unsent(&mut self, turn: &mut Turn, step: Step) {
@@ -330,6 +351,9 @@ impl Message {
         if from.state == MessageState::Unknown && to.state != MessageState::Unknown && self.was_guarded() {
             turn.tables.delete(keys::quarantine(self.status.practice_no, &self.id));
         }
+        if to.state == MessageState::Dead && self.status.dead_letter.as_ref().is_some_and(|d| d.listed) {
+            turn.tables.put_new(keys::dead_letter(self.status.practice_no, &self.id), Vec::new());
+        }
         if to.state == MessageState::InFlight {
             let attempt = self.status.attempts.last().expect("a message in flight has an attempt");
             let row = InFlightRecord {
@@ -367,6 +391,8 @@ impl Message {
             deadline_ms: status.deadline_ms,
             carrier_no: status.carrier_no,
             attempt_no: next_attempt_no(status),
+            open_until_ms: status.open_until_ms,
+            hours_stamp: status.hours_stamp,
         }
     }
 }
@@ -380,6 +406,8 @@ fn due_record(entry: &DueEntry) -> DueRecord {
         deadline_ms: entry.deadline_ms,
         carrier_no: entry.carrier_no,
         attempt_no: entry.attempt_no,
+        open_until_ms: entry.open_until_ms,
+        hours_stamp: entry.hours_stamp,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::records::encode;
 use crate::retry;
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::update;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{ReceiptIndexRecord, RecordOutcome, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome, WaitingReason};
@@ -93,7 +94,7 @@ pub(crate) fn record(turn: &mut Turn, record: &RecordOutcome) -> Result<CommandR
         return Ok(CommandResult::Refused(Refusal::NotFound));
     };
     match position(&message, record.attempt_no) {
-        Some(position) => settle(turn, &mut message, position, &answer),
+        Some(position) => settle(turn, &mut message, position, &answer)?,
         // It was, and its answer is known; only resolved attempts are dropped from the record.
         None if (1..next_attempt_no(&message.status)).contains(&record.attempt_no) => {}
         None => return Ok(CommandResult::Refused(Refusal::WrongState(message.state()))),
@@ -107,11 +108,16 @@ fn counts(outcome: Outcome) -> bool {
 }
 
 /// Gives an attempt its answer, unless it has one, and moves the message on.
-pub(crate) fn settle(turn: &mut Turn, message: &mut Message, position: usize, answer: &Answer) {
+pub(crate) fn settle(
+    turn: &mut Turn,
+    message: &mut Message,
+    position: usize,
+    answer: &Answer,
+) -> Result<(), TableError> {
     let before = Outcome::try_from(message.status.attempts[position].outcome).unwrap_or(Outcome::Unspecified);
     let open = matches!(before, Outcome::Unspecified | Outcome::Ambiguous) && before != answer.outcome;
     if !open {
-        return;
+        return Ok(());
     }
     write_attempt(turn.now_ms, message, position, before, answer);
     if answer.outcome == Outcome::Accepted {
@@ -119,13 +125,14 @@ pub(crate) fn settle(turn: &mut Turn, message: &mut Message, position: usize, an
     }
     let in_flight_itself = position + 1 == message.status.attempts.len();
     match message.state() {
-        MessageState::InFlight if in_flight_itself => decide(turn, message, position, answer),
+        MessageState::InFlight if in_flight_itself => decide(turn, message, position, answer)?,
         MessageState::Unknown if message.taken_over() || message.unresolved() == 0 => {
-            decide(turn, message, position, answer);
+            decide(turn, message, position, answer)?;
         }
-        MessageState::Waiting if ends_a_resend(answer.outcome) => decide(turn, message, position, answer),
+        MessageState::Waiting if ends_a_resend(answer.outcome) => decide(turn, message, position, answer)?,
         _ => message.save(turn),
     }
+    Ok(())
 }
 
 fn ends_a_resend(outcome: Outcome) -> bool {
@@ -188,11 +195,17 @@ fn write_refs(turn: &mut Turn, message: &mut Message, position: usize, answer: &
 }
 
 /// The next state of a message that is moved by this answer.
-fn decide(turn: &mut Turn, message: &mut Message, position: usize, answer: &Answer) {
+fn decide(
+    turn: &mut Turn,
+    message: &mut Message,
+    position: usize,
+    answer: &Answer,
+) -> Result<(), TableError> {
     let attempt_no = message.status.attempts[position].number;
     let step = |step: Step| step.attempt(attempt_no, answer.outcome);
     if message.taken_over() {
-        return message.advance(turn, step(Step::to(MessageState::Submitted)));
+        message.advance(turn, step(Step::to(MessageState::Submitted)));
+        return Ok(());
     }
     let code = answer.code.as_str();
     match answer.outcome {
@@ -202,26 +215,37 @@ fn decide(turn: &mut Turn, message: &mut Message, position: usize, answer: &Answ
         }
         Outcome::OptedOut => message.advance(turn, step(Step::to(MessageState::OptedOut).detail(code))),
         Outcome::Expired => message.end_unsent(turn, step(Step::to(MessageState::Expired).detail(code))),
-        _ => again(turn, message, attempt_no, answer),
+        _ => again(turn, message, attempt_no, answer)?,
     }
+    Ok(())
 }
 
 /// Not taken over: waits for the next try, or ends.
-fn again(turn: &mut Turn, message: &mut Message, attempt_no: u32, answer: &Answer) {
+fn again(turn: &mut Turn, message: &mut Message, attempt_no: u32, answer: &Answer) -> Result<(), TableError> {
     let step = |step: Step| step.attempt(attempt_no, answer.outcome).detail(answer.code.as_str());
     if message.cancel_requested() {
-        return message.end_unsent(turn, step(Step::to(MessageState::Canceled)));
+        message.end_unsent(turn, step(Step::to(MessageState::Canceled)));
+        return Ok(());
     }
     let counted = message.status.attempts_counted;
     let (reason, delay_ms) = match retry::uncounted_wait(answer.outcome) {
         Some(wait) => wait,
         None if counted >= attempts_max(message) => {
-            return message.end_unsent(turn, step(Step::to(MessageState::Dead)));
+            message.end_unsent(turn, step(Step::to(MessageState::Dead)));
+            return Ok(());
         }
         None => (WaitingReason::Backoff, backoff_ms(message, attempt_no)),
     };
-    let due_ms = turn.now_ms.saturating_add(delay_ms.max(answer.retry_after_ms));
+    let not_before_ms = update::take_effect(turn, message)?;
+    if message.status.pending_update.is_some() {
+        // The resend would carry the old text, and nobody knows whether the first attempt did.
+        let held = Step::to(MessageState::Unknown).attempt(attempt_no, answer.outcome);
+        message.advance(turn, held.detail(update::DETAIL_CHANGED));
+        return Ok(());
+    }
+    let due_ms = turn.now_ms.saturating_add(delay_ms.max(answer.retry_after_ms)).max(not_before_ms);
     message.advance(turn, step(Step::wait(reason, due_ms)));
+    Ok(())
 }
 
 /// The answer was lost: UNKNOWN, and then what the class wants.
@@ -244,7 +268,8 @@ fn lost(turn: &mut Turn, message: &mut Message, attempt_no: u32, code: &str) {
             let first = message.unresolved() == 1;
             let left = message.status.attempts_counted < attempts_max(message);
             // A resend that could only expire would trade "unknown" for nothing.
-            if first && left && !canceled && due_ms < message.status.expires_at_ms {
+            let changed = message.status.pending_update.is_some();
+            if first && left && !canceled && !changed && due_ms < message.status.expires_at_ms {
                 let wait = Step::wait(WaitingReason::Backoff, due_ms).detail(DETAIL_RESEND);
                 message.advance(turn, step(wait));
             }

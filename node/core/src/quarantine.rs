@@ -10,6 +10,7 @@ use crate::outcome::DETAIL_RESEND;
 use crate::records::corrupt;
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::update;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{QuarantineAction, ResolveQuarantine};
 use carillon_proto::public::{MessageState, WaitingReason};
@@ -32,6 +33,8 @@ pub(crate) fn resolve(turn: &mut Turn, command: &ResolveQuarantine) -> Result<Co
             .filter(|message| message.state() == MessageState::Unknown)
             .ok_or_else(|| corrupt('Q', "names a message that is not in quarantine"))?;
         let step = if action == QuarantineAction::Release && !message.cancel_requested() {
+            // Whatever was sent, it was the old text: a resend carries the new one.
+            let _not_before_ms = update::take_effect_anyway(turn, &mut message)?;
             Step::wait(WaitingReason::Backoff, turn.now_ms).detail(DETAIL_RESEND)
         } else {
             Step::to(MessageState::Undelivered).detail(DETAIL_DROPPED)

@@ -207,6 +207,8 @@ pub fn due_page(
             deadline_ms: record.deadline_ms,
             carrier_no: record.carrier_no,
             attempt_no: record.attempt_no,
+            open_until_ms: record.open_until_ms,
+            hours_stamp: record.hours_stamp,
         })
     })
 }
@@ -263,6 +265,36 @@ pub fn quarantined(
         None => range,
     };
     collect(tables, &range, limit, |key, _| keys::decode_quarantine(key).ok_or_else(|| corrupt('Q', "key")))
+}
+
+/// Dead letters that nobody has decided about, with their practice, of one practice or (0) of all, after a position.
+pub fn dead_letters(
+    tables: &dyn ReadTables,
+    practice_no: u32,
+    after: Option<(u32, MessageId)>,
+    limit: usize,
+) -> Result<Vec<(u32, MessageId)>, TableError> {
+    let range = keys::dead_letter_range(practice_no);
+    let range = match after {
+        Some((practice_no, id)) => range.after(&keys::dead_letter(practice_no, &id)),
+        None => range,
+    };
+    collect(tables, &range, limit, |key, _| keys::decode_dead_letter(key).ok_or_else(|| corrupt('Y', "key")))
+}
+
+/// The messages of an external reference in the order of their ids, with their records.
+pub fn of_reference(
+    tables: &dyn ReadTables,
+    practice_no: u32,
+    index: &Index,
+) -> Result<Vec<ListRow>, TableError> {
+    let mut rows = Vec::new();
+    for message_id in crate::cancel::of_reference(tables, practice_no, index)? {
+        let (payload, status) = message(tables, &message_id)?
+            .ok_or_else(|| corrupt('X', "names a message that does not exist"))?;
+        rows.push(ListRow { message_id, payload, status });
+    }
+    Ok(rows)
 }
 
 /// Whether the partition holds messages or traces of them.

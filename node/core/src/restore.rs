@@ -55,6 +55,11 @@ pub fn fate(state: MessageState, due_ms: u64, guard_ms: u64) -> Fate {
     }
 }
 
+/// `events_base` of the pieces of a backup whose rows are in `tables`: above every index that the cluster can have given out.
+pub fn base_of_restored_events(tables: &dyn ReadTables) -> Result<u64, TableError> {
+    Ok(query::events_base(tables)? + records::applied_record(tables)?.index + EVENTS_GAP)
+}
+
 /// What the applier remembers.
 pub(crate) fn of(tables: &dyn ReadTables) -> Result<Restored, TableError> {
     let record = records::restore(tables)?;
@@ -119,6 +124,9 @@ fn fits(row: &RestoreRow) -> bool {
         Some(b'K') => keys::decode_kept_key(key).is_some(),
         Some(b'Q') => keys::decode_quarantine(key).is_some(),
         Some(b'O') => keys::decode_opt_out(key).is_some(),
+        Some(b'V') => keys::decode_version(key).is_some(),
+        Some(b'W') => keys::decode_series(key).is_some() || keys::decode_series_due(key).is_some(),
+        Some(b'Y') => keys::decode_dead_letter(key).is_some(),
         _ => false,
     }
 }

@@ -20,12 +20,43 @@ use crate::message::is_final;
 use crate::records::{self, corrupt, decode, encode};
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::update;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Accept, EventBlock, MessageStatus, RetentionRecord, Retire};
 use carillon_proto::public::MessageState;
 
 /// Rows that one command looks at, at most.
 pub const RETIRE_LIMIT_MAX: u32 = 1024;
+
+/// Rows of one command of the retention loop: applying it delays nobody.
+const PIECE_ROWS: u32 = 256;
+
+/// What has been kept long enough at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cutoffs {
+    pub finals_before_ms: u64,
+    pub keys_before_ms: u64,
+}
+
+impl Cutoffs {
+    /// Of a leader's clock and the times that final messages and idempotency keys are kept.
+    pub fn at(now_ms: u64, finals_s: u64, keys_s: u64) -> Self {
+        let before = |seconds: u64| now_ms.saturating_sub(seconds.saturating_mul(1000));
+        Self { finals_before_ms: before(finals_s), keys_before_ms: before(keys_s) }
+    }
+
+    /// How late the oldest block of events and the oldest kept key are (`query::oldest_kept_ms`); 0 = nothing is due.
+    pub fn lag_ms(self, (block, key): (Option<u64>, Option<u64>)) -> u64 {
+        let late = |at: Option<u64>, cutoff: u64| at.map_or(0, |at| cutoff.saturating_sub(at));
+        late(block, self.finals_before_ms).max(late(key, self.keys_before_ms))
+    }
+
+    /// The next piece.
+    pub fn command(self) -> Retire {
+        let Self { finals_before_ms, keys_before_ms } = self;
+        Retire { finals_before_ms, keys_before_ms, limit: PIECE_ROWS }
+    }
+}
 
 pub(crate) fn retire(turn: &mut Turn, command: &Retire) -> Result<CommandResult, TableError> {
     let before = records::retention(turn.tables)?;
@@ -138,6 +169,15 @@ fn message(
     turn.tables.delete(keys::payload(id));
     if let Some(index) = stored_index(&accept.reference_index)? {
         turn.tables.delete(keys::reference(accept.practice_no, &index, id));
+        update::forget(turn, accept.practice_no, &index)?;
+    }
+    if status
+        .dead_letter
+        .as_ref()
+        .is_some_and(|d| d.listed && d.dropped.is_empty() && d.replayed_as.is_empty())
+        && status.state == MessageState::Dead as i32
+    {
+        turn.tables.delete(keys::dead_letter(status.practice_no, id));
     }
     key(turn, &accept, payload.accepted_at_ms, keys_before_ms, retired)?;
     retired.messages += 1;

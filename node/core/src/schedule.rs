@@ -1,11 +1,16 @@
-//! Expire and HoldBack: what happens to a message that waits without being sent.
+//! Expire, HoldBack and SetHours: what happens to a message that waits without being sent.
 use crate::effect::{CommandResult, Refusal};
 use crate::message::{self, Message, Step};
 use crate::tables::TableError;
 use crate::turn::Turn;
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Expire, HoldBack};
+use carillon_proto::internal::{Expire, HoldBack, SetHours};
 use carillon_proto::public::{MessageState, WaitingReason};
+
+/// Detail of a message that expired while it waited for the recipient's hours.
+pub const DETAIL_QUIET_HOURS: &str = "quiet_hours";
+/// Bytes of a rule's name that are kept, at most.
+const RULE_BYTES_MAX: usize = 64;
 
 /// The message if it waits, otherwise the refusal.
 fn waiting(turn: &Turn, message_id: &[u8]) -> Result<Result<Message, Refusal>, TableError> {
@@ -26,7 +31,10 @@ pub(crate) fn expire(turn: &mut Turn, expire: &Expire) -> Result<CommandResult, 
     if message.status.expires_at_ms > turn.now_ms {
         return Ok(CommandResult::Refused(Refusal::NotExpired));
     }
-    message.end_unsent(turn, Step::to(MessageState::Expired));
+    let step = Step::to(MessageState::Expired);
+    let held = message.status.waiting_reason == WaitingReason::QuietHours as i32;
+    let step = if held { step.detail(DETAIL_QUIET_HOURS) } else { step };
+    message.end_unsent(turn, step);
     Ok(CommandResult::Done)
 }
 
@@ -43,4 +51,25 @@ pub(crate) fn hold_back(turn: &mut Turn, hold: &HoldBack) -> Result<CommandResul
         }
         Err(refusal) => Ok(CommandResult::Refused(refusal)),
     }
+}
+
+/// The leader computed the hours anew. A window that is open changes only how long it is open.
+pub(crate) fn set_hours(turn: &mut Turn, hours: SetHours) -> Result<CommandResult, TableError> {
+    if hours.rule.len() > RULE_BYTES_MAX {
+        return Ok(CommandResult::Refused(Refusal::Malformed));
+    }
+    let mut message = match waiting(turn, &hours.message_id)? {
+        Ok(message) => message,
+        Err(refusal) => return Ok(CommandResult::Refused(refusal)),
+    };
+    message.status.open_until_ms = hours.open_until_ms;
+    message.status.hours_stamp = hours.hours_stamp;
+    match hours.due_ms {
+        0 => message.stay(turn),
+        due_ms => {
+            let wait = Step::wait(WaitingReason::QuietHours, due_ms.max(turn.now_ms));
+            message.advance(turn, wait.detail(hours.rule));
+        }
+    }
+    Ok(CommandResult::Done)
 }

@@ -81,7 +81,7 @@ const SETUPS: &str = "-AWwbrFSUDNECROX";
 
 /// One row for each command, one letter for each setup above it: the state after it, `=` for "done, same state", `!` for
 /// "refused, nothing changed".
-const TABLE: [(&str, &str); 14] = [
+const TABLE: [(&str, &str); 17] = [
     ("setup              ", SETUPS),
     ("accept again       ", "A!!!!!!!!!!!!!!!"),
     ("cancel             ", "!CCCCU=========="),
@@ -96,6 +96,9 @@ const TABLE: [(&str, &str); 14] = [
     ("leader start       ", "======U========="),
     ("hold back          ", "!W====!!!!!!!!!!"),
     ("opt out            ", "=OOOOU=========="),
+    ("update             ", "=W===U=========="),
+    ("update by cancel   ", "=CCCCU=========="),
+    ("drop dead letter   ", "!!!!!!!!!!!!!!!="),
 ];
 
 fn command(world: &mut World, name: &str) -> Kind {
@@ -123,6 +126,11 @@ fn command(world: &mut World, name: &str) -> Kind {
             leader_start(world.term)
         }
         "opt out" => opt_out(PRACTICE, 200),
+        "update" => update(1, 7, |u| {
+            (u.not_before_ms, u.sealed_body, u.segments) = (world.now_ms + 60_000, index(9), 2);
+        }),
+        "update by cancel" => update(1, 7, |u| u.cancel = true),
+        "drop dead letter" => drop_dead_letter(1, "wrong_number"),
         "hold back" => hold_back(1, world.now_ms + 1_000),
         _ => unreachable!(),
     }

@@ -1,5 +1,6 @@
 //! The meta group: what it admits, what it refuses, what the view shows.
 use bytes::Bytes;
+use carillon_core::meta::level;
 use carillon_core::meta::{self, MetaEffects, MetaRefusal, MetaView};
 use carillon_core::{EntryMeta, MemTables, TableError, applied_record};
 use carillon_proto::internal::meta_command::Kind;
@@ -193,6 +194,69 @@ fn a_carrier_that_cannot_work_is_refused_with_the_field() {
         assert!(matches!(refusal, MetaRefusal::Invalid { field, .. } if field == expected), "{refusal}");
         assert_eq!(group.view().carriers.len(), 0);
     }
+}
+
+fn twilio_record() -> CarrierRecord {
+    let twilio = TwilioSettings {
+        base_url: "https://api.twilio.example".into(),
+        account_sid: format!("AC{:032x}", 1),
+        auth_token_secret: "twilio-token".into(),
+        from: "+12025550100".into(),
+        callback_url: "https://texts.clinic.example/carriers/second?a=b".into(),
+        connections_per_node: 8,
+        response_timeout_ms: 10_000,
+        throttle_pause_ms: 1_000,
+        ..Default::default()
+    };
+    CarrierRecord { smpp: None, twilio: Some(twilio), ..record("second") }
+}
+
+#[test]
+fn an_http_account_is_checked_like_the_others_and_needs_the_level_that_knows_it() {
+    type Case = (fn(&mut TwilioSettings), &'static str);
+    let cases: [Case; 12] = [
+        (|t| t.base_url = "ftp://x".into(), "twilio.base_url"),
+        (|t| t.base_url = "https://".into(), "twilio.base_url"),
+        (|t| t.account_sid = "AC1".into(), "twilio.account_sid"),
+        (|t| t.auth_token_secret.clear(), "twilio.auth_token_secret"),
+        (|t| t.auth_token_secret = "../x".into(), "twilio.auth_token_secret"),
+        (|t| t.api_key_sid = "SK".into(), "twilio.api_key_sid"),
+        (|t| t.api_key_secret = "alone".into(), "twilio.api_key_secret"),
+        (|t| t.messaging_service_sid = "MGx".into(), "twilio.messaging_service_sid"),
+        (|t| t.from.clear(), "twilio.from"),
+        (|t| t.callback_url = "https://a/#b".into(), "twilio.callback_url"),
+        (|t| t.connections_per_node = 0, "twilio.connections_per_node"),
+        (|t| t.throttle_pause_ms = 0, "twilio.throttle_pause_ms"),
+    ];
+    let put = |record| Kind::PutCarrier(PutCarrier { carrier: Some(record) });
+    let ready = || {
+        let mut group = Group::default();
+        group.one(Kind::RaiseLevel(RaiseLevel { level: level::LEVEL_DELIVERY })).unwrap();
+        group
+    };
+    for (change, expected) in cases {
+        let mut record = twilio_record();
+        change(record.twilio.as_mut().unwrap());
+        let refusal = ready().one(put(record)).unwrap_err();
+        assert!(matches!(refusal, MetaRefusal::Invalid { field, .. } if field == expected), "{refusal}");
+    }
+    let both = CarrierRecord { smpp: record("x").smpp, ..twilio_record() };
+    for (broken, expected) in [
+        (both, "twilio"),
+        (CarrierRecord { contract: "Ours!".into(), ..twilio_record() }, "contract"),
+        (CarrierRecord { baa: 9, ..twilio_record() }, "baa"),
+    ] {
+        let refusal = ready().one(put(broken)).unwrap_err();
+        assert!(matches!(refusal, MetaRefusal::Invalid { field, .. } if field == expected), "{refusal}");
+    }
+    let with_contract = CarrierRecord { contract: "ours".into(), ..record("third") };
+    let without_baa = CarrierRecord { baa: Baa::None.into(), ..record("third") };
+    for newer in [twilio_record(), with_contract, without_baa] {
+        assert_eq!(level::needed(&put(newer.clone())), level::LEVEL_DELIVERY);
+        assert!(Group::default().one(put(newer.clone())).is_err());
+        assert!(ready().one(put(newer)).is_ok());
+    }
+    assert_eq!(level::needed(&put(record("first"))), level::LEVEL_BASE);
 }
 
 #[test]

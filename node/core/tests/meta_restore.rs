@@ -83,6 +83,7 @@ fn backup() -> MetaBackup {
             provider_key_id: "file:1".into(),
             created_at_ms: 77,
         }],
+        routes: vec![RouteRecord { route_no: 6, name: "all".into(), ..Default::default() }],
     }
 }
 

@@ -2,6 +2,7 @@
 use crate::cells::{CellNo, Cells};
 use crate::scheduler::Scheduler;
 use crate::types::{Attempt, BeginDecision, Decision, Row, Stage, level_of, ms_until};
+use carillon_proto::MessageId;
 use std::time::Duration;
 
 impl Scheduler {
@@ -10,7 +11,7 @@ impl Scheduler {
     pub fn decide(&mut self, now_ms: u64, mono: Duration) -> Decision {
         self.now_ms = now_ms;
         let mut decision = Decision::default();
-        let mut put_off = 0;
+        let mut put_off = PutOff::default();
         while let Some(&(at_ms, no)) = self.timers.first()
             && at_ms <= now_ms
         {
@@ -22,38 +23,47 @@ impl Scheduler {
         decision
     }
 
-    /// A row's timer has passed: it is due, has aged, or has expired. Its next timer, if any, lies in the
-    /// future. `put_off` counts the expiries that this decision has no room for: they come `expire_max` at a
-    /// time.
-    fn look_at(&mut self, no: CellNo, decision: &mut Decision, put_off: &mut usize) {
+    /// A row's timer has passed: it is due, has aged, its hours are over, or it has expired. Its next timer, if any,
+    /// lies in the future. `put_off` counts what this decision has no room for: it comes so much at a time.
+    fn look_at(&mut self, no: CellNo, decision: &mut Decision, put_off: &mut PutOff) {
         self.set_timer(no, None);
         let now_ms = self.now_ms;
         let (partition, id) = (self.cells[no].partition, self.cells[no].id);
         let Some(row) = &mut self.cells[no].row else { return };
+        let stamp = self.stamps.of(row.practice_no);
+        let retry_ms = self.config.expire_retry_ms;
         if row.expires_at_ms <= now_ms {
-            self.leave_lane(no);
-            let again_ms = if decision.expire.len() < self.config.expire_max {
-                decision.expire.push((partition, id));
-                self.counts.expired += 1;
-                self.config.expire_retry_ms
-            } else {
-                *put_off += 1;
-                put_off.div_ceil(self.config.expire_max) as u64
-            };
-            if let Some(row) = &mut self.cells[no].row {
-                row.stage = Stage::Expiring;
-            }
-            self.set_timer(no, Some(now_ms.saturating_add(again_ms)));
-            return;
+            let (list, max) = (&mut decision.expire, self.config.expire_max);
+            let again_ms =
+                hand_out(list, max, &mut put_off.expire, &mut self.counts.expired, (partition, id));
+            return self.set_aside(no, now_ms.saturating_add(again_ms.unwrap_or(retry_ms)));
+        }
+        if row.is_closed(stamp, now_ms) {
+            let (list, max) = (&mut decision.closed, self.config.closed_max);
+            let again_ms = hand_out(list, max, &mut put_off.closed, &mut self.counts.closed, (partition, id));
+            return self.set_aside(no, now_ms.saturating_add(again_ms.unwrap_or(retry_ms)));
         }
         let level = level_of(row.priority).expect("a row was put in under its level") as u8;
         let aged_ms = row.due_ms.saturating_add(self.config.ageing_ms);
         let may_age = level > 0 && aged_ms > now_ms;
         let next_ms = if may_age { aged_ms.min(row.expires_at_ms) } else { row.expires_at_ms };
+        let next_ms = match row.open_until_ms {
+            until_ms if until_ms > 0 && stamp != 0 => next_ms.min(until_ms),
+            _ => next_ms,
+        };
         let level = if may_age { level } else { level.saturating_sub(1) };
         self.leave_lane(no);
         self.join_lane(no, level);
         self.set_timer(no, Some(next_ms));
+    }
+
+    /// The row waits for a change that was asked for.
+    fn set_aside(&mut self, no: CellNo, again_at_ms: u64) {
+        self.leave_lane(no);
+        if let Some(row) = &mut self.cells[no].row {
+            row.stage = Stage::Expiring;
+        }
+        self.set_timer(no, Some(again_at_ms));
     }
 
     /// Fills each lane's prefetch in order. The first message that does not fit stops its lane, so order
@@ -109,12 +119,36 @@ impl Scheduler {
     }
 }
 
+/// What one decision has no room for.
+#[derive(Debug, Default)]
+struct PutOff {
+    expire: usize,
+    closed: usize,
+}
+
+/// Puts a message on a list, or says after how many ms there may be room for it.
+fn hand_out(
+    list: &mut Vec<(u32, MessageId)>,
+    max: usize,
+    put_off: &mut usize,
+    count: &mut u64,
+    message: (u32, MessageId),
+) -> Option<u64> {
+    if list.len() < max {
+        list.push(message);
+        *count += 1;
+        return None;
+    }
+    *put_off += 1;
+    Some(put_off.div_ceil(max) as u64)
+}
+
 /// What the message costs on its lane; a message of no known length costs one.
 fn segments_of(cells: &Cells, no: CellNo) -> u32 {
     cells[no].row.as_ref().map_or(1, |row| row.segments.max(1))
 }
 
-fn begin_decision(partition: u32, message_id: carillon_proto::MessageId, row: &Row) -> BeginDecision {
+fn begin_decision(partition: u32, message_id: MessageId, row: &Row) -> BeginDecision {
     BeginDecision {
         partition,
         message_id,

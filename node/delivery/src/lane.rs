@@ -20,6 +20,8 @@ pub(crate) struct Lane {
     pub config: Option<LaneConfig>,
     /// Moment of the monotonic clock until which nothing is begun.
     pub paused_until: Duration,
+    /// Attempts in flight while its breaker is not closed, at most.
+    pub breaker_max: Option<u32>,
     /// The next permit is free then.
     pub opens_at: Duration,
     pub in_flight: u32,
@@ -66,7 +68,11 @@ impl Lane {
 
     /// Nothing would be lost by dropping it.
     pub fn is_idle(&self, mono: Duration) -> bool {
-        self.config.is_none() && self.in_flight == 0 && !self.has_ready() && !self.is_paused(mono)
+        self.config.is_none()
+            && self.breaker_max.is_none()
+            && self.in_flight == 0
+            && !self.has_ready()
+            && !self.is_paused(mono)
     }
 
     /// True if an attempt of so many segments may begin now.
@@ -75,6 +81,9 @@ impl Lane {
             return false;
         };
         if self.in_flight >= config.in_flight_max || self.unsent_attempts >= settings.prefetch_attempts_max {
+            return false;
+        }
+        if self.breaker_max.is_some_and(|max| self.in_flight >= max) {
             return false;
         }
         let by_time =

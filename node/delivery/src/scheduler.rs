@@ -11,9 +11,10 @@
 //!
 //! Does not: propose, read tables, know raft terms.
 use crate::cells::{CellNo, Cells};
+use crate::hours::Stamps;
 use crate::key::RowKey;
 use crate::lane::Lane;
-use crate::types::{BeginResult, ConfigError, LaneConfig, PRIORITIES, SchedulerConfig, level_of};
+use crate::types::{BeginResult, ConfigError, LaneConfig, PRIORITIES, SchedulerConfig, Stage, level_of};
 use crate::window::Window;
 use carillon_core::ScheduleChange;
 use carillon_proto::MessageId;
@@ -35,6 +36,8 @@ pub struct Scheduler {
     /// The wall clock at the last call that told it.
     pub(crate) now_ms: u64,
     pub(crate) counts: Counts,
+    /// The rules of the hours that are in force.
+    pub(crate) stamps: Stamps,
 }
 
 /// A led partition.
@@ -51,6 +54,7 @@ pub(crate) struct Counts {
     pub chosen: u64,
     pub refused: u64,
     pub expired: u64,
+    pub closed: u64,
     pub misfits: u64,
 }
 
@@ -67,6 +71,7 @@ impl Scheduler {
             page_cursor: (0, 0),
             now_ms: 0,
             counts: Counts::default(),
+            stamps: Stamps::default(),
         })
     }
 
@@ -174,6 +179,13 @@ impl Scheduler {
         self.lanes.entry(carrier_no).or_default().paused_until = until;
     }
 
+    /// The breaker of the lane allows so many attempts in flight; `None` = all that it carries.
+    pub fn limit_lane(&mut self, carrier_no: u32, attempts_max: Option<u32>) {
+        if attempts_max.is_some() || self.lanes.contains_key(&carrier_no) {
+            self.lanes.entry(carrier_no).or_default().breaker_max = attempts_max;
+        }
+    }
+
     /// The next permit of the lane is free at this moment of the monotonic clock: attempts begin a little before it, not earlier.
     pub fn lane_opens(&mut self, carrier_no: u32, at: Duration) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
@@ -186,6 +198,25 @@ impl Scheduler {
         let waits =
             |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
         self.lanes.iter().map(move |(carrier_no, lane)| (*carrier_no, waits(lane)))
+    }
+
+    /// Other rules of the hours are in force: what was computed by the old ones is not begun.
+    /// True if they are others than before.
+    pub fn set_hours(&mut self, stamps: Stamps) -> bool {
+        if self.stamps == stamps {
+            return false;
+        }
+        self.stamps = stamps;
+        let ready: Vec<CellNo> = self
+            .partitions
+            .values()
+            .flat_map(|led| led.windows.iter().flat_map(Window::cells))
+            .filter(|no| self.cells[*no].row.as_ref().is_some_and(|r| matches!(r.stage, Stage::Ready { .. })))
+            .collect();
+        for no in ready {
+            self.set_timer(no, Some(self.now_ms));
+        }
+        true
     }
 
     /// The level of a priority; a row of another priority is a bug of the core and is counted.

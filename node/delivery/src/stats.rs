@@ -1,6 +1,6 @@
 //! What the scheduler holds, for metrics, the admin API and explanations. Read-only.
 use crate::scheduler::Scheduler;
-use crate::types::Stage;
+use crate::types::{Stage, ms_until};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct SchedulerStats {
     pub chosen_total: u64,
     pub refused_total: u64,
     pub expired_total: u64,
+    /// Hours that had to be computed anew.
+    pub closed_total: u64,
     /// Rows that fit no window: a bug of the core if not 0.
     pub misfits_total: u64,
 }
@@ -69,9 +71,15 @@ impl Scheduler {
             chosen_total: self.counts.chosen,
             refused_total: self.counts.refused,
             expired_total: self.counts.expired,
+            closed_total: self.counts.closed,
             misfits_total: self.counts.misfits,
             lanes,
         }
+    }
+
+    /// How long a lane is still paused.
+    pub fn paused_for_ms(&self, carrier_no: u32, mono: Duration) -> u64 {
+        self.lanes.get(&carrier_no).map_or(0, |lane| ms_until(lane.paused_until, mono))
     }
 
     /// The due time of each lane's oldest ready message. Windows are in order of due time, so this looks at

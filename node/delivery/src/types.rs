@@ -31,6 +31,8 @@ pub struct SchedulerConfig {
     pub expire_retry_ms: u64,
     /// Expiries of one decision, at most.
     pub expire_max: usize,
+    /// Messages of one decision whose hours are to be computed anew, at most.
+    pub closed_max: usize,
 }
 
 impl Default for SchedulerConfig {
@@ -47,6 +49,7 @@ impl Default for SchedulerConfig {
             reoffer_ms: 100,
             expire_retry_ms: 5_000,
             expire_max: 512,
+            closed_max: 512,
         }
     }
 }
@@ -72,7 +75,8 @@ impl SchedulerConfig {
         at_least("prefetch_attempts_max", u64::from(self.prefetch_attempts_max), 1)?;
         at_least("reoffer_ms", self.reoffer_ms, 1)?;
         at_least("expire_retry_ms", self.expire_retry_ms, 1)?;
-        at_least("expire_max", self.expire_max as u64, 1)
+        at_least("expire_max", self.expire_max as u64, 1)?;
+        at_least("closed_max", self.closed_max as u64, 1)
     }
 }
 
@@ -121,6 +125,9 @@ pub struct Decision {
     pub begin: Vec<BeginDecision>,
     /// Propose the expiry of these. They come back as changes; if not, they are decided again.
     pub expire: Vec<(u32, MessageId)>,
+    /// Compute the hours of these anew and propose them: their window is over, or was computed by other rules. They come back as
+    /// changes; if not, they are decided again.
+    pub closed: Vec<(u32, MessageId)>,
     /// Decide again at this time of the wall clock at the latest; always later than now. Inputs ask for a
     /// decision of their own. `None` = only inputs can bring news.
     pub next_wake_ms: Option<u64>,
@@ -146,6 +153,8 @@ pub(crate) struct Row {
     pub class: i32,
     pub segments: u32,
     pub attempt_no: u32,
+    pub open_until_ms: u64,
+    pub hours_stamp: u32,
     pub priority: u8,
     pub stage: Stage,
     /// When the scheduler looks at the row again; it is in the timers under this time.
@@ -159,7 +168,7 @@ pub(crate) enum Stage {
     Waiting,
     /// Due, in the lane's queue of this level.
     Ready { level: u8 },
-    /// Its expiry was decided.
+    /// Its expiry was decided, or new hours for it.
     Expiring,
     /// An attempt of the message is not resolved.
     Held,
@@ -176,6 +185,8 @@ impl Row {
             class: entry.class,
             segments: entry.segments,
             attempt_no: entry.attempt_no,
+            open_until_ms: entry.open_until_ms,
+            hours_stamp: entry.hours_stamp,
             priority: entry.priority,
             stage: Stage::Held,
             timer_ms: None,
@@ -195,11 +206,20 @@ impl Row {
             deadline_ms,
             carrier_no,
             attempt_no,
+            open_until_ms,
+            hours_stamp,
         } = *entry;
         (self.priority, self.due_ms, self.practice_no, self.class, self.segments)
             == (priority, due_ms, practice_no, class, segments)
             && (self.expires_at_ms, self.deadline_ms, self.carrier_no, self.attempt_no)
                 == (expires_at_ms, deadline_ms, carrier_no, attempt_no)
+            && (self.open_until_ms, self.hours_stamp) == (open_until_ms, hours_stamp)
+    }
+
+    /// May it not be handed over now? `stamp` = of the rules in force, 0 = none are.
+    pub fn is_closed(&self, stamp: u32, now_ms: u64) -> bool {
+        let over = self.open_until_ms > 0 && self.open_until_ms <= now_ms;
+        stamp != 0 && (self.hours_stamp != stamp || over)
     }
 
     /// The last moment at which sending is useful.

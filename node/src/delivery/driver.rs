@@ -2,33 +2,44 @@
 //!
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
+use super::agreement;
+use super::backlog::{LaneLook, Looker};
+use super::connect::Connect;
 use super::facts::Facts;
+use super::failover::Failover;
 use super::grants::Grants;
+use super::health::Health;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable};
 use super::leases::{Leases, MonoClock};
 use super::receipts::{ReceiptRouter, ReceiptSink};
+use super::reconcile::Reconciler;
+use super::renewal::Renewal;
 use super::sending::Sender;
 use super::shares::ShareKeeper;
+use crate::clock::now_ms as clock_ms;
 use crate::config::Config;
 use crate::engine::peers::PeerChannels;
 use crate::engine::{DriverEvent, NodeHandle};
 use crate::failpoints;
+use crate::hours::Hours;
 use crate::meta::MetaClient;
 use crate::seal::Keyring;
 use bytes::Bytes;
 use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
+use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, query};
 use carillon_delivery::lease::LIMIT_BASE;
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
+use carillon_proto::public::Outcome;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, watch};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
@@ -52,19 +63,51 @@ const FACT_STALL: Duration = Duration::from_secs(3);
 
 /// What the driver's own helpers report.
 pub enum Local {
-    Begun { partition: u32, term: u64, results: Vec<(MessageId, BeginResult)> },
-    Sent { partition: u32, term: u64, message_id: MessageId },
-    Finished { partition: u32, term: u64, message_id: MessageId },
-    Pause { carrier_no: u32, pause: Duration },
-    Page { partition: u32, term: u64, request_id: u64, page: Option<(Vec<carillon_core::DueEntry>, bool)> },
+    Begun {
+        partition: u32,
+        term: u64,
+        results: Vec<(MessageId, BeginResult)>,
+    },
+    Sent {
+        partition: u32,
+        term: u64,
+        message_id: MessageId,
+    },
+    Finished {
+        partition: u32,
+        term: u64,
+        message_id: MessageId,
+    },
+    /// An attempt was answered.
+    Answered {
+        carrier_no: u32,
+        outcome: Outcome,
+    },
+    Pause {
+        carrier_no: u32,
+        pause: Duration,
+    },
+    /// Somebody asks how a lane stands.
+    Look {
+        carrier_no: u32,
+        reply: oneshot::Sender<LaneLook>,
+    },
+    Page {
+        partition: u32,
+        term: u64,
+        request_id: u64,
+        page: Option<(Vec<carillon_core::DueEntry>, bool)>,
+    },
 }
 
 /// The running wing.
 pub struct Delivery {
     pub lanes: LaneTable,
+    pub connect: Connect,
     pub receipts: ReceiptRouter,
     pub facts: Facts,
     pub shares: ShareKeeper,
+    pub looker: Looker,
     pub grants: Grants,
     attempts: TaskTracker,
     stop: watch::Sender<bool>,
@@ -77,19 +120,17 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     shares: ShareKeeper,
+    health: Health,
     leases: Leases,
     grants: Grants,
     channels: Arc<PeerChannels>,
+    renewal: Renewal,
     clock: MonoClock,
     /// Term in which this node leads each partition.
     terms: BTreeMap<u32, u64>,
     locals: mpsc::Receiver<Local>,
     reported: Instant,
     decided: Instant,
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Starts the driver, the fact batchers and the receipt router.
@@ -99,8 +140,11 @@ pub fn start(
     keyring: Arc<Keyring>,
     channels: Arc<PeerChannels>,
     meta: MetaClient,
+    hours: Hours,
     events: mpsc::Receiver<DriverEvent>,
 ) -> anyhow::Result<Delivery> {
+    let connect = Connect::load(&config.secrets_dir, &config.carriers)?;
+    tokio::spawn(connect.clone().keep_fresh());
     let facts = Facts::start(&handle, &channels);
     let (receipts, reports) = ReceiptRouter::new(handle.clone(), Arc::clone(&channels), facts.clone());
     tokio::spawn(receipts.clone().run(reports));
@@ -111,31 +155,36 @@ pub fn start(
     let router = receipts.clone();
     let builder = LaneBuilder {
         leases: leases.clone(),
-        secrets_dir: config.secrets_dir.clone(),
+        connect: connect.clone(),
         node_id: config.node_id,
         sink: Arc::new(move |carrier_no| {
             Arc::new(ReceiptSink { carrier_no, router: router.clone() }) as Arc<dyn InboundSink>
         }),
     };
-    let shares = ShareKeeper::default();
+    let (shares, health) = (ShareKeeper::default(), Health::default());
     let grants = Grants::new(handle.clone(), clock, shares.clone());
+    let reconciler = Reconciler::start(handle.clone(), keyring.clone(), facts.clone(), lanes.clone());
+    let sweeper = handle.clone();
     let driver = Driver {
         handle: handle.clone(),
         scheduler: Scheduler::new(SchedulerConfig::default())?,
         sender: Sender {
-            handle,
+            handle: handle.clone(),
             keyring,
             facts: facts.clone(),
             leases: leases.clone(),
-            local,
+            reconciler,
+            local: local.clone(),
             attempts: attempts.clone(),
         },
         lanes: lanes.clone(),
         builder,
         shares: shares.clone(),
+        health: health.clone(),
         leases,
         grants: grants.clone(),
         channels,
+        renewal: Renewal { handle: sweeper, hours },
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -144,7 +193,10 @@ pub fn start(
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(driver.run(events, meta, stopped));
-    Ok(Delivery { lanes, receipts, facts, shares, grants, attempts, stop })
+    let failover = Failover { handle: handle.clone(), lanes: lanes.clone(), health: health.clone(), clock };
+    tokio::spawn(failover.run(stop.subscribe()));
+    let looker = Looker { handle, lanes: lanes.clone(), local, health, clock };
+    Ok(Delivery { lanes, connect, receipts, facts, shares, grants, looker, attempts, stop })
 }
 
 impl Delivery {
@@ -246,6 +298,11 @@ impl Driver {
             }
         }
         self.shares.set(view.shares.epoch, Instant::now());
+        if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
+            for partition in self.terms.keys() {
+                tokio::spawn(self.renewal.clone().sweep(*partition));
+            }
+        }
     }
 
     /// What is held has changed.
@@ -296,8 +353,16 @@ impl Driver {
                     None => self.scheduler.on_page_failed(partition, request_id),
                 }
             }
+            Local::Answered { carrier_no, outcome } => {
+                self.health.on_outcome(carrier_no, outcome, self.clock.now());
+            }
             Local::Pause { carrier_no, pause } => {
                 self.scheduler.pause_lane(carrier_no, self.clock.now() + pause);
+            }
+            Local::Look { carrier_no, reply } => {
+                let paused_for_ms = self.scheduler.paused_for_ms(carrier_no, self.clock.now());
+                // Whoever asked may be gone.
+                let _unheard = reply.send(LaneLook { paused_for_ms });
             }
             _ => {}
         }
@@ -327,6 +392,10 @@ impl Driver {
                 self.scheduler.pause_lane(lane.record.carrier_no, self.clock.now() + DOWN_PAUSE);
             }
         }
+        for (carrier_no, attempts_max) in self.health.look(&self.handle.meta(), &self.lanes, self.clock.now())
+        {
+            self.scheduler.limit_lane(carrier_no, attempts_max);
+        }
         let decision = self.scheduler.decide(now_ms, self.clock.now());
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
@@ -348,6 +417,13 @@ impl Driver {
             // The scheduler decides it again if this does not come back as a change.
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.propose(partition, commands).await.map(drop) });
+        }
+        let mut closed: BTreeMap<u32, Vec<MessageId>> = BTreeMap::new();
+        for (partition, id) in decision.closed {
+            closed.entry(partition).or_default().push(id);
+        }
+        for (partition, ids) in closed {
+            tokio::spawn(self.renewal.clone().renew(partition, ids));
         }
         for request in self.scheduler.wants_pages(now_ms) {
             self.page(request);
@@ -379,9 +455,24 @@ impl Driver {
     }
 
     fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
+        let list = match agreement::split(&self.handle, &self.lanes, partition, list, now_ms) {
+            agreement::Split::All(list) => list,
+            agreement::Split::Some { list, held } => {
+                self.hold_back(partition, term, held);
+                list
+            }
+        };
+        if list.is_empty() {
+            return;
+        }
         let send_by_ms = |decided: &BeginDecision| {
             let left = self.lanes.held(decided.carrier_no).after(decided.segments.into());
             now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
+        };
+        let named = self.handle.meta().level >= LEVEL_DELIVERY;
+        let sender_of = |decided: &BeginDecision| match self.lanes.get(decided.carrier_no) {
+            Some(lane) if named => lane.sender().to_owned(),
+            _ => String::new(),
         };
         let commands = list
             .iter()
@@ -393,6 +484,7 @@ impl Driver {
                     term,
                     send_by_ms: send_by_ms(decided),
                     node_id: self.handle.node_id(),
+                    sender: sender_of(decided),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()
             })
@@ -408,6 +500,9 @@ impl Driver {
                 // Without an answer (leadership lost) nothing is sent: if it did commit, the next leader finds it.
                 let begun = match answers.next() {
                     Some(CommandResult::Begun(permit)) => {
+                        if permit.was_held {
+                            metrics::counter!("carillon_hours_opened_total").increment(1);
+                        }
                         permits.push(*permit);
                         BeginResult::Ok
                     }
@@ -424,6 +519,17 @@ impl Driver {
                 let lane = lanes.get(permit.carrier_no);
                 sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
             }
+        });
+    }
+
+    /// Messages that their carrier may not carry wait; the scheduler hears of it by the change.
+    fn hold_back(&self, partition: u32, term: u64, held: Vec<(MessageId, Bytes)>) {
+        let (handle, local) = (self.handle.clone(), self.sender.local.clone());
+        tokio::spawn(async move {
+            let (ids, commands): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+            drop(handle.propose(partition, commands).await);
+            let results = ids.into_iter().map(|id| (id, BeginResult::Refused)).collect();
+            drop(local.send(Local::Begun { partition, term, results }).await);
         });
     }
 

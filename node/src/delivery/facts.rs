@@ -7,7 +7,7 @@ use crate::engine::peers::PeerChannels;
 use crate::engine::{NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use crate::failpoints;
 use bytes::Bytes;
-use carillon_core::{CommandResult, Refusal};
+use carillon_core::CommandResult;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{Command, FactResult, ForwardFactsRequest};
 use prost::Message as _;
@@ -35,18 +35,6 @@ pub type Done = Box<dyn FnOnce(FactResult) + Send>;
 pub struct Fact {
     pub command: Command,
     pub done: Option<Done>,
-}
-
-/// What apply said to a fact, as it travels between nodes.
-pub fn fact_result(result: &CommandResult) -> FactResult {
-    match result {
-        CommandResult::Done => FactResult::Recorded,
-        CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
-        CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
-        CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
-        CommandResult::Refused(Refusal::Restoring) => FactResult::Unspecified,
-        _ => FactResult::Malformed,
-    }
 }
 
 /// Cheap to clone.
@@ -203,7 +191,7 @@ impl Batcher {
 
     async fn try_commit(&self, commands: &[Command], encoded: &[Bytes]) -> Option<Vec<FactResult>> {
         let leader = match self.handle.propose(self.partition, encoded.to_vec()).await {
-            Ok(results) => return Some(results.iter().map(fact_result).collect()),
+            Ok(results) => return Some(results.iter().map(CommandResult::fact).collect()),
             Err(ProposeError::NotLeader { leader_hint: 0 }) => self.guess(),
             Err(ProposeError::NotLeader { leader_hint }) => leader_hint,
             Err(_) => return None,

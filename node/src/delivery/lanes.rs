@@ -1,15 +1,15 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group. What they may send is in `leases.rs`.
+use super::connect::{Connect, Connected};
 use super::leases::Leases;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
-use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
-use carillon_carriers::{Clear, Connector, InboundSink};
+use carillon_carriers::contract::ContractHandle;
+use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
 use carillon_delivery::LaneConfig;
 use carillon_delivery::lease::{HeldView, LimitId, Wait, caps, common};
 use carillon_proto::internal::CarrierRecord;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -103,6 +103,7 @@ pub struct Lane {
     pub record: CarrierRecord,
     pub in_flight_max: u32,
     pub connector: Arc<dyn Connector>,
+    pub contract: ContractHandle,
     gates: Arc<Gates>,
 }
 
@@ -132,6 +133,16 @@ impl Lane {
         gate
     }
 
+    /// What recipients see as the sender.
+    pub fn sender(&self) -> &str {
+        match (&self.record.smpp, &self.record.twilio) {
+            (Some(smpp), _) => &smpp.source_address,
+            (None, Some(twilio)) if twilio.from.is_empty() => &twilio.messaging_service_sid,
+            (None, Some(twilio)) => &twilio.from,
+            (None, None) => "",
+        }
+    }
+
     fn close(&self) {
         self.gates.closed.store(true, Ordering::Relaxed);
         self.gates.of.lock().values().for_each(|gate| gate.close());
@@ -158,8 +169,8 @@ pub struct LaneTable {
 
 /// What is needed to build lanes.
 pub struct LaneBuilder {
+    pub connect: Connect,
     pub leases: Leases,
-    pub secrets_dir: PathBuf,
     pub node_id: u64,
     pub sink: Arc<dyn Fn(u32) -> Arc<dyn InboundSink> + Send + Sync>,
 }
@@ -279,23 +290,13 @@ impl LaneBuilder {
     }
 
     fn build(&self, record: &CarrierRecord, gates: Option<Arc<Gates>>) -> Result<Lane, String> {
-        let settings = record.smpp.clone().ok_or("the carrier has no settings")?;
-        let secret = self.secrets_dir.join(&settings.password_secret);
-        let password = fs_err::read_to_string(&secret).map_err(|e| e.to_string())?;
-        let in_flight_max = settings.binds_per_node * settings.window;
-        let config = SmppConfig {
-            carrier: record.name.clone(),
-            settings,
-            password: Clear::new(password.trim_end().to_owned()),
-            default_ca_pem: None,
-            tuning: SmppTuning::default(),
-        };
         let sink = (self.sink)(record.carrier_no);
-        let connector = SmppConnector::start(config, sink).map_err(|e| e.to_string())?;
+        let Connected { connector, contract, in_flight_max } = self.connect.connect(record, sink)?;
         Ok(Lane {
             record: record.clone(),
             in_flight_max,
-            connector: Arc::new(connector),
+            connector,
+            contract,
             gates: gates.unwrap_or_else(|| Arc::new(self.gates())),
         })
     }

@@ -13,14 +13,14 @@
 //!
 //! Bounds: [`REPORTS_MAX`] reports wait to be looked at, as many come back from the fast path, twice as many are parked;
 //! beyond that they are refused.
-use super::facts::{Fact, Facts, fact_result};
+use super::facts::{Fact, Facts};
 use super::refused::Refused;
 use crate::engine::NodeHandle;
 use crate::engine::peers::PeerChannels;
 use bytes::Bytes;
 use carillon_carriers::connector::{LateAnswer, ReceiptReport};
 use carillon_carriers::{InboundSink, ReceiptAck};
-use carillon_core::{ReadTables as _, keys};
+use carillon_core::{CommandResult, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{
@@ -222,8 +222,9 @@ impl ReceiptRouter {
         let partition = id.slot().partition(self.handle.partitions());
         let command = Command { kind: Some(Kind::RecordReceipt(report.receipt.clone())) };
         let back = self.back.clone();
+        let restoring = self.handle.meta().is_restoring();
         let done: super::facts::Done = Box::new(move |result| {
-            if let Some(report) = report.conclude(result)
+            if let Some(report) = report.conclude(while_restoring(restoring, result))
                 && let Err(full) = back.try_send(report)
             {
                 full.into_inner().refuse("busy");
@@ -249,8 +250,10 @@ impl ReceiptRouter {
             return;
         }
         let receipts: Vec<RecordReceipt> = lookups.iter().map(|report| report.receipt.clone()).collect();
+        let restoring = self.handle.meta().is_restoring();
         let results = self.record_anywhere(receipts).await;
         for (report, result) in lookups.into_iter().zip(results) {
+            let result = while_restoring(restoring, result);
             let Some(report) = report.conclude(result) else { continue };
             if report.lookups < LOOKUPS.len() {
                 parked.push_back(report);
@@ -312,7 +315,7 @@ impl ReceiptRouter {
                 let commands = chunk.iter().map(|(_, command)| command.clone()).collect();
                 let answers = self.handle.propose(partition, commands).await.unwrap_or_default();
                 let answers =
-                    answers.iter().map(fact_result).chain(std::iter::repeat(FactResult::Unspecified));
+                    answers.iter().map(CommandResult::fact).chain(std::iter::repeat(FactResult::Unspecified));
                 for ((at, _), answer) in chunk.iter().zip(answers) {
                     results[*at] = answer;
                 }
@@ -332,6 +335,15 @@ impl ReceiptRouter {
             let Ok(tables) = self.handle.local_tables(*partition) else { return false };
             rows.iter().any(|row| matches!(tables.get(row), Ok(Some(_))))
         })
+    }
+}
+
+/// A partition knows that it is being restored from its first piece on; before that it has no message at all. So while the cluster is
+/// being restored "no such message" says nothing. `restoring` is from before the question was asked.
+fn while_restoring(restoring: bool, result: FactResult) -> FactResult {
+    match result {
+        FactResult::NotFound if restoring => FactResult::Unspecified,
+        result => result,
     }
 }
 

@@ -1,14 +1,17 @@
 //! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
+use super::agreement;
 use super::driver::Local;
 use super::facts::{Fact, Facts};
 use super::lanes::{Lane, NodeGate};
 use super::leases::Leases;
+use super::reconcile::{Note, Reconciler, wants_note};
 use crate::engine::NodeHandle;
 use crate::failpoints;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_delivery::hours::MARGIN_MS;
 use carillon_delivery::lease::{common, stack};
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
@@ -27,6 +30,7 @@ pub struct Sender {
     pub keyring: Arc<Keyring>,
     pub facts: Facts,
     pub leases: Leases,
+    pub reconciler: Reconciler,
     pub local: mpsc::Sender<Local>,
     /// Attempts under way, for the drain.
     pub attempts: TaskTracker,
@@ -64,6 +68,8 @@ impl Sender {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
+            // Whatever decided to send it: this is the last wall.
+            Some(lane) if !agreement::covers(lane, permit.class) => not_sent(agreement::CODE),
             Some(lane) => match self.open(&permit, now_ms) {
                 Err(code) => not_sent(code),
                 Ok(request) => {
@@ -87,6 +93,8 @@ impl Sender {
         let carrier = lane.as_ref().map_or_else(|| "none".to_owned(), |lane| lane.record.name.clone());
         let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
+        let carrier_no = permit.carrier_no;
+        drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
         let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
         let throttled = (outcome.outcome == Outcome::Throttled).then_some(pause);
         self.leases.answered(permit.carrier_no, throttled);
@@ -94,6 +102,14 @@ impl Sender {
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
         drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);
+        if lane.as_ref().is_some_and(|lane| wants_note(lane, outcome.outcome)) {
+            self.reconciler.note(Note {
+                message_id: id,
+                carrier_no: permit.carrier_no,
+                carrier_ref: outcome.carrier_refs.first().cloned(),
+                submitted: outcome.outcome == Outcome::Accepted,
+            });
+        }
         self.report(partition, &permit, outcome).await;
     }
 
@@ -138,9 +154,11 @@ impl Sender {
             attempt_no: permit.attempt_no,
             recipient: text(Field::Recipient, &permit.sealed_recipient)?,
             body: text(Field::Body, &permit.sealed_body)?,
+            sender: None,
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
-            validity: Some(Duration::from_millis(permit.expires_at_ms.saturating_sub(now_ms))),
+            validity: Some(Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))),
+            valid_until_ms: valid_until_ms(permit),
             send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
         })
     }
@@ -159,6 +177,14 @@ impl Sender {
             })),
         };
         self.facts.push(partition, Fact { command, done: None }).await;
+    }
+}
+
+/// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.
+fn valid_until_ms(permit: &Permit) -> u64 {
+    match permit.open_until_ms {
+        0 => permit.expires_at_ms,
+        until_ms => permit.expires_at_ms.min(until_ms + MARGIN_MS),
     }
 }
 

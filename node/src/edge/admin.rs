@@ -1,25 +1,28 @@
 //! The operator plane: what `carillonctl` calls.
 use super::backup::Backups;
+use super::hours::HoursDesk;
 use super::members::Members;
 use super::quarantine::Quarantine;
 use super::restore::Restores;
-use crate::delivery::LaneTable;
+use crate::delivery::{Connect, LaneTable, has_baa};
 use crate::engine::handle::GroupStatus;
 use crate::engine::snapshot::ChunkStream;
 use crate::engine::{NodeHandle, ProposeError};
+use crate::hours::Hours;
 use crate::meta::{Desk, MetaClient};
 use crate::seal::Keyring;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::{
     BalanceLeadersRequest, BalanceLeadersResponse, BeginRestoreRequest, BeginRestoreResponse, CarrierStatus,
-    CheckRestoreRequest, CheckRestoreResponse, CreateTokenRequest, CreateTokenResponse, DamagedReplica,
-    ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest, ExportPartitionResponse, GetStatusRequest,
-    GetStatusResponse, ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest,
-    MovePartitionResponse, PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutPracticeRequest,
-    PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse, RepairReplicaRequest,
-    RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse, RestorePartitionRequest,
-    RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse,
-    SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
+    CheckHoursRequest, CheckHoursResponse, CheckRestoreRequest, CheckRestoreResponse, CreateTokenRequest,
+    CreateTokenResponse, DamagedReplica, ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest,
+    ExportPartitionResponse, GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse,
+    ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest, MovePartitionResponse,
+    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutHoursRequest, PutHoursResponse,
+    PutPracticeRequest, PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse,
+    RepairReplicaRequest, RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse,
+    RestorePartitionRequest, RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest,
+    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -42,6 +45,8 @@ pub struct AdminApi {
     pub keyring: Arc<Keyring>,
     pub telemetry: Option<Telemetry>,
     pub lanes: LaneTable,
+    pub connect: Connect,
+    pub hours: Hours,
     pub desk: Desk,
 }
 
@@ -69,6 +74,10 @@ impl AdminApi {
 
     fn restores(&self) -> Restores<'_> {
         Restores { handle: &self.handle, meta: &self.meta, keyring: &self.keyring }
+    }
+
+    fn hours(&self) -> HoursDesk<'_> {
+        HoursDesk { handle: &self.handle, meta: &self.meta, hours: &self.hours }
     }
 
     fn quarantine(&self) -> Quarantine<'_> {
@@ -121,6 +130,7 @@ impl Admin for AdminApi {
             }
         });
         let carriers = view.carriers.values().map(|carrier| {
+            let contract = self.connect.contract(carrier).ok().map(|contract| contract.get());
             let lane = self.lanes.status(carrier.carrier_no);
             CarrierStatus {
                 carrier: Some(carrier.clone()),
@@ -128,6 +138,9 @@ impl Admin for AdminApi {
                 in_flight: lane.in_flight,
                 share_segments_per_second: lane.share_segments_per_second,
                 paused_ms: lane.paused_ms,
+                contract: contract.as_ref().map_or_else(String::new, |contract| contract.name.clone()),
+                contract_version: contract.as_ref().map_or(0, |contract| contract.version),
+                carries_phi: contract.is_some_and(|contract| has_baa(carrier, &contract)),
             }
         });
         Ok(Response::new(GetStatusResponse {
@@ -188,6 +201,30 @@ impl Admin for AdminApi {
         Ok(Response::new(BalanceLeadersResponse {}))
     }
 
+    async fn get_hours(
+        &self,
+        request: Request<GetHoursRequest>,
+    ) -> Result<Response<GetHoursResponse>, Status> {
+        self.check(&request)?;
+        Ok(Response::new(self.hours().get()))
+    }
+
+    async fn put_hours(
+        &self,
+        request: Request<PutHoursRequest>,
+    ) -> Result<Response<PutHoursResponse>, Status> {
+        self.check(&request)?;
+        self.hours().put(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn check_hours(
+        &self,
+        request: Request<CheckHoursRequest>,
+    ) -> Result<Response<CheckHoursResponse>, Status> {
+        self.check(&request)?;
+        self.hours().check(request.get_ref()).map(Response::new)
+    }
+
     async fn put_practice(
         &self,
         request: Request<PutPracticeRequest>,
@@ -201,6 +238,7 @@ impl Admin for AdminApi {
         if !is_name(&practice.practice) {
             wrong.push(violation("practice.practice", "INVALID_NAME", "1 to 63 of a-z, 0-9 and -"));
         }
+        wrong.extend(self.hours().check_practice(&practice)?);
         if !wrong.is_empty() {
             return Err(invalid_fields(wrong));
         }
@@ -220,6 +258,12 @@ impl Admin for AdminApi {
         self.check(&request)?;
         let carrier = request.into_inner().carrier.unwrap_or_default();
         let name = carrier.name.clone();
+        // What the record alone cannot say; the rest is for the meta group to judge.
+        if (carrier.smpp.is_some() || carrier.twilio.is_some())
+            && let Err(reason) = self.connect.contract(&carrier)
+        {
+            return Err(invalid_fields(vec![violation("carrier.contract", "CONTRACT", &reason)]));
+        }
         self.change(Kind::PutCarrier(PutCarrier { carrier: Some(carrier) })).await?;
         Ok(Response::new(PutCarrierResponse { carrier: self.handle.meta().carrier(&name).cloned() }))
     }

@@ -85,6 +85,7 @@ impl Backups<'_> {
                 practices: view.practices.values().cloned().collect(),
                 carriers: view.carriers.values().cloned().collect(),
                 data_keys: view.data_keys.values().cloned().collect(),
+                routes: view.routes.values().cloned().collect(),
             }),
             index: view.applied_index,
         })

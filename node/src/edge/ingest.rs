@@ -3,17 +3,24 @@
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
 use super::propose_status;
+use crate::clock::now_ms as clock_ms;
+use crate::delivery::Connect;
+use crate::delivery::backlog::Looker;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
+use crate::hours::Hours;
 use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::ClassTable;
+use carillon_core::meta::level;
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
 use carillon_core::{CommandResult, Refusal};
+use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
-    PartitionSubmit, PartitionSubmitResult, PracticeRecord, command::Kind,
+    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, command::Kind,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{MessageId, Slot};
@@ -23,7 +30,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
 
 /// Commands proposed together: a few proposals of one request run beside each other.
@@ -36,6 +42,10 @@ pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
     pub classes: Arc<ClassTable>,
+    /// Which carriers can be used, for messages with a choice.
+    pub lanes: Looker,
+    pub connect: Connect,
+    pub hours: Hours,
     /// Obey [`PANIC_LABEL`].
     pub lab: bool,
 }
@@ -45,14 +55,18 @@ pub struct Ingest {
 const PANIC_LABEL: &str = "carillon-lab-panic";
 
 /// What is the same for every message of a practice in one request.
-struct PracticeContext {
+pub(crate) struct PracticeContext {
     record: PracticeRecord,
-    keys: Arc<PracticeKeys>,
+    pub keys: Arc<PracticeKeys>,
     slot: Slot,
 }
 
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+fn without_baa() -> Status {
+    metrics::counter!("carillon_refused_without_baa_total").increment(1);
+    errors::status(
+        ErrorReason::CarrierWithoutBaa,
+        "the practice's carrier has no business associate agreement and the class may hold phi",
+    )
 }
 
 impl Ingest {
@@ -89,19 +103,21 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
+                Ok(practice) if !self.may_carry(&practice.record, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
                 Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
                 Err(status) => Err(status.clone()),
             };
             match sealed {
-                Ok((id, command)) => {
+                Ok((told, accept)) => {
+                    let command = encode(accept);
                     if chunk.len() == CHUNK_COMMANDS || chunk_bytes + command.len() > CHUNK_BYTES {
                         chunks.push(std::mem::take(&mut chunk));
                         chunk_bytes = 0;
                     }
                     chunk_bytes += command.len() + 8;
-                    chunk.push((at, id, command));
+                    chunk.push((at, told, command));
                 }
                 Err(status) => results[at].error = Some(errors::to_rpc(&status)),
             }
@@ -131,6 +147,13 @@ impl Ingest {
         }
     }
 
+    /// The carrier of the practice may carry the class. One that is not there is no carrier to keep anything from.
+    fn may_carry(&self, practice: &PracticeRecord, message: &IngestMessage) -> bool {
+        let view = self.handle.meta();
+        let carrier = view.carriers.get(&practice.carrier_no);
+        carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+    }
+
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.
     fn refused_for_restore(&self, count: usize) -> Option<Vec<IngestResult>> {
         self.handle.meta().is_restoring().then(|| {
@@ -151,7 +174,7 @@ impl Ingest {
     }
 
     /// The practice, if it is the tenant's and lives in this partition; with its keys.
-    async fn practice(
+    pub(crate) async fn practice(
         &self,
         tenant: &str,
         partition: u32,
@@ -170,11 +193,11 @@ impl Ingest {
     }
 
     /// Seals a message. Its strings are dropped here.
-    fn seal_one(
+    pub(crate) fn seal_one(
         &self,
         practice: &PracticeContext,
         message: IngestMessage,
-    ) -> Result<(MessageId, Bytes), SealError> {
+    ) -> Result<(Told, Accept), SealError> {
         assert!(
             !(self.lab && message.labels.contains_key(PANIC_LABEL)),
             "asked to panic by {} {} {:?}",
@@ -204,6 +227,26 @@ impl Ingest {
             0 => by_class_ms,
             deadline => by_class_ms.min(deadline),
         };
+        let (carrier_no, route_no) = self.carrier(&view, &practice.record, &id, &message);
+        let place = message
+            .place
+            .clone()
+            .unwrap_or_else(|| Place { time_zones: vec![message.time_zone.clone()], ..Place::default() });
+        let ask = Ask {
+            place: &place,
+            class: message.class,
+            priority,
+            practice: practice.record.hours.as_ref(),
+            from_ms: begin_ms,
+        };
+        let with_hours = view.level >= level::LEVEL_DELIVERY;
+        let plan = match with_hours {
+            true => self.hours.of(&view).plan(&ask, expires_at_ms),
+            false => HoursPlan::default(),
+        };
+        if plan.due_ms > 0 {
+            metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
+        }
         let content_mac = keys.content_mac(&canonical(&message));
         let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
         let idempotency_index =
@@ -225,7 +268,8 @@ impl Ingest {
             not_before_ms: message.not_before_ms,
             expires_at_ms,
             deadline_ms: message.deadline_ms,
-            time_zone: message.time_zone,
+            // With a place it is in there.
+            time_zone: if with_hours { String::new() } else { message.time_zone },
             sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
             recipient_index: keys.recipient_index(&message.recipient),
             sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
@@ -236,26 +280,60 @@ impl Ingest {
             idempotency_index,
             content_mac,
             reference_index,
-            carrier_no: practice.record.carrier_no,
+            carrier_no,
             retry: Some(policy.retry),
             // Comes with the surface for opt-outs, and then by the feature level.
             indexed_by_recipient: false,
+            dead_letter_listed: view.level >= LEVEL_DELIVERY,
+            replay_of: Bytes::new(),
+            route_no,
+            place: with_hours.then_some(place),
+            due_ms: plan.due_ms,
+            open_until_ms: plan.open_until_ms,
+            hours_stamp: plan.stamp,
         };
-        Ok((id, Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()))
+        let told = Told { id, first_send_ms: plan.first_send_ms, expires_before: plan.expires_before };
+        Ok((told, accept))
+    }
+
+    /// The carrier of a message, and the number of the route that chose it. Without a route it is the practice's; of a route
+    /// whose carriers all fail, the first one, until one works again.
+    fn carrier(
+        &self,
+        view: &MetaView,
+        practice: &PracticeRecord,
+        id: &MessageId,
+        message: &IngestMessage,
+    ) -> (u32, u32) {
+        let own = (practice.carrier_no, 0);
+        if view.level < LEVEL_DELIVERY || view.routes.is_empty() {
+            return own;
+        }
+        let Some(route) = routes::route(view, practice, message.class, &message.recipient) else {
+            return own;
+        };
+        let may = |carrier_no: u32| {
+            view.carriers
+                .get(&carrier_no)
+                .is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+        };
+        let usable = |carrier_no| may(carrier_no) && self.lanes.usable(carrier_no);
+        let chosen = routes::choose(view, route, id, usable).or_else(|| routes::choose(view, route, id, may));
+        chosen.map_or(own, |carrier_no| (carrier_no, route.route_no))
     }
 
     /// `Err(leader hint)` when nothing was appended because this node no longer leads.
     async fn propose(
         &self,
         partition: u32,
-        chunk: Vec<(usize, MessageId, Bytes)>,
+        chunk: Vec<(usize, Told, Bytes)>,
     ) -> Result<Vec<(usize, IngestResult)>, u64> {
         let commands = chunk.iter().map(|(_, _, command)| command.clone()).collect();
         let outcome = self.handle.propose(partition, commands).await;
-        let places = chunk.into_iter().map(|(at, id, _)| (at, id));
+        let places = chunk.into_iter().map(|(at, told, _)| (at, told));
         match outcome {
             Ok(answers) => {
-                Ok(places.zip(answers).map(|((at, id), answer)| (at, item(id, &answer))).collect())
+                Ok(places.zip(answers).map(|((at, told), answer)| (at, item(told, &answer))).collect())
             }
             Err(ProposeError::NotLeader { leader_hint }) => Err(leader_hint),
             Err(error) => {
@@ -268,9 +346,27 @@ impl Ingest {
     }
 }
 
-fn item(id: MessageId, answer: &CommandResult) -> IngestResult {
+/// An Accept as it is proposed.
+pub(crate) fn encode(accept: Accept) -> Bytes {
+    Command { kind: Some(Kind::Accept(accept)) }.encode_to_vec().into()
+}
+
+/// What the caller is told of a message that is new.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    pub id: MessageId,
+    first_send_ms: u64,
+    expires_before: bool,
+}
+
+fn item(told: Told, answer: &CommandResult) -> IngestResult {
     match answer {
-        CommandResult::Accepted => IngestResult { message_id: id.to_bytes(), ..Default::default() },
+        CommandResult::Accepted => IngestResult {
+            message_id: told.id.to_bytes(),
+            first_send_ms: told.first_send_ms,
+            expires_in_quiet_hours: told.expires_before,
+            ..Default::default()
+        },
         CommandResult::Duplicate { message_id } => {
             IngestResult { message_id: message_id.to_bytes(), duplicate: true, ..Default::default() }
         }
@@ -310,7 +406,15 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
         text(name);
         text(value);
     }
-    for number in [message.not_before_ms, message.expires_at_ms, message.deadline_ms] {
+    // A wall-clock time is what its caller gave, not the moment that it was read as.
+    let not_before_ms = match message.not_before_local.as_str() {
+        "" => message.not_before_ms,
+        local => {
+            out.extend_from_slice(local.as_bytes());
+            0
+        }
+    };
+    for number in [not_before_ms, message.expires_at_ms, message.deadline_ms] {
         out.extend_from_slice(&number.to_be_bytes());
     }
     out.extend_from_slice(&message.class.to_be_bytes());

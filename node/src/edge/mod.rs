@@ -4,8 +4,14 @@
 //! certificate before anything else.
 pub mod admin;
 mod backup;
+pub mod callbacks;
 pub mod cancel;
+mod dead_letters;
+pub mod delivery_admin;
 pub mod events;
+pub mod explain;
+mod forecasts;
+mod hours;
 pub mod ingest;
 pub mod lanes;
 mod members;
@@ -14,7 +20,9 @@ pub mod peer;
 pub mod quarantine;
 pub mod query;
 mod restore;
+pub mod series;
 pub mod steward_api;
+pub mod update;
 pub mod view;
 
 use crate::engine::{NodeHandle, ProposeError};

@@ -1,15 +1,19 @@
 //! The node plane: the service that routers call. Only conversions and checks; the work is in the sibling modules.
 use super::cancel::Cancels;
 use super::events::{self, WatchStream};
+use super::explain::Explains;
 use super::ingest::Ingest;
 use super::query::Queries;
+use super::series::SeriesDesk;
+use super::update::Updates;
 use crate::engine::NodeHandle;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::node_server::Node;
 use carillon_proto::internal::{
-    MapUpdate, NodeCancelRequest, NodeCancelResponse, NodeGetRequest, NodeGetResponse, NodeListRequest,
-    NodeListResponse, NodeSubmitRequest, NodeSubmitResponse, NodeWatchRequest, PartitionLeader,
-    WatchMapRequest,
+    MapUpdate, NodeCancelRequest, NodeCancelResponse, NodeExplainRequest, NodeExplainResponse,
+    NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse, NodeSeriesRequest,
+    NodeSeriesResponse, NodeSubmitRequest, NodeSubmitResponse, NodeUpdateRequest, NodeUpdateResponse,
+    NodeWatchRequest, PartitionLeader, WatchMapRequest,
 };
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,6 +29,9 @@ pub struct NodeApi {
     pub ingest: Ingest,
     pub queries: Queries,
     pub cancels: Cancels,
+    pub updates: Updates,
+    pub explains: Explains,
+    pub series: SeriesDesk,
 }
 
 impl NodeApi {
@@ -68,6 +75,30 @@ impl Node for NodeApi {
     ) -> Result<Response<NodeCancelResponse>, Status> {
         self.check_whole(&request)?;
         self.cancels.cancel(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<NodeExplainRequest>,
+    ) -> Result<Response<NodeExplainResponse>, Status> {
+        self.check_whole(&request)?;
+        self.explains.explain(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update(
+        &self,
+        request: Request<NodeUpdateRequest>,
+    ) -> Result<Response<NodeUpdateResponse>, Status> {
+        self.check_whole(&request)?;
+        self.updates.update(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn manage_series(
+        &self,
+        request: Request<NodeSeriesRequest>,
+    ) -> Result<Response<NodeSeriesResponse>, Status> {
+        self.check_whole(&request)?;
+        self.series.manage(request.into_inner()).await.map(Response::new)
     }
 
     type WatchStream = WatchStream;

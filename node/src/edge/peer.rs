@@ -1,5 +1,5 @@
 //! The peer plane: what other nodes send. Frames count only when the certificate names the node they claim to be from.
-use crate::delivery::{Grants, ReceiptRouter, fact_result};
+use crate::delivery::{Grants, ReceiptRouter};
 use crate::engine::NodeHandle;
 use crate::engine::identity::Identity;
 use crate::engine::shard::ShardMessage;
@@ -43,6 +43,7 @@ impl PeerApi {
             return;
         }
         self.handle.space().peer(node, frame.storage_near_full);
+        crate::clock::hear(node, frame.clock_ms);
         let own = |m: &GroupMessage| m.message.as_ref().is_some_and(|r| node_of(r.from) == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();
         if !messages.is_empty() && self.inbox.try_send(ShardMessage::Raft(messages)).is_err() {
@@ -153,7 +154,7 @@ impl Peer for PeerApi {
         let commands = request.commands.iter().map(|c| c.encode_to_vec().into()).collect();
         let response = match self.handle.propose(request.partition, commands).await {
             Ok(results) => ForwardFactsResponse {
-                results: results.iter().map(|result| fact_result(result) as i32).collect(),
+                results: results.iter().map(|result| result.fact() as i32).collect(),
                 ..Default::default()
             },
             Err(crate::engine::ProposeError::NotLeader { leader_hint }) => {

@@ -26,7 +26,7 @@ pub(super) struct Quarantine<'a> {
 }
 
 /// 0 = all.
-fn practice_no(view: &MetaView, tenant: &str, practice: &str) -> Result<u32, Status> {
+pub(super) fn practice_no(view: &MetaView, tenant: &str, practice: &str) -> Result<u32, Status> {
     if tenant.is_empty() && practice.is_empty() {
         return Ok(0);
     }

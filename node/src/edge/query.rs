@@ -3,11 +3,13 @@ use super::ingest::keyring_status;
 use super::{internal, view};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::Keyring;
+use carillon_core::ReadTables;
 use carillon_core::query::{self, ListFilter};
 use carillon_proto::errors;
 use carillon_proto::internal::node_get_response::Result as GetResult;
 use carillon_proto::internal::{
-    NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse, NotLeader,
+    MessagePayload, MessageStatus, NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse,
+    NotLeader,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, MessageState, MessageView};
 use carillon_proto::{MessageId, Slot, slot::SLOTS};
@@ -27,12 +29,19 @@ pub struct Queries {
 }
 
 /// A read that this node cannot serve now.
-fn not_leader(error: &ProposeError) -> NotLeader {
+pub(super) fn not_leader(error: &ProposeError) -> NotLeader {
     match error {
         ProposeError::NotLeader { leader_hint } => NotLeader { leader_hint: *leader_hint },
         _ => NotLeader { leader_hint: 0 },
     }
 }
+
+pub(super) fn missing() -> Status {
+    errors::status(ErrorReason::MessageNotFound, "no such message")
+}
+
+/// A message with its records, or why there is none for the caller.
+type Found = Result<(MessagePayload, MessageStatus), Status>;
 
 fn millis(t: &Timestamp) -> u64 {
     u64::try_from(t.seconds).unwrap_or(0) * 1000 + u64::try_from(t.nanos).unwrap_or(0) / 1_000_000
@@ -43,7 +52,6 @@ type Wanted = (ListFilter, (Slot, Slot));
 
 impl Queries {
     pub async fn get(&self, request: NodeGetRequest) -> Result<NodeGetResponse, Status> {
-        let missing = || errors::status(ErrorReason::MessageNotFound, "no such message");
         let id = MessageId::from_bytes(&request.message_id).map_err(|_| missing())?;
         let partition = id.slot().partition(self.handle.partitions());
         let tables = match self.handle.read(partition).await {
@@ -52,28 +60,42 @@ impl Queries {
                 return Ok(NodeGetResponse { result: Some(GetResult::NotLeader(not_leader(&error))) });
             }
         };
-        let found = query::message(&*tables, &id).map_err(|_| internal("unreadable record"))?;
-        let meta = self.handle.meta();
-        let found = found.filter(|(_, status)| {
-            meta.practices.get(&status.practice_no).is_some_and(|p| p.tenant == request.tenant)
-        });
-        let Some((payload, status)) = found else {
-            let retired = query::retention(&*tables).map_err(|_| internal("unreadable record"))?;
-            // Of this time no final message is left, so it may have been one.
-            let status = match id.time_ms() <= retired.finals_before_ms {
-                true => errors::status_with(
-                    ErrorReason::MessageRetired,
-                    "no such message, or it was dropped after its retention",
-                    &[("finals_before_ms", retired.finals_before_ms.to_string())],
-                ),
-                false => missing(),
-            };
-            return Ok(NodeGetResponse { result: Some(GetResult::Error(errors::to_rpc(&status))) });
+        let (payload, status) = match self.find(&*tables, &id, &request.tenant)? {
+            Ok(found) => found,
+            Err(status) => {
+                return Ok(NodeGetResponse { result: Some(GetResult::Error(errors::to_rpc(&status))) });
+            }
         };
+        let meta = self.handle.meta();
         let detail = MessageView::try_from(request.view).unwrap_or(MessageView::Basic);
         let message = view::message(&meta, &self.keyring, &id, &payload, &status, detail)
             .map_err(|e| keyring_status(&e))?;
         Ok(NodeGetResponse { result: Some(GetResult::Message(message)) })
+    }
+
+    /// A message of the tenant, or the answer that there is none.
+    pub(super) fn find(
+        &self,
+        tables: &dyn ReadTables,
+        id: &MessageId,
+        tenant: &str,
+    ) -> Result<Found, Status> {
+        let found = query::message(tables, id).map_err(|_| internal("unreadable record"))?;
+        let meta = self.handle.meta();
+        let own = |no: u32| meta.practices.get(&no).is_some_and(|p| p.tenant == tenant);
+        if let Some(found) = found.filter(|(_, status)| own(status.practice_no)) {
+            return Ok(Ok(found));
+        }
+        let retired = query::retention(tables).map_err(|_| internal("unreadable record"))?;
+        // Of this time no final message is left, so it may have been one.
+        Ok(Err(match id.time_ms() <= retired.finals_before_ms {
+            true => errors::status_with(
+                ErrorReason::MessageRetired,
+                "no such message, or it was dropped after its retention",
+                &[("finals_before_ms", retired.finals_before_ms.to_string())],
+            ),
+            false => missing(),
+        }))
     }
 
     pub async fn list(&self, request: NodeListRequest) -> Result<NodeListResponse, Status> {

@@ -220,13 +220,17 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
         room(&mut pieces, row.encoded_len());
         pieces.last_mut().expect("there is one").data_keys.push(row);
     }
+    for row in rows.routes {
+        room(&mut pieces, row.encoded_len());
+        pieces.last_mut().expect("there is one").routes.push(row);
+    }
     pieces
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_proto::internal::{CarrierRecord, DataKeyRecord, PracticeRecord};
+    use carillon_proto::internal::{CarrierRecord, DataKeyRecord, PracticeRecord, RouteRecord};
 
     #[test]
     fn meta_rows_are_cut_into_commands_that_fit_and_none_is_lost() {
@@ -241,6 +245,7 @@ mod tests {
             carriers: vec![CarrierRecord { carrier_no: 1, ..Default::default() }],
             practices: (1..=3_000).map(practice).collect(),
             data_keys: (1..=3_000).map(key).collect(),
+            routes: vec![RouteRecord { route_no: 1, ..Default::default() }],
         };
         let pieces = meta_pieces(rows.clone());
         assert!(pieces.len() > 3 && pieces.iter().all(|p| p.encoded_len() < META_PIECE_BYTES + 64 * 1024));
@@ -248,6 +253,7 @@ mod tests {
             all.carriers.extend(piece.carriers);
             all.practices.extend(piece.practices);
             all.data_keys.extend(piece.data_keys);
+            all.routes.extend(piece.routes);
             all
         });
         assert_eq!(joined, rows);

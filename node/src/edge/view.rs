@@ -47,9 +47,10 @@ pub fn message(
         metrics::counter!("carillon_phi_opened_total", "reason" => "full_view").increment(1);
     }
     let practice = view.practices.get(&status.practice_no);
-    let time_zone = match accept.time_zone.as_str() {
-        "" => practice.map(|p| p.time_zone.clone()).unwrap_or_default(),
-        given => given.to_owned(),
+    let time_zone = match (accept.time_zone.as_str(), &accept.place) {
+        (_, Some(place)) => place.time_zones.join(", "),
+        ("", None) => practice.map(|p| p.time_zone.clone()).unwrap_or_default(),
+        (given, None) => given.to_owned(),
     };
     Ok(Message {
         message_id: id.to_string(),
@@ -85,6 +86,7 @@ fn attempt(view: &MetaView, record: &AttemptRecord) -> Attempt {
         outcome: record.outcome,
         carrier_code: record.code.clone(),
         segments: record.segments,
+        sender: record.sender.clone(),
     }
 }
 

@@ -9,13 +9,11 @@ use super::snapshot::{Hub, Work};
 use crate::failpoints;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use carillon_consensus::{CommittedEntry, EntryKind, SnapshotMark};
+use carillon_consensus::{Awaited, CommittedEntry, EntryKind, SnapshotMark, is_leader_start};
 use carillon_core::meta::{self, MetaEffects, MetaView};
 use carillon_core::{Applier as CoreApplier, CommandResult, Effects, EntryMeta, ScheduleChange};
-use carillon_proto::internal::{Command, command::Kind};
 use carillon_store::{ApplyBatch, Family, Replica, StateDb, StateError};
 use crossbeam_channel::{Receiver, Sender};
-use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,10 +24,7 @@ use tokio::sync::{mpsc, watch};
 pub const DRIVER_EVENTS_MAX: usize = 4096;
 
 /// A committed entry and who waits for it.
-pub struct ApplyEntry {
-    pub entry: CommittedEntry,
-    pub waiters: Vec<(usize, Waiter)>,
-}
+pub type ApplyEntry = Awaited<Waiter>;
 
 pub enum ApplyMessage {
     Entries {
@@ -185,7 +180,7 @@ impl Applier {
         let (mut last, mut commands, mut lead) = (0, 0, None);
         let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
         let (mut effects, mut references) = (Effects::default(), Vec::new());
-        for ApplyEntry { entry, waiters } in entries {
+        for Awaited { entry, waiters } in entries {
             let meta = EntryMeta { index: entry.index, term: entry.term };
             bytes += entry.data.len() as u64;
             last = entry.index;
@@ -271,7 +266,7 @@ impl Applier {
         let mut batch = state.replica.batch().map_err(|e| e.to_string())?;
         let (mut answers, mut changed, mut last) = (Vec::new(), false, 0);
         let mut effects = MetaEffects::default();
-        for ApplyEntry { entry, waiters } in entries {
+        for Awaited { entry, waiters } in entries {
             last = entry.index;
             let meta = EntryMeta { index: entry.index, term: entry.term };
             // Raft's own entries hold nothing for the tables.
@@ -313,14 +308,7 @@ fn fail_all(waiters: Vec<(usize, Waiter)>) {
     }
 }
 
-/// Whether an entry begins with `LeaderStart` of this node. Only entries that this process appended are looked at.
+/// Only entries that this process appended are looked at.
 fn is_own_start(entry: &CommittedEntry, waiters: &[(usize, Waiter)], node_id: u64) -> bool {
-    if !matches!(waiters.first(), Some((1, Waiter::None))) {
-        return false;
-    }
-    let Ok(batch) = carillon_proto::internal::CommandBatch::decode(entry.data.clone()) else { return false };
-    matches!(
-        batch.commands.first(),
-        Some(Command { kind: Some(Kind::LeaderStart(start)) }) if start.node_id == node_id && start.term == entry.term
-    )
+    matches!(waiters.first(), Some((1, Waiter::None))) && is_leader_start(entry, node_id)
 }

@@ -2,6 +2,7 @@
 //! raft. Nothing here waits.
 use super::applier::ApplyMessage;
 use super::cell::Cell;
+use super::handle::ProposeError;
 use super::shard::{Shard, SnapshotMessage};
 use super::snapshot::{Made, Work};
 use carillon_consensus::{SnapshotFetch, SnapshotMark};
@@ -28,9 +29,9 @@ impl Shard {
     /// The snapshot is durable in the log: the applier switches.
     pub(super) fn install_snapshot(&mut self, group: u32, mark: SnapshotMark) {
         let Some(cell) = self.cells.get_mut(&group) else { return };
-        cell.drop_held();
-        cell.members.writing = None;
-        cell.members.done = mark.index;
+        for waiter in cell.release.installed(mark.index) {
+            waiter.fail(ProposeError::Uncertain);
+        }
         cell.snapshots.installing = Some((cell.snapshots.fetching_from, mark.index));
         self.applier.push(ApplyMessage::Install { group, mark });
     }

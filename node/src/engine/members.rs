@@ -1,8 +1,6 @@
 //! Replicas of this node come and go, and memberships change, while the engine runs: the shard's side of it.
 //!
-//! A committed change of the membership is put into force, written to the log, and only then given to the applier with
-//! what follows it: the state must never be durable beyond a change that the log could forget. A replica that was removed
-//! ends in this order: its cell, its state in the applier, a tombstone in the log, its files. Until the last step is done
+//! What a change of the membership holds back is in `carillon_consensus::Release`. A replica that was removed ends in this order: its cell, its state in the applier, a tombstone in the log, its files. Until the last step is done
 //! the group cannot be created here again.
 use super::applier::ApplyMessage;
 use super::cell::Cell;
@@ -11,7 +9,7 @@ use super::log_writer::{LogTask, Written};
 use super::shard::{Completion, Shard};
 use super::snapshot::Work;
 use crate::config::Config;
-use carillon_consensus::{EntryKind, Group, GroupConfig, GroupWrite, MemberChange, join_write};
+use carillon_consensus::{Group, GroupConfig, GroupWrite, MemberChange, join_write};
 use carillon_proto::replica::node_of;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -115,11 +113,7 @@ impl Shard {
         match written {
             Written::Members { index } => {
                 let Some(cell) = self.cells.get_mut(&group) else { return };
-                cell.members.writing = None;
-                cell.members.done = cell.members.done.max(index);
-                if !cell.group.is_member() {
-                    cell.members.leaving = Some(index);
-                }
+                cell.release.written(index, &cell.group);
                 tracing::info!(group, index, members = ?cell.group.conf_state(), "membership changed");
                 self.release(group);
             }
@@ -143,42 +137,26 @@ impl Shard {
         Ok(())
     }
 
-    /// Takes committed entries, and gives the applier those before a change of the membership that is not durable yet.
+    /// Gives the applier what is committed, up to a change of the membership that is not durable yet.
     pub(super) fn release(&mut self, group: u32) {
         let Some(cell) = self.cells.get_mut(&group) else { return };
-        let mut entries = Vec::new();
-        while let Some(front) = cell.held.front() {
-            let index = front.entry.index;
-            if front.entry.kind == EntryKind::ConfChange && cell.members.done < index {
-                if cell.members.writing.is_some() {
-                    break;
+        match cell.release.next(&mut cell.group) {
+            Ok(released) => {
+                if let Some((write, index)) = released.change {
+                    cell.snapshots.offered = None;
+                    self.own_tasks.push(LogTask::Own { write, then: Written::Members { index } });
                 }
-                match cell.group.apply_conf_change(index) {
-                    Ok(write) if write.is_empty() => cell.members.done = index,
-                    Ok(write) => {
-                        cell.members.writing = Some(index);
-                        cell.snapshots.offered = None;
-                        self.own_tasks.push(LogTask::Own { write, then: Written::Members { index } });
-                        break;
-                    }
-                    Err(error) => {
-                        let reason = error.to_string();
-                        self.complete(Completion::Blocked { group, reason });
-                        return;
-                    }
+                if !released.entries.is_empty() {
+                    self.applier.push(ApplyMessage::Entries { group, entries: released.entries });
                 }
             }
-            entries.extend(cell.held.pop_front());
-        }
-        if !entries.is_empty() {
-            self.applier.push(ApplyMessage::Entries { group, entries });
+            Err(error) => self.complete(Completion::Blocked { group, reason: error.to_string() }),
         }
     }
 
     /// After an apply: a replica that is removed goes.
     pub(super) fn leave_if_removed(&mut self, group: u32, applied: u64) {
-        let leaving = self.cells.get(&group).and_then(|cell| cell.members.leaving);
-        if leaving.is_some_and(|index| applied >= index) {
+        if self.cells.get(&group).is_some_and(|cell| cell.release.has_left(applied)) {
             tracing::info!(group, "this replica was removed from its group");
             self.leave(group);
             self.leaving.insert(group, None);

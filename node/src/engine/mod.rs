@@ -69,6 +69,7 @@ pub fn start(
     channels: &Arc<PeerChannels>,
     identity: &Identity,
 ) -> anyhow::Result<Engine> {
+    crate::clock::bound(config.tuning.clock_skew_ms_max);
     let space = Space::new(membership.node_id);
     space.watch(&config.data_dir, &config.disk)?;
     let stores = open_stores(config, membership, identity)?;

@@ -44,7 +44,7 @@ impl Shard {
                 last_index: cell.group.last_index(),
                 blocked: cell.blocked.clone().unwrap_or_default(),
                 members: carillon_consensus::wire::conf_state_to_wire(cell.group.conf_state()),
-                changing: cell.group.is_changing() || cell.members.writing.is_some(),
+                changing: cell.group.is_changing() || cell.release.is_writing(),
                 installing: cell.group.is_installing(),
                 followers: cell.group.followers(),
             })

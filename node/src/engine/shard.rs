@@ -5,8 +5,8 @@
 //! anybody, so a stall of RocksDB does not stop heartbeats. Queues: the inbox is bounded and refuses; completions are
 //! bounded and their senders wait; what log writer and applier have no room for is bounded by the groups: at most about
 //! [`UNWRITTEN_MAX`] writes, and `unapplied_bytes_max` of entries, each.
-use super::applier::{ApplyEntry, ApplyMessage};
-use super::cell::{Cell, Pending, convert};
+use super::applier::ApplyMessage;
+use super::cell::{Cell, convert};
 use super::hand_over::HandOver;
 use super::handle::{Fenced, GroupStatus, Hosted, Leaders, Leadership, ProposeError, Waiter};
 use super::log_writer::{LogTask, Written};
@@ -14,16 +14,16 @@ use super::maintenance::MaintenanceMessage;
 use super::members::{GroupSettings, MemberMessage, MemberReply};
 use super::snapshot::{Hub, Made};
 use super::transport::PeerSender;
-use super::upkeep::{HINT_TICKS, LogSlack};
+use super::upkeep::HINT_TICKS;
+pub(super) use crate::clock::now_ms as clock_ms;
 use bytes::Bytes;
-use carillon_consensus::{LogStore, Outputs, PersistTask, RoleChange};
-use carillon_proto::internal::{Command, GroupMessage, LeaderStart, TruncateHint, command::Kind};
+use carillon_consensus::{LogSlack, LogStore, Outputs, Pending, PersistTask, RoleChange};
+use carillon_proto::internal::{GroupMessage, TruncateHint};
 use carillon_proto::replica::node_of;
 use crossbeam_channel::{Receiver, Sender, select};
-use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 /// Messages in the inbox; more are refused (proposals) or dropped (raft repeats them).
@@ -33,6 +33,8 @@ pub const COMPLETIONS_MAX: usize = 4096;
 /// Writes of one group that the log writer has not reported. Beyond it raft messages, which would cause more, are dropped:
 /// the disk stands still, and raft repeats them.
 const UNWRITTEN_MAX: usize = 512;
+/// Ticks between looks at the peers' clocks.
+const CLOCK_TICKS: u64 = 10;
 /// Inbox messages handled in one turn before the groups are polled.
 const TURN_MESSAGES_MAX: usize = 1024;
 
@@ -152,10 +154,6 @@ pub(super) struct Shard {
     pub leaving: BTreeMap<u32, Option<MemberReply>>,
 }
 
-pub(super) fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
 impl Shard {
     /// Runs until `Stop` or until every sender is gone.
     pub fn run(mut self) {
@@ -203,7 +201,7 @@ impl Shard {
                     waiter.fail(ProposeError::Blocked(reason.clone()))
                 }
                 Some(cell) if cell.group.is_leader() => {
-                    cell.pending.push_back(Pending { commands, bytes, waiter });
+                    cell.proposals.push(Pending { commands, bytes, waiter });
                 }
                 Some(cell) => {
                     waiter.fail(ProposeError::NotLeader { leader_hint: node_of(cell.group.leader_id()) })
@@ -344,6 +342,9 @@ impl Shard {
         self.ticks += 1;
         self.log_writer.report();
         self.applier.report();
+        if self.ticks.is_multiple_of(CLOCK_TICKS) {
+            crate::clock::look();
+        }
         if self.ticks.is_multiple_of(HINT_TICKS) {
             self.send_hints();
         }
@@ -431,8 +432,7 @@ impl Shard {
         cell.answer_reads(cell.group.applied_index());
         if !outputs.committed.is_empty() {
             for entry in outputs.committed.drain(..) {
-                let waiters = cell.take_waiters(entry.index, entry.term);
-                cell.held.push_back(ApplyEntry { waiters, entry });
+                cell.hold(entry);
             }
             self.release(group);
         }
@@ -448,7 +448,7 @@ impl Shard {
                 tracing::info!(group, term = role.term, "leading");
                 cell.forget_overwritten();
                 if group != 0 {
-                    cell.pending.push_front(leader_start(role.term, self.node_id));
+                    cell.proposals.push_first(Pending::leader_start(role.term, self.node_id, Waiter::None));
                 }
             }
             if was_leader && !role.is_leader {
@@ -461,10 +461,4 @@ impl Shard {
         }
         self.publish(group, Leadership { leader, term: role.term });
     }
-}
-
-fn leader_start(term: u64, node_id: u64) -> Pending {
-    let command = Command { kind: Some(Kind::LeaderStart(LeaderStart { term, node_id })) };
-    let data = Bytes::from(command.encode_to_vec());
-    Pending { bytes: data.len() + 8, commands: vec![data], waiter: Waiter::None }
 }

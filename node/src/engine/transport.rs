@@ -81,6 +81,7 @@ impl PeerSender {
             hints,
             from_store: self.origin.store_id,
             storage_near_full: self.origin.space.near_full(),
+            clock_ms: crate::clock::system_ms(),
         };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")
@@ -110,6 +111,7 @@ pub fn start(
     let follow = move || {
         let Some(lanes) = lanes.upgrade() else { return false };
         space.set_peers(&channels.ids());
+        crate::clock::set_peers(&channels.ids());
         follow_book(&channels, &mut lanes.write(), &inbox);
         true
     };

@@ -8,8 +8,8 @@ use carillon_proto::identity::Role;
 use carillon_proto::internal::peer_server::{Peer, PeerServer};
 use carillon_proto::internal::{
     FetchSnapshotRequest, ForwardFactsRequest, ForwardFactsResponse, ForwardReceiptsRequest,
-    ForwardReceiptsResponse, HelloRequest, HelloResponse, ProposeMetaRequest, ProposeMetaResponse,
-    RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse,
+    ForwardReceiptsResponse, HelloRequest, HelloResponse, LeaseRequest, LeaseResponse, ProposeMetaRequest,
+    ProposeMetaResponse, RaftClosed, RaftFrame, ReportSnapshotRequest, ReportSnapshotResponse,
 };
 use carillon_proto::tls;
 use rustls::ServerConfig;
@@ -113,6 +113,10 @@ impl Peer for Doorkeeper {
         &self,
         _: Request<ForwardFactsRequest>,
     ) -> Result<Response<ForwardFactsResponse>, Status> {
+        not_yet()
+    }
+
+    async fn lease(&self, _: Request<LeaseRequest>) -> Result<Response<LeaseResponse>, Status> {
         not_yet()
     }
 

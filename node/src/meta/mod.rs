@@ -8,7 +8,6 @@ mod carry;
 mod client;
 mod enter;
 mod found;
-mod gather;
 mod lobby;
 mod membership;
 mod register;

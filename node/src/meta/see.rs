@@ -25,6 +25,7 @@ impl SelfView {
             stopping: self.stopping.load(Ordering::Relaxed),
             meta_applied: groups.iter().find(|g| g.group == 0).map_or(0, |g| g.applied),
             shares_epoch: self.shares.kept(Instant::now()),
+            clock_off: crate::clock::look().is_off,
             replicas: groups
                 .into_iter()
                 .map(|g| HostedReplica {

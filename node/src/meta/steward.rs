@@ -5,12 +5,11 @@
 //!  - What it saw is judged by a map that is at least as new: it looks first, then confirms with a majority that it still
 //!    leads and has applied everything. So no replica that the map has just been given is taken for a stray.
 use super::carry::Carrier;
-use super::gather::Gatherer;
 use super::see::SelfView;
 use crate::engine::NodeHandle;
 use crate::engine::peers::PeerChannels;
 use carillon_core::meta::planner::{self, Limits, Seen, Step};
-use carillon_core::meta::{MetaView, is_present};
+use carillon_core::meta::{Gatherer, MetaView, is_present};
 use carillon_proto::internal::steward_client::StewardClient;
 use carillon_proto::internal::{SeeRequest, SeeResponse};
 use parking_lot::Mutex;
@@ -59,11 +58,12 @@ impl Steward {
     /// Runs for the life of the node.
     pub async fn run(self) {
         let mut leaders = self.handle.leaders();
-        let mut gatherer = None;
+        let (mut gatherer, start) = (None, Instant::now());
+        let now_ms = || millis(start.elapsed());
         loop {
             if self.handle.is_leader(0) {
-                let memory = gatherer.get_or_insert_with(|| Gatherer::new(Instant::now()));
-                self.round(memory).await;
+                let memory = gatherer.get_or_insert_with(|| Gatherer::new(now_ms()));
+                self.round(memory, &now_ms).await;
                 drop(tokio::time::timeout(ROUND, self.desk.0.hurry.notified()).await);
             } else {
                 gatherer = None;
@@ -76,13 +76,13 @@ impl Steward {
         }
     }
 
-    async fn round(&self, gatherer: &mut Gatherer) {
+    async fn round(&self, gatherer: &mut Gatherer, now_ms: &(impl Fn() -> u64 + Sync)) {
         let nodes: Vec<u64> =
             self.handle.meta().nodes.values().filter(|n| is_present(n)).map(|n| n.node_id).collect();
         let looks = nodes.iter().map(|id| async move { (*id, self.look(*id).await) });
         for (node_id, answer) in futures::future::join_all(looks).await {
             if let Some(answer) = answer {
-                gatherer.hear(node_id, answer, Instant::now());
+                gatherer.hear(node_id, answer, now_ms());
             }
         }
         // Only now: see the module's invariants.
@@ -90,7 +90,7 @@ impl Steward {
             return;
         }
         let view = self.handle.meta();
-        let seen = gatherer.seen(view.nodes.keys().copied(), Instant::now());
+        let seen = gatherer.seen(view.nodes.keys().copied(), now_ms());
         let steps = planner::plan(&view, &seen, &self.limits());
         self.report(&view, &seen);
         *self.desk.0.seen.lock() = Some((Instant::now(), seen));
@@ -131,6 +131,10 @@ impl Steward {
         metrics::gauge!("carillon_steward_groups_seen").set(seen.groups.len() as f64);
         metrics::gauge!("carillon_steward_feature_level").set(f64::from(view.level));
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn log(step: &Step, result: Result<(), String>) {

@@ -24,6 +24,8 @@ pub enum Field {
     Recipient,
     Body,
     Details,
+    /// Of a series.
+    Plan,
 }
 
 /// Where a value belongs.
@@ -153,6 +155,7 @@ fn aad(context: Context<'_>, field: Field) -> Vec<u8> {
         Field::Recipient => 1,
         Field::Body => 2,
         Field::Details => 3,
+        Field::Plan => 4,
     });
     aad.extend_from_slice(&context.practice_no.to_be_bytes());
     aad.extend_from_slice(context.message_id.as_bytes());

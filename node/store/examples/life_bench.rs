@@ -322,6 +322,7 @@ fn begin(id: MessageId, now_ms: u64) -> Kind {
         term: 1,
         send_by_ms: now_ms + 2_000,
         node_id: 1,
+        sender: String::new(),
     })
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use carillon_carriers::ReceiptAck;
 use carillon_carriers::connector::{InboundSink as _, ReceiptReport};
 use carillon_core::{CommandResult, query};
-use carillon_node::config::{Classes, Config, Disk, KeyConfig, Member, Retention, Scrub, Tuning};
+use carillon_node::config::{Carriers, Classes, Config, Disk, KeyConfig, Member, Retention, Scrub, Tuning};
 use carillon_node::delivery::{Facts, ReceiptRouter, ReceiptSink};
 use carillon_node::engine::identity::Identity;
 use carillon_node::engine::peers::PeerChannels;
@@ -73,6 +73,7 @@ fn config(dir: &std::path::Path, members: u64) -> Config {
         admin_tls: files,
         keys: KeyConfig::File { file: dir.join("lab.key") },
         classes: Classes::default(),
+        carriers: Carriers::default(),
         retention: Retention::default(),
         disk: Disk::default(),
         scrub: Scrub::default(),
@@ -159,6 +160,7 @@ impl World {
             term: self.handle.leadership(1).term,
             send_by_ms: u64::MAX,
             node_id: 1,
+            sender: String::new(),
         };
         let result = self.propose(Kind::BeginAttempt(begin)).await;
         assert!(matches!(result, CommandResult::Begun(_)), "{result:?}");

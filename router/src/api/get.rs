@@ -8,6 +8,24 @@ use carillon_proto::internal::{NodeGetRequest, node_get_response};
 use carillon_proto::public::{ErrorReason, GetMessageRequest, Message, MessageView};
 use tonic::{Request, Status};
 
+/// The id in a request, or the error for the caller.
+pub(super) fn message_id(text: &str) -> Result<MessageId, Status> {
+    let mut bad = Violations::default();
+    let id = checked_id(text, &mut bad);
+    bad.into_result()?;
+    Ok(id.expect("a malformed id was refused"))
+}
+
+fn checked_id(text: &str, bad: &mut Violations) -> Option<MessageId> {
+    let id = text.parse::<MessageId>();
+    match &id {
+        Err(_) if text.is_empty() => bad.add("message_id", Fault::EMPTY),
+        Err(_) => bad.add("message_id", Fault::MALFORMED),
+        Ok(_) => {}
+    }
+    id.ok()
+}
+
 pub(super) async fn get(shared: &Shared, request: Request<GetMessageRequest>) -> Result<Message, Status> {
     let caller = shared.authorize(&request)?;
     let deadline = caller.required_deadline()?;
@@ -16,12 +34,7 @@ pub(super) async fn get(shared: &Shared, request: Request<GetMessageRequest>) ->
     if MessageView::try_from(request.view).is_err() {
         bad.add("view", Fault::UNKNOWN_VIEW);
     }
-    let id = request.message_id.parse::<MessageId>();
-    match &id {
-        Err(_) if request.message_id.is_empty() => bad.add("message_id", Fault::EMPTY),
-        Err(_) => bad.add("message_id", Fault::MALFORMED),
-        Ok(_) => {}
-    }
+    let id = checked_id(&request.message_id, &mut bad);
     bad.into_result()?;
     let id = id.expect("a malformed id was refused");
     let partition = id.slot().partition(shared.partitions(deadline).await?);

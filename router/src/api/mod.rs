@@ -1,9 +1,12 @@
 //! The public service. Each method group has its file; this one holds what they share and dispatches.
 //!
 //! Invariant: every method calls [`authorize`] first, and every unary one requires a deadline.
+mod appointments;
 mod cancel;
+mod explain;
 mod get;
 mod list;
+mod series;
 mod stream;
 mod submit;
 mod watch;
@@ -15,9 +18,10 @@ use crate::metrics;
 use carillon_proto::errors;
 use carillon_proto::public::messages_server::Messages;
 use carillon_proto::public::{
-    CancelMessagesRequest, CancelMessagesResponse, ErrorReason, GetMessageRequest, ListMessagesRequest,
-    ListMessagesResponse, Message, StreamMessagesRequest, StreamMessagesResponse, SubmitMessagesRequest,
-    SubmitMessagesResponse, WatchEventsRequest, WatchEventsResponse,
+    CancelMessagesRequest, CancelMessagesResponse, ErrorReason, ExplainMessageRequest,
+    ExplainMessageResponse, GetMessageRequest, ListMessagesRequest, ListMessagesResponse, Message,
+    StreamMessagesRequest, StreamMessagesResponse, SubmitMessagesRequest, SubmitMessagesResponse,
+    WatchEventsRequest, WatchEventsResponse,
 };
 use futures::FutureExt as _;
 use std::future::Future;
@@ -146,6 +150,13 @@ impl Messages for Api {
 
     async fn get_message(&self, request: Request<GetMessageRequest>) -> Result<Response<Message>, Status> {
         observed("GetMessage", get::get(&self.0, request)).await
+    }
+
+    async fn explain_message(
+        &self,
+        request: Request<ExplainMessageRequest>,
+    ) -> Result<Response<ExplainMessageResponse>, Status> {
+        observed("ExplainMessage", explain::explain(&self.0, request)).await
     }
 
     async fn list_messages(

@@ -5,11 +5,11 @@ use crate::deadline::Deadline;
 use crate::map::{MapCache, Practices};
 use crate::metrics;
 use crate::validate::{self, Checked, ITEMS_MAX};
-use carillon_proto::errors;
 use carillon_proto::public::submit_result::Result as Outcome;
 use carillon_proto::public::{
     AcceptedMessage, MessageSpec, SubmitMessagesRequest, SubmitMessagesResponse, SubmitResult,
 };
+use carillon_proto::{errors, place};
 use prost::Message as _;
 use std::time::Instant;
 use tonic::{Code, Request, Status};
@@ -89,7 +89,6 @@ fn check_each(
 
 /// The answer for a message without its id.
 fn quote(checked: &Checked) -> AcceptedMessage {
-    let source = if checked.zone_given { "message" } else { "practice" };
     let (character, index) = checked.sms.first_ucs2.map_or((String::new(), 0), |(c, i)| (c.to_string(), i));
     AcceptedMessage {
         message_id: String::new(),
@@ -98,15 +97,21 @@ fn quote(checked: &Checked) -> AcceptedMessage {
         segments: checked.sms.segments,
         ucs2_character: character,
         ucs2_character_index: u32::try_from(index).unwrap_or(u32::MAX),
-        time_zone: [&checked.message.time_zone, " (", source, ")"].concat(),
+        time_zone: checked.message.place.as_ref().map(place::describe).unwrap_or_default(),
+        first_send_time: None,
+        expires_in_quiet_hours: false,
     }
 }
 
 fn conclude(outcome: Result<AcceptedMessage, Status>, fate: Option<Fate>) -> SubmitResult {
     let outcome = match (outcome, fate) {
-        (Ok(quote), Some(Fate::Accepted { message_id, duplicate })) => {
-            Outcome::Accepted(AcceptedMessage { message_id: message_id.to_string(), duplicate, ..quote })
-        }
+        (Ok(quote), Some(Fate::Accepted(accepted))) => Outcome::Accepted(AcceptedMessage {
+            message_id: accepted.message_id.to_string(),
+            duplicate: accepted.duplicate,
+            first_send_time: accepted.first_send_ms.map(validate::timestamp),
+            expires_in_quiet_hours: accepted.expires_in_quiet_hours,
+            ..quote
+        }),
         (Ok(_), Some(Fate::Refused(error))) => Outcome::Error(error),
         (Ok(_), None) => unreachable!("every message that passed the checks was handed over"),
         (Err(status), _) => Outcome::Error(errors::to_rpc(&status)),

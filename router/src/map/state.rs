@@ -4,7 +4,7 @@
 //!  - A leader of a higher term wins; of the same term the newer word wins, but "none known" never replaces a leader of the same term.
 //!  - Nodes and practices carry the index of the meta group: older lists are ignored.
 //!  - The number of partitions never changes.
-use carillon_proto::internal::{MapUpdate, PartitionLeader, PracticeRecord};
+use carillon_proto::internal::{MapUpdate, PartitionLeader, PracticeRecord, RecipientZones};
 use carillon_proto::slot::{SLOTS, Slot};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub struct Practice {
     pub number: u32,
     /// IANA zone.
     pub time_zone: Arc<str>,
+    pub recipient_zones: RecipientZones,
     pub partition: u32,
 }
 
@@ -120,6 +121,7 @@ impl MapState {
         let practice = Practice {
             number: record.practice_no,
             time_zone: Arc::from(record.time_zone.as_str()),
+            recipient_zones: record.recipient_zones(),
             partition: Slot::of_practice(&record.tenant, &record.practice).partition(self.partitions),
         };
         let practices = self.tenants.entry(record.tenant.clone()).or_default();

@@ -1,5 +1,6 @@
 //! Every rule of a message, with the exact field and word, and hostile input.
 use super::*;
+use carillon_proto::internal::RecipientZones;
 use carillon_proto::public::NationalNumber;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -9,7 +10,12 @@ use tonic_types::StatusExt as _;
 const NOW_MS: u64 = 1_800_000_000_000;
 
 fn practice() -> Practice {
-    Practice { number: 7, time_zone: Arc::from("America/Chicago"), partition: 3 }
+    Practice {
+        number: 7,
+        time_zone: Arc::from("America/Chicago"),
+        recipient_zones: RecipientZones::Practice,
+        partition: 3,
+    }
 }
 
 fn good() -> MessageSpec {
@@ -42,6 +48,28 @@ fn violations(status: &Status) -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_wall_clock_time_is_read_where_the_recipient_is() {
+    let local = |zone: &str, number: &str, zones| {
+        let practice = Practice { recipient_zones: zones, ..practice() };
+        let spec = MessageSpec {
+            time_zone: zone.into(),
+            recipient: Some(Recipient::PhoneNumber(number.into())),
+            not_before_local: "2026-12-03T09:00".into(),
+            ..good()
+        };
+        check(spec, Some(&practice), NOW_MS).unwrap().message.not_before_ms
+    };
+    use RecipientZones::{AreaCode, Practice as OfPractice};
+    const NINE_UTC_MS: u64 = 1_796_288_400_000;
+    let hours = |ms: u64| (ms - NINE_UTC_MS) / 3_600_000;
+    assert_eq!(hours(local("", "+12125550123", OfPractice)), 6);
+    assert_eq!(hours(local("Pacific/Honolulu", "+12125550123", OfPractice)), 10);
+    assert_eq!(hours(local("", "+12125550123", AreaCode)), 5);
+    // The panhandle of Florida has two zones: the later one counts.
+    assert_eq!(hours(local("", "+18505550123", AreaCode)), 6);
+}
+
+#[test]
 fn a_good_message_passes_and_keeps_everything() {
     let spec = MessageSpec {
         not_before: at(1_000),
@@ -60,7 +88,9 @@ fn a_good_message_passes_and_keeps_everything() {
         (message.not_before_ms, message.expires_at_ms, message.deadline_ms),
         (NOW_MS + 1_000, NOW_MS + 9_000, NOW_MS + 10_000)
     );
-    assert_eq!((message.encoding, message.segments, checked.zone_given), (1, 1, false));
+    let place = message.place.map(|place| carillon_proto::place::describe(&place));
+    assert_eq!((message.encoding, message.segments), (1, 1));
+    assert_eq!(place.as_deref(), Some("America/Chicago (practice)"));
     assert_eq!((message.external_reference.as_str(), message.labels.len()), ("visit-7", 1));
     // The class decides what is not given, on the node.
     let plain = check_good(good()).unwrap().message;
@@ -115,6 +145,17 @@ fn each_fault_has_its_field_and_word() {
             "DEADLINE_BEFORE_NOT_BEFORE",
         ),
         (Box::new(|s| s.time_zone = "America/Springfield".into()), "time_zone", "UNKNOWN_TIME_ZONE"),
+        (Box::new(|s| s.region = "Florida".into()), "region", "MALFORMED_REGION"),
+        (Box::new(|s| s.not_before_local = "tomorrow".into()), "not_before_local", "NOT_A_LOCAL_TIME"),
+        (Box::new(|s| s.not_before_local = "2030-12-03T09:00".into()), "not_before_local", "TOO_FAR"),
+        (
+            Box::new(|s| {
+                s.not_before = at(1_000);
+                s.not_before_local = "2026-12-03T09:00".into();
+            }),
+            "not_before_local",
+            "BOTH_GIVEN",
+        ),
         (Box::new(|s| s.idempotency_key = "k".repeat(129)), "idempotency_key", "TOO_LONG"),
         (Box::new(|s| s.external_reference = "k".repeat(129)), "external_reference", "TOO_LONG"),
         (
@@ -152,7 +193,9 @@ fn limits_themselves_are_allowed() {
         ..good()
     };
     let checked = check_good(spec).unwrap();
-    assert!(checked.zone_given && checked.message.time_zone == "Pacific/Honolulu");
+    let place = checked.message.place.unwrap_or_default();
+    assert_eq!(carillon_proto::place::describe(&place), "Pacific/Honolulu (message)");
+    assert_eq!(checked.message.time_zone, "Pacific/Honolulu");
 }
 
 #[test]
@@ -207,7 +250,7 @@ fn any_spec() -> impl Strategy<Value = MessageSpec> {
         (marked(), marked())
             .prop_map(|(number, region)| { Recipient::NationalNumber(NationalNumber { number, region }) }),
     ];
-    let texts = (marked(), marked(), marked(), marked(), marked());
+    let texts = (marked(), marked(), marked(), marked(), marked(), marked(), marked());
     let numbers = (any::<i32>(), any::<i32>());
     let times = (any_time(), any_time(), any_time());
     let labels = proptest::collection::hash_map(marked(), marked(), 0..20);
@@ -225,6 +268,8 @@ fn any_spec() -> impl Strategy<Value = MessageSpec> {
             idempotency_key: texts.3.repeat(9),
             external_reference: texts.4,
             labels,
+            not_before_local: texts.5,
+            region: texts.6,
         },
     )
 }
@@ -252,7 +297,7 @@ fn checking_a_plain_message_is_cheap() {
             ..good()
         })
         .collect();
-    zones::warm_up();
+    carillon_proto::local_time::warm_up();
     let began = std::time::Instant::now();
     let passed = specs.into_iter().filter_map(|spec| check_good(spec).ok()).count();
     let each = began.elapsed() / 20_000;

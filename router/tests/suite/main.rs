@@ -3,6 +3,7 @@
 mod support;
 
 mod access;
+mod appointments;
 mod leaders;
 mod process;
 mod queries;

@@ -99,6 +99,11 @@ impl Bed {
         tls::channel(&self.router.address().to_string(), config, Some(Role::Router("r1".to_owned()))).unwrap()
     }
 
+    /// For the other services of the router, as the own tenant.
+    pub fn own_channel(&self) -> Channel {
+        self.channel(&self.clients_ca.issue(&format!("spiffe://lab/tenant/{TENANT}"), &self.clients_ca))
+    }
+
     pub fn client(&self) -> Client {
         self.client_as(&format!("spiffe://lab/tenant/{TENANT}"))
     }

@@ -5,7 +5,10 @@ use carillon_proto::errors;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::node_server::{Node, NodeServer};
 use carillon_proto::internal::*;
-use carillon_proto::public::{CancelResult, ErrorReason, Message, MessageState};
+use carillon_proto::public::{
+    CancelResult, ErrorReason, ExplainMessageResponse, Message, MessageState, Series,
+    UpdateAppointmentResponse, UpdateResult,
+};
 use carillon_proto::tls::{self, TlsFiles};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -203,6 +206,72 @@ impl Node for Fake {
                 .collect()
         });
         Ok(Response::new(NodeCancelResponse { results, not_leader: None }))
+    }
+
+    async fn explain(&self, request: Request<NodeExplainRequest>) -> Answer<NodeExplainResponse> {
+        only_routers(&request)?;
+        let request = request.into_inner();
+        let id = MessageId::from_bytes(&request.message_id).unwrap();
+        let partition = id.slot().partition(self.cluster.with(|state| state.partitions.len() as u32 - 1));
+        if let Some(hint) = self.not_leader(partition) {
+            let result = Some(node_explain_response::Result::NotLeader(hint));
+            return Ok(Response::new(NodeExplainResponse { result }));
+        }
+        let result = self.cluster.with(|state| {
+            let stored = state.partitions[partition as usize].messages.get(&id);
+            match stored.filter(|stored| stored.tenant == request.tenant) {
+                Some(stored) => node_explain_response::Result::Explained(ExplainMessageResponse {
+                    message: Some(message(&id, &stored.message, 0)),
+                    summary: "explained".to_owned(),
+                    ..Default::default()
+                }),
+                None => {
+                    let error = errors::status(ErrorReason::MessageNotFound, "");
+                    node_explain_response::Result::Error(errors::to_rpc(&error))
+                }
+            }
+        });
+        Ok(Response::new(NodeExplainResponse { result: Some(result) }))
+    }
+
+    async fn manage_series(&self, request: Request<NodeSeriesRequest>) -> Answer<NodeSeriesResponse> {
+        only_routers(&request)?;
+        let request = request.into_inner();
+        if let Some(hint) = self.not_leader(request.partition) {
+            let result = Some(node_series_response::Result::NotLeader(hint));
+            return Ok(Response::new(NodeSeriesResponse { result }));
+        }
+        let result = match request.action {
+            Some(node_series_request::Action::Create(create)) => {
+                let practice = create.plan.unwrap().rule;
+                node_series_response::Result::Series(Series { practice, ..Default::default() })
+            }
+            _ => {
+                let error = errors::status(ErrorReason::MessageNotFound, "");
+                node_series_response::Result::Error(errors::to_rpc(&error))
+            }
+        };
+        Ok(Response::new(NodeSeriesResponse { result: Some(result) }))
+    }
+
+    /// Says back what it was asked.
+    async fn update(&self, request: Request<NodeUpdateRequest>) -> Answer<NodeUpdateResponse> {
+        only_routers(&request)?;
+        let request = request.into_inner();
+        if let Some(hint) = self.not_leader(request.partition) {
+            let result = Some(node_update_response::Result::NotLeader(hint));
+            return Ok(Response::new(NodeUpdateResponse { result }));
+        }
+        let known = self.cluster.with(|state| {
+            let rows = &state.partitions[request.partition as usize].messages;
+            rows.iter()
+                .filter(|(_, stored)| stored.message.external_reference == request.external_reference)
+                .map(|(id, _)| UpdateResult { message_id: id.to_string(), ..Default::default() })
+                .collect()
+        });
+        let answer = UpdateAppointmentResponse { results: known, duplicate: request.version == 1 };
+        let result = Some(node_update_response::Result::Updated(answer));
+        Ok(Response::new(NodeUpdateResponse { result }))
     }
 
     type WatchStream = ReceiverStream<Result<NodeWatchResponse, Status>>;

@@ -6,14 +6,13 @@ use super::engine::Refused;
 use super::node::Waiter;
 use super::oracle::Applied;
 use super::plant::Plant;
-use super::proposals::Parts;
 use super::rng::hash;
 use super::wing::PeerCall;
 use super::world::{Event, World};
-use carillon_consensus::{CommittedEntry, EntryKind};
+use carillon_consensus::{Awaited, CommittedEntry, EntryKind, Parts, is_leader_start};
 use carillon_core::meta::{self, MetaEffects, MetaRefusal, MetaView};
 use carillon_core::{CommandResult, Effects, EntryMeta, ScheduleChange};
-use carillon_proto::internal::{Command, CommandBatch, FactResult, command::Kind};
+use carillon_proto::internal::{CommandBatch, FactResult, command::Kind};
 use prost::Message as _;
 use prost::bytes::Bytes;
 
@@ -49,13 +48,13 @@ impl World {
     pub fn apply(&mut self, node: usize, group: u32) {
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
         cell.applying = false;
-        let entries: Vec<_> = cell.to_apply.drain(..).collect();
+        let entries: Vec<Awaited<Waiter>> = cell.to_apply.drain(..).collect();
         if let Some(mark) = cell.installed.take()
             && !self.switch(node, group, mark)
         {
             return;
         }
-        let Some(last) = entries.last().map(|(entry, _)| entry.index) else { return self.pump(node, group) };
+        let Some(last) = entries.last().map(|held| held.entry.index) else { return self.pump(node, group) };
         let id = self.nodes[node].id;
         self.note(&[12, id, u64::from(group), last], || format!("apply  n{id} g{group} up to {last}"));
         let done = match group {
@@ -79,10 +78,10 @@ impl World {
         &mut self,
         node: usize,
         group: u32,
-        entries: Vec<(CommittedEntry, Parts<Waiter>)>,
+        entries: Vec<Awaited<Waiter>>,
     ) -> Result<(), String> {
         let mut outcome = Outcome { answers: Vec::new(), changes: Vec::new(), lead: None };
-        for (entry, waiters) in entries {
+        for Awaited { entry, waiters } in entries {
             self.apply_one(node, group, entry, waiters, &mut outcome)?;
         }
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return Ok(()) };
@@ -143,9 +142,12 @@ impl World {
         if self.planted(Plant::StopOutsideApply) {
             self.note_stops(node, &data);
         }
+        if self.planted(Plant::KeyBeforeMessage) {
+            self.plant_key_loss(node, group, &data);
+        }
         let applied = Applied { term: entry.term, data: hash(&data), digest };
         self.understands(node, group, &data, &MetaEffects::default());
-        if self.oracle.applied(group, id, entry.index, applied) {
+        if self.oracle.first_to_apply(group, id, entry.index, applied) {
             // With the tables as they are after this entry, before the next one.
             self.follow(node, group, &data, &effects);
         }
@@ -163,15 +165,21 @@ impl World {
         }
     }
 
-    fn apply_meta(
-        &mut self,
-        node: usize,
-        entries: Vec<(CommittedEntry, Parts<Waiter>)>,
-    ) -> Result<(), String> {
+    /// Planted bug.
+    fn plant_key_loss(&mut self, node: usize, group: u32, data: &Bytes) {
+        let Ok(batch) = CommandBatch::decode(data.clone()) else { return };
+        for command in batch.commands {
+            if let Some(Kind::Retire(retire)) = command.kind {
+                self.drop_old_keys(node, group, &retire);
+            }
+        }
+    }
+
+    fn apply_meta(&mut self, node: usize, entries: Vec<Awaited<Waiter>>) -> Result<(), String> {
         let (mut answers, mut changed) = (Vec::new(), false);
         let (epoch_before, level_before) = (self.nodes[node].meta.shares.epoch, self.nodes[node].meta.level);
         let id = self.nodes[node].id;
-        for (entry, waiters) in entries {
+        for Awaited { entry, waiters } in entries {
             let store = self.nodes[node].stores.get_mut(&0).expect("the meta group has a store");
             let meta = EntryMeta { index: entry.index, term: entry.term };
             let mut effects = MetaEffects::default();
@@ -183,7 +191,7 @@ impl World {
             changed |= effects.changed;
             let applied = Applied { term: entry.term, data: hash(&data), digest };
             self.understands(node, 0, &data, &effects);
-            self.oracle.applied(0, id, entry.index, applied);
+            self.oracle.first_to_apply(0, id, entry.index, applied);
             let mut results = effects.results.into_iter();
             for (count, waiter) in waiters {
                 let refusal = results.by_ref().take(count).find_map(Result::err);
@@ -238,26 +246,21 @@ impl World {
             Waiter::Forwarded { from, batch } => self.forwarded_done(node, from, batch, result),
             Waiter::Looked { from, report_no } => {
                 let results = result.unwrap_or_default();
-                let result = results.first().map_or(FactResult::Unspecified, super::facts::fact_result);
+                let result = results.first().map_or(FactResult::Unspecified, CommandResult::fact);
                 self.looked(node, from, report_no, result);
             }
             Waiter::Operator { ask } => self.operator.answered(ask, None),
+            Waiter::Retired { partition } => self.retire_done(node, partition, result),
+            Waiter::Fed => self.fed(result),
             // It comes again in a second.
             Waiter::Registered { .. } => {}
         }
     }
 }
 
-/// Whether an entry begins with `LeaderStart` of this node. Only entries that this process appended are looked at.
+/// Only entries that this process appended are looked at.
 fn is_own_start(entry: &CommittedEntry, waiters: &Parts<Waiter>, node_id: u64) -> bool {
-    if !matches!(waiters.first(), Some((1, Waiter::Nobody))) {
-        return false;
-    }
-    let Ok(batch) = CommandBatch::decode(entry.data.clone()) else { return false };
-    matches!(
-        batch.commands.first(),
-        Some(Command { kind: Some(Kind::LeaderStart(start)) }) if start.node_id == node_id && start.term == entry.term
-    )
+    matches!(waiters.first(), Some((1, Waiter::Nobody))) && is_leader_start(entry, node_id)
 }
 
 /// What the tables see of an entry: nothing of raft's own.

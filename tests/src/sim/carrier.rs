@@ -18,6 +18,8 @@ pub struct Submit {
     pub epoch: u64,
     pub send_no: u64,
     pub id: MessageId,
+    /// Of which cluster, if one was lost meanwhile.
+    pub cluster: u32,
     pub attempt_no: u32,
     pub part: u32,
     pub parts: u32,
@@ -105,12 +107,14 @@ impl World {
             format!("gets   c{} {id} attempt {attempt_no} part {part}: {outcome:?}", carrier + 1)
         });
         if outcome == Outcome::Accepted {
-            self.oracle.carrier_accepted(id, attempt_no, part);
+            self.oracle.carrier_accepted(id, (submit.cluster, attempt_no, part));
             self.carriers[carrier].next_no += 1;
             carrier_ref = format!("{}-{:x}", carrier, self.carriers[carrier].next_no);
             self.plan_receipts(carrier, &submit, &carrier_ref);
         }
-        if hanging || (!calm && self.rng.carrier.chance(rates.answer_lost)) {
+        // Its node was one of a cluster that is gone.
+        let nobody = submit.node >= self.nodes.len();
+        if nobody || hanging || (!calm && self.rng.carrier.chance(rates.answer_lost)) {
             return;
         }
         let answer = PartAnswer { send_no: submit.send_no, part, outcome, carrier_ref, retry_after_ms: 300 };
@@ -180,7 +184,7 @@ impl World {
         let any = self.rng.receipts.below(connected.len().max(1) as u64) as usize;
         let node = match self.rng.receipts.chance(700) && connected.contains(&receipt.node) {
             true => receipt.node,
-            false => connected.get(any).copied().unwrap_or(receipt.node),
+            false => connected.get(any).copied().unwrap_or(0),
         };
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let again = RECEIPT_AGAIN_MS + self.rng.receipts.below(4_000);

@@ -7,7 +7,7 @@ use super::engine::Refused;
 use super::node::{Asker, Read};
 use super::rng::hash;
 use super::world::{Event, World};
-use carillon_core::{CancelOutcome, CommandResult, message, query};
+use carillon_core::{CancelOutcome, CommandResult, Refusal, Updated, message, query};
 use carillon_proto::public::MessageState;
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeMap;
@@ -44,6 +44,17 @@ pub enum Request {
         practice: u32,
         recipient: u64,
     },
+    /// An appointment changes.
+    Update {
+        practice: u32,
+        reference: u64,
+        version: u64,
+    },
+    /// A series of recurring messages begins.
+    Series {
+        practice: u32,
+        key: u64,
+    },
 }
 
 /// What a node says.
@@ -58,7 +69,13 @@ pub enum Answer {
     Canceled(Option<CancelOutcome>),
     Got(Option<MessageState>),
     Stopped,
-    /// The cluster does not know opt-outs yet.
+    /// Nothing new while disks are nearly full.
+    NearlyFull,
+    Updated(Updated),
+    SeriesMade,
+    /// A later version of the appointment took effect.
+    OldVersion,
+    /// The cluster does not know opt-outs or appointments yet.
     TooOld,
 }
 
@@ -85,6 +102,9 @@ pub struct Clients {
     /// Submits with a key that got an answer.
     keys: Vec<(u32, u64, u64)>,
     ids: Vec<(MessageId, u32)>,
+    /// (practice, reference) of messages that were accepted.
+    pub appointments: Vec<(u32, u64)>,
+    pub versions: BTreeMap<(u32, u64), u64>,
     /// The highest rank that anybody was told.
     floor: BTreeMap<MessageId, u8>,
     pub calls: u64,
@@ -100,6 +120,8 @@ impl Clients {
             leaders: BTreeMap::new(),
             keys: Vec::new(),
             ids: Vec::new(),
+            appointments: Vec::new(),
+            versions: BTreeMap::new(),
             floor: BTreeMap::new(),
             calls: 0,
         }
@@ -122,6 +144,24 @@ impl Clients {
         Slot::of_practice(TENANT, &practice_name(practice)).partition(self.partitions)
     }
 
+    /// A lost cluster was restored: only these messages are there, with their ranks.
+    pub fn lost_since(&mut self, ranks: &BTreeMap<MessageId, u8>) {
+        self.leaders.clear();
+        self.ids.retain(|(id, _)| ranks.contains_key(id));
+        self.floor.retain(|id, floor| {
+            *floor = (*floor).min(ranks.get(id).copied().unwrap_or(0));
+            ranks.contains_key(id)
+        });
+        self.ops.retain(|_, op| match &op.request {
+            Request::Get { id } | Request::Cancel { id, .. } => ranks.contains_key(id),
+            Request::Submit { .. }
+            | Request::Stop { .. }
+            | Request::Update { .. }
+            | Request::Series { .. } => true,
+        });
+        self.ops.values_mut().for_each(|op| op.floor = 0);
+    }
+
     fn told(&mut self, id: MessageId, rank: u8) {
         let floor = self.floor.entry(id).or_insert(rank);
         *floor = (*floor).max(rank);
@@ -139,7 +179,7 @@ impl World {
         if !self.operator.is_done() {
             return;
         }
-        let request = self.draw_request();
+        let request = self.draw_update().unwrap_or_else(|| self.draw_request());
         self.start_op(request);
     }
 
@@ -181,9 +221,10 @@ impl World {
         clients.calls += 1;
         let op = clients.next_op;
         let (partition, floor) = match &request {
-            Request::Submit { practice, .. } | Request::Stop { practice, .. } => {
-                (clients.partition_of(*practice), 0)
-            }
+            Request::Submit { practice, .. }
+            | Request::Stop { practice, .. }
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => (clients.partition_of(*practice), 0),
             Request::Cancel { id, .. } => (id.slot().partition(clients.partitions), 0),
             Request::Get { id } => {
                 (id.slot().partition(clients.partitions), clients.floor.get(id).copied().unwrap_or(0))
@@ -199,6 +240,10 @@ impl World {
         let Some(open) = self.clients.ops.get_mut(&op) else { return };
         if self.now_ms >= open.deadline_ms {
             return self.give_up(op);
+        }
+        // Routers are led to a new cluster when its restore is done.
+        if !self.operator.is_done() {
+            return self.at(500, Event::Call { op });
         }
         open.call_no += 1;
         let (call_no, request, partition) = (open.call_no, Box::new(open.request.clone()), open.partition);
@@ -287,6 +332,10 @@ impl World {
                     self.serve_confirmed(node, from, epoch);
                     continue;
                 }
+                Asker::Backup { no } => {
+                    self.copy_partition(node, group, no);
+                    continue;
+                }
                 Asker::Lease(call) => {
                     self.grant(node, &call);
                     continue;
@@ -322,7 +371,11 @@ impl World {
         id: Option<MessageId>,
         result: Result<Vec<CommandResult>, Refused>,
     ) {
+        let restoring = |results: &[CommandResult]| {
+            matches!(results.first(), Some(CommandResult::Refused(Refusal::Restoring)))
+        };
         let answer = match (result, id) {
+            (Ok(results), _) if restoring(&results) => Answer::Refused(Refused::Busy),
             (Err(refused), _) => Answer::Refused(refused),
             (Ok(results), Some(id)) => match results.into_iter().next() {
                 Some(result) => {
@@ -334,6 +387,11 @@ impl World {
             (Ok(results), None) => match results.into_iter().next() {
                 Some(CommandResult::Canceled(outcomes)) => Answer::Canceled(outcomes.into_iter().next()),
                 Some(CommandResult::Done) => Answer::Stopped,
+                Some(CommandResult::Updated(updated)) => Answer::Updated(updated),
+                Some(CommandResult::Accepted | CommandResult::Duplicate { .. }) => Answer::SeriesMade,
+                // The node reads again; here the client does.
+                Some(CommandResult::Refused(Refusal::MovedOn)) => Answer::Refused(Refused::Busy),
+                Some(CommandResult::Refused(Refusal::OldVersion { .. })) => Answer::OldVersion,
                 _ => Answer::Canceled(None),
             },
         };
@@ -382,6 +440,12 @@ impl World {
                 let pause = if follow { 1 } else { 20 + self.rng.calls.below(180) };
                 self.at(pause, Event::Call { op });
             }
+            Answer::NearlyFull => {
+                // As RetryInfo says.
+                open_next(&mut self.clients, op);
+                let pause = 500 + self.rng.calls.below(1_000);
+                self.at(pause, Event::Call { op });
+            }
             Answer::Refused(Refused::Busy) => {
                 open_next(&mut self.clients, op);
                 let pause = 20 + self.rng.calls.below(180);
@@ -402,6 +466,7 @@ impl World {
                 match &result {
                     CommandResult::Accepted => {
                         self.clients.ids.push((id, practice_no));
+                        self.clients.appointments.push((practice, super::care::reference_of(content)));
                         self.clients.told(id, 1);
                         self.clients.keys.extend(key.map(|key| (practice, key, content)));
                     }
@@ -417,12 +482,16 @@ impl World {
             (Request::Cancel { id, .. }, Answer::Canceled(outcome)) => match outcome {
                 Some(outcome) if outcome.canceled => drop(self.oracle.canceled.insert(id, self.now_ms)),
                 Some(_) => {}
+                None if self.oracle.is_gone(&id) => self.trace.count("cancel_of_a_retired_message"),
                 None => self
                     .oracle
                     .fail(format!("I1 message {id} was acknowledged, and a cancel does not find it")),
             },
             (Request::Get { id }, Answer::Got(state)) => {
                 let rank = state.map_or(0, message::rank);
+                if state.is_none() && self.oracle.is_gone(&id) {
+                    return;
+                }
                 if rank < floor.max(1) {
                     self.oracle.fail(format!(
                         "I1 a read of message {id} gives {state:?} (rank {rank}) after rank {floor} was told"
@@ -430,6 +499,13 @@ impl World {
                 }
                 self.clients.told(id, rank);
             }
+            (Request::Update { practice, reference, version }, Answer::Updated(updated)) => {
+                self.update_told((practice, reference, version), &updated);
+            }
+            (Request::Update { .. }, Answer::OldVersion) => self.trace.count("update_of_an_old_version"),
+            (Request::Series { .. }, Answer::SeriesMade) => self.trace.count("series_made"),
+            (Request::Series { .. }, Answer::TooOld) => self.trace.count("series_refused_by_level"),
+            (Request::Update { .. }, Answer::TooOld) => self.trace.count("update_refused_by_level"),
             (Request::Stop { .. }, Answer::Stopped) => self.trace.count("stop_acknowledged"),
             (Request::Stop { .. }, Answer::TooOld) => self.trace.count("stop_refused_by_level"),
             (request, answer) => self.oracle.fail(format!("{request:?} was answered with {answer:?}")),

@@ -6,9 +6,9 @@
 use carillon_consensus::{GroupState, GroupWrite, LogError, LogStore, MemLog};
 use protobuf::Message as _;
 use raft::eraftpb::Entry;
-use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// What a disk writes whole. The unsynced tail begins anywhere in one.
 pub const SECTOR: u64 = 512;
@@ -31,9 +31,47 @@ pub struct SimDisk {
     /// The unsynced writes as bytes, oldest first; as many as `log` has.
     tail: Mutex<VecDeque<Vec<u8>>>,
     full: AtomicBool,
+    /// Durable entries (group, index) that cannot be read any more, and whether nobody notices.
+    rotten: Mutex<BTreeSet<(u32, u64)>>,
+    unchecked: AtomicBool,
 }
 
 impl SimDisk {
+    /// A durable entry rots; `pick` says which. False if there is none.
+    pub fn rot(&self, group: u32, pick: u64) -> bool {
+        let Some(durable) = self.durable(group) else { return false };
+        let (first, last) = (durable.truncated_index + 1, durable.last_index);
+        let found = first <= last && self.log.durable_term(group, last).is_some();
+        if found {
+            self.rotten().insert((group, first + pick % (last - first + 1)));
+        }
+        found
+    }
+
+    /// Planted bug: nobody looks at checksums.
+    pub fn do_not_check(&self) {
+        self.unchecked.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_rotten(&self) -> bool {
+        !self.rotten().is_empty()
+    }
+
+    pub fn is_rotten_in(&self, group: u32) -> bool {
+        self.rotten().iter().any(|(of, _)| *of == group)
+    }
+
+    fn rotten(&self) -> MutexGuard<'_, BTreeSet<(u32, u64)>> {
+        self.rotten.lock().expect("one thread")
+    }
+
+    /// What is written anew, cut off or removed is not rotten any more.
+    fn heal(&self, write: &GroupWrite) {
+        let whole = write.remove || write.snapshot.is_some();
+        let from = write.entries.first().map_or(u64::MAX, |entry| entry.index);
+        self.rotten().retain(|(group, index)| *group != write.group || (!whole && *index < from));
+    }
+
     /// Writes fail from now on, or not any more.
     pub fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Relaxed);
@@ -129,12 +167,29 @@ impl LogStore for SimDisk {
     }
 
     fn entries(&self, group: u32, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        self.log.entries(group, low, high, bytes_max)
+        let entries = self.log.entries(group, low, high, bytes_max)?;
+        let rotten = self.rotten();
+        if self.unchecked.load(Ordering::Relaxed) {
+            let flipped = |mut entry: Entry| {
+                if rotten.contains(&(group, entry.index)) && !entry.data.is_empty() {
+                    let mut data = entry.data.to_vec();
+                    data.iter_mut().rev().take(1).for_each(|byte| *byte ^= 1);
+                    entry.data = data.into();
+                }
+                entry
+            };
+            return Ok(entries.into_iter().map(flipped).collect());
+        }
+        match entries.iter().find(|entry| rotten.contains(&(group, entry.index))) {
+            Some(entry) => Err(LogError::Damaged(format!("entry {} of group {group}", entry.index))),
+            None => Ok(entries),
+        }
     }
 
     fn write(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
         self.room()?;
         self.log.write(writes, false)?;
+        writes.iter().for_each(|write| self.heal(write));
         self.remember(encode(writes));
         if sync {
             self.sync();
@@ -145,6 +200,7 @@ impl LogStore for SimDisk {
     fn truncate(&self, group: u32, index: u64, term: u64) -> Result<(), LogError> {
         self.room()?;
         self.log.truncate(group, index, term)?;
+        self.rotten().retain(|(of, at)| *of != group || *at > index);
         self.remember([u64::from(group), index, term].iter().flat_map(|n| n.to_be_bytes()).collect());
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! The glue of a node's engine, as the simulator runs it: a mirror of the decisions of `node/src/engine` (shard turn, roles,
 //! transport), around the same `Group`. Each step is an event of its own, so that a crash can fall between any two.
 use super::members::LogTask;
-use super::node::{Asker, Waiter};
+use super::node::{Asker, Cell, Waiter};
 use super::plant::Plant;
-use super::proposals::Pending;
-use super::snapshot::cut_index;
-use super::world::{Event, TICK_MS, World};
-use carillon_consensus::{Outputs, PersistTask, ProposeError, RoleChange, StepError};
-use carillon_proto::internal::{Command, LeaderStart, RaftMessage, command::Kind};
+use super::world::{Event, FrameHead, TICK_MS, World};
+use carillon_consensus::oracle::message_kind;
+use carillon_consensus::{
+    LogMarks, LogSlack, Outputs, Pending, PersistTask, ProposeError, RoleChange, StepError, cut_index,
+};
+use carillon_proto::internal::{Command, RaftMessage};
 use carillon_proto::replica::node_of;
 use prost::Message as _;
 
@@ -49,10 +50,10 @@ impl World {
 
     /// Tells everybody which entries are on every replica.
     fn hint(&mut self, node: usize) {
-        let slack = self.plan.log_slack;
+        let slack = LogSlack { bytes: u64::MAX, entries: self.plan.log_slack };
         let cells = self.nodes[node].cells.iter();
-        let hints: Vec<(u32, u64)> =
-            cells.filter_map(|(group, cell)| Some((*group, cut_index(cell, slack)?))).collect();
+        let cut = |cell: &Cell| cut_index(&cell.group, &LogMarks::default(), slack);
+        let hints: Vec<(u32, u64)> = cells.filter_map(|(group, cell)| Some((*group, cut(cell)?))).collect();
         for to in 0..self.nodes.len() {
             // Late or lost hints do no harm.
             if to != node && self.net_delay(node, to).is_none() {
@@ -68,16 +69,19 @@ impl World {
         }
     }
 
-    pub fn deliver(&mut self, from: usize, to: usize, store_id: u64, group: u32, mut message: RaftMessage) {
+    pub fn deliver(&mut self, from: usize, to: usize, head: FrameHead, group: u32, mut message: RaftMessage) {
         let from_id = self.nodes[from].id;
         if !self.nodes[to].up {
             return;
         }
-        if !self.nodes[to].knows_store(from_id, store_id) && !self.planted(Plant::WipedComesBack) {
+        if !self.nodes[to].knows_store(from_id, head.store_id) && !self.planted(Plant::WipedComesBack) {
             // Its disk was lost: it has forgotten its votes and what it acknowledged.
             self.trace.count("frame_of_another_store_dropped");
             return;
         }
+        let mono_ms = self.mono_ms(to);
+        self.nodes[to].space.hear(from_id, head.near_full, mono_ms);
+        self.nodes[to].clocks.hear(from_id, head.clock_ms, mono_ms);
         let m = &message;
         let words = [
             1,
@@ -141,12 +145,15 @@ impl World {
             again = false;
             let (clock_ms, in_flight_max) = (self.wall_ms(node), self.plan.in_flight_max);
             let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-            let refused = cell.proposals.append(&mut cell.group, clock_ms, in_flight_max);
+            let refused = cell.proposals.append(&mut cell.group, clock_ms, in_flight_max).refused;
             let mut out = Outputs::default();
             loop {
                 match cell.group.poll(&mut out) {
                     Ok(true) => {}
                     Ok(false) => break,
+                    Err(error) if self.nodes[node].disk.is_rotten_in(group) => {
+                        return self.block(node, group, error.to_string());
+                    }
                     Err(error) => {
                         return self.oracle.fail(format!("node {} group {group}: {error}", node + 1));
                     }
@@ -181,17 +188,16 @@ impl World {
         }
         if let Some(mark) = out.installed {
             cell.installed = Some(mark);
-            cell.members.writing = None;
-            cell.members.done = mark.index;
-            let held = cell.to_apply.drain(..).chain(cell.held.drain(..)).flat_map(|(_, parts)| parts);
-            overwritten.extend(held.map(|(_, waiter)| waiter));
+            let handed_on = cell.to_apply.drain(..).flat_map(|held| held.waiters);
+            overwritten.extend(handed_on.map(|(_, waiter)| waiter));
+            overwritten.extend(cell.release.installed(mark.index));
         }
         let skip_term_check = self.plan.plant == Some(Plant::SkipTermCheck);
         for entry in out.committed {
             let awaited = cell.proposals.term_awaited(entry.index).filter(|_| skip_term_check);
             let taken = cell.proposals.take(entry.index, awaited.unwrap_or(entry.term));
             overwritten.extend(taken.overwritten);
-            cell.held.push_back((entry, taken.parts));
+            cell.release.push(entry, taken.parts);
         }
         self.release(node, group);
         self.persist(node, group, out.persist);
@@ -238,7 +244,7 @@ impl World {
                 overwritten = cell.proposals.take_overwritten(&cell.group);
             }
             if leads_anew && group != 0 {
-                cell.proposals.push_first(leader_start(role.term, id));
+                cell.proposals.push_first(Pending::leader_start(role.term, id, Waiter::Nobody));
                 led = true;
             }
             if was_leader && !role.is_leader {
@@ -281,10 +287,9 @@ impl World {
             let hint = self.nodes[node].leader_hint(group);
             return self.answer(node, waiter, Err(Refused::NotLeader(hint)));
         }
-        let bytes = commands.iter().map(|command| command.len() + 8).sum();
         match self.nodes[node].cells.get_mut(&group) {
             None => return self.answer(node, waiter, Err(Refused::Busy)),
-            Some(cell) if cell.group.is_leader() => cell.proposals.push(Pending { commands, bytes, waiter }),
+            Some(cell) if cell.group.is_leader() => cell.proposals.push(Pending::new(commands, waiter)),
             Some(cell) => {
                 let hint = node_of(cell.group.leader_id());
                 return self.answer(node, waiter, Err(Refused::NotLeader(hint)));
@@ -296,16 +301,21 @@ impl World {
     pub fn send_raft(&mut self, from: usize, group: u32, message: RaftMessage) {
         if self.plan.check_promises {
             let disk = std::sync::Arc::clone(&self.nodes[from].disk);
-            self.oracle.promise(group, &message, &disk);
+            self.oracle.promised(group, &message, &disk);
         }
         let to = node_of(message.to) as usize - 1;
-        let store_id = self.nodes[from].store_id;
+        let at = &self.nodes[from];
+        let head = FrameHead {
+            store_id: at.store_id,
+            near_full: at.gate.near_full(),
+            clock_ms: at.clock.wall_ms(self.now_ms),
+        };
         let copies = 1 + u64::from(!self.calm && self.rng.net.chance(self.plan.rates.duplicate));
         for _ in 0..copies {
             match self.net_delay(from, to) {
                 Some(delay) => {
                     let message = Box::new(message.clone());
-                    self.at(delay, Event::Raft { from, to, store_id, group, message });
+                    self.at(delay, Event::Raft { from, to, head, group, message });
                 }
                 None => {
                     if self.rng.net.chance(200)
@@ -336,14 +346,8 @@ fn refusal(error: &ProposeError) -> Refused {
     }
 }
 
-fn leader_start(term: u64, node_id: u64) -> Pending<Waiter> {
-    let command = Command { kind: Some(Kind::LeaderStart(LeaderStart { term, node_id })) };
-    let data: prost::bytes::Bytes = command.encode_to_vec().into();
-    Pending { bytes: data.len() + 8, commands: vec![data], waiter: Waiter::Nobody }
-}
-
 fn format_message(m: &RaftMessage) -> String {
-    let kind = format!("{:?}", super::oracle::message_kind(m));
+    let kind = format!("{:?}", message_kind(m));
     let kind = kind.trim_start_matches("Msg").to_owned();
     let reject = if m.reject { " rejected" } else { "" };
     format!(

@@ -4,9 +4,10 @@
 //! refuse it, and a receipt is acknowledged to the carrier only when it was recorded or can never match.
 use super::engine::Refused;
 use super::node::Waiter;
+use super::plant::Plant;
 use super::wing::{FactBatch, PeerCall};
 use super::world::{Event, World};
-use carillon_core::{CommandResult, Permit, ReadTables as _, Refusal, keys};
+use carillon_core::{CommandResult, Permit, ReadTables as _, keys};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, FactResult, RecordOutcome, RecordReceipt, command::Kind};
 use carillon_proto::public::Outcome;
@@ -59,6 +60,8 @@ struct Report {
     fast_tries: u32,
     /// Its fact is on the way.
     handed: bool,
+    /// The cluster was being restored when it was last asked for.
+    restoring: bool,
 }
 
 /// Receipts that are not known here, and the references of messages that this node handed over.
@@ -165,7 +168,9 @@ impl World {
     /// What became of this node's own proposal of facts.
     pub fn facts_done(&mut self, node: usize, partition: u32, result: Result<Vec<CommandResult>, Refused>) {
         match result {
-            Ok(results) => self.facts_committed(node, partition, results.iter().map(fact_result).collect()),
+            Ok(results) => {
+                self.facts_committed(node, partition, results.iter().map(CommandResult::fact).collect())
+            }
             Err(Refused::NotLeader(hint)) => {
                 let hint = if hint == 0 { self.guess(node, partition) } else { hint };
                 if hint == 0 || hint == self.nodes[node].id {
@@ -223,9 +228,19 @@ impl World {
 
     /// Ends the report, unless its message may still turn up.
     fn conclude(&mut self, node: usize, report_no: u64, result: FactResult) -> bool {
+        // Concluded by another way meanwhile, perhaps long ago.
+        if !self.nodes[node].wing.reports.open.contains_key(&report_no) {
+            return true;
+        }
+        let restoring = self.nodes[node].wing.reports.open.get(&report_no).is_some_and(|r| r.restoring);
         match result {
+            FactResult::NotFound if restoring && !self.planted(Plant::ReceiptsLostInRestore) => return false,
             FactResult::Unspecified | FactResult::UnknownReference => return false,
             FactResult::Recorded => {}
+            // Retention dropped it, or a lost cluster took it along.
+            FactResult::NotFound if self.is_of_a_gone_message(node, report_no) => {
+                self.trace.count("receipt_of_a_gone_message");
+            }
             // In a simulation every receipt belongs to a message that a carrier took over.
             other => self.oracle.fail(format!("I8 a receipt was thrown away: {other:?}")),
         }
@@ -233,6 +248,12 @@ impl World {
             self.carriers[report.carrier].acked(report.receipt_no);
         }
         true
+    }
+
+    fn is_of_a_gone_message(&self, node: usize, report_no: u64) -> bool {
+        let report = self.nodes[node].wing.reports.open.get(&report_no);
+        let id = report.and_then(|report| MessageId::from_bytes(&report.receipt.message_id).ok());
+        id.is_some_and(|id| self.oracle.is_gone(&id))
     }
 
     pub fn forwarded_done(
@@ -243,7 +264,7 @@ impl World {
         result: Result<Vec<CommandResult>, Refused>,
     ) {
         let FactBatch { partition, batch_no, epoch, .. } = batch;
-        let results = result.ok().map(|results| results.iter().map(fact_result).collect());
+        let results = result.ok().map(|results| results.iter().map(CommandResult::fact).collect());
         self.peer(node, from, PeerCall::FactsAnswer { partition, batch_no, epoch, results });
     }
 
@@ -288,8 +309,16 @@ impl World {
         let reports = &mut self.nodes[node].wing.reports;
         reports.next_no += 1;
         let report_no = epoch << 32 | reports.next_no;
-        let report =
-            Report { carrier, receipt_no, receipt, since_ms, lookups: 0, fast_tries: 0, handed: false };
+        let report = Report {
+            carrier,
+            receipt_no,
+            receipt,
+            since_ms,
+            lookups: 0,
+            fast_tries: 0,
+            handed: false,
+            restoring: false,
+        };
         reports.open.insert(report_no, report);
         self.look_again(node, report_no);
     }
@@ -306,8 +335,10 @@ impl World {
         }
         let epoch = self.nodes[node].epoch;
         if self.now_ms >= report.since_ms + LOOKUPS_MS[report.lookups] {
+            let restoring = self.nodes[node].meta.is_restoring();
             if let Some(open) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
                 open.lookups += 1;
+                open.restoring = restoring;
             }
             self.look_here(node, node, report_no, report.receipt.clone());
             for to in (0..self.nodes.len()).filter(|to| *to != node) {
@@ -328,9 +359,11 @@ impl World {
         let given = MessageId::from_bytes(&report.receipt.message_id).ok().filter(|_| report.fast_tries == 0);
         let known = given.or_else(|| self.nodes[node].wing.reports.find(&report.receipt));
         let Some(id) = known else { return false };
+        let restoring = self.nodes[node].meta.is_restoring();
         if let Some(open) = self.nodes[node].wing.reports.open.get_mut(&report_no) {
             open.fast_tries += 1;
             open.handed = true;
+            open.restoring = restoring;
             open.receipt.message_id = id.to_bytes();
         }
         let receipt = RecordReceipt { message_id: id.to_bytes(), ..report.receipt.clone() };
@@ -363,16 +396,5 @@ impl World {
         if self.conclude(node, report_no, result) {
             self.trace.count("receipt_found_by_reference");
         }
-    }
-}
-
-/// What apply said to a fact, as it travels between nodes.
-pub fn fact_result(result: &CommandResult) -> FactResult {
-    match result {
-        CommandResult::Done => FactResult::Recorded,
-        CommandResult::Refused(Refusal::UnknownReference) => FactResult::UnknownReference,
-        CommandResult::Refused(Refusal::NotFound) => FactResult::NotFound,
-        CommandResult::Refused(Refusal::WrongState(_)) => FactResult::WrongState,
-        _ => FactResult::Malformed,
     }
 }

@@ -11,7 +11,7 @@ use carillon_proto::replica::node_of;
 
 impl World {
     pub fn fault(&mut self, number: usize) {
-        if self.calm {
+        if self.calm || self.is_dark {
             return;
         }
         let fault = self.resolve(self.plan.faults[number].1.clone());
@@ -55,6 +55,16 @@ impl World {
                 self.nodes[node].disk.set_full(true);
                 Some(ms)
             }
+            Fault::NearlyFull { node, ms } => {
+                self.fill(node, true);
+                Some(ms)
+            }
+            Fault::MostNearlyFull { but, ms } => {
+                for node in (0..self.nodes.len()).filter(|node| *node != but) {
+                    self.fill(node, true);
+                }
+                Some(ms)
+            }
             Fault::Drain { node, ms } => {
                 let node_id = self.nodes[node].id;
                 self.operator.push(Order::Status { node_id, status: NodeStatus::Draining });
@@ -75,7 +85,10 @@ impl World {
             Fault::PowerAll { down_ms } => {
                 (0..self.nodes.len()).for_each(|node| self.stop(node, true, down_ms));
             }
-            Fault::Freeze { node, ms } => self.nodes[node].frozen_until = self.now_ms + ms,
+            Fault::Freeze { node, ms } => {
+                let until = &mut self.nodes[node].frozen_until;
+                *until = (*until).max(self.now_ms + ms);
+            }
             Fault::Clog { links, ms } => {
                 for link in links {
                     let until = self.net.clogged.entry(link).or_default();
@@ -97,6 +110,9 @@ impl World {
                 self.operator.push(Order::Status { node_id, status: NodeStatus::Decommissioning });
             }
             Fault::Upgrade { node } => self.upgrade(node),
+            Fault::RotLog { node, group, pick } => self.rot_log(node, group, pick),
+            Fault::Backup => self.begin_backup(),
+            Fault::LoseAll { down_ms } => self.lose_everything(down_ms),
             _ => {}
         }
     }
@@ -107,6 +123,7 @@ impl World {
         let real = |node: &mut usize| *node = there[*node % there.len()];
         match &mut fault {
             Fault::Upgrade { .. } | Fault::PowerAll { .. } | Fault::Join => {}
+            Fault::Backup | Fault::LoseAll { .. } => {}
             Fault::Cut { links, .. } | Fault::Clog { links, .. } => {
                 for (from, to) in links.iter_mut() {
                     real(from);
@@ -123,6 +140,9 @@ impl World {
             | Fault::SyncError { node, .. }
             | Fault::DiskFull { node, .. }
             | Fault::Rot { node, .. }
+            | Fault::RotLog { node, .. }
+            | Fault::NearlyFull { node, .. }
+            | Fault::MostNearlyFull { but: node, .. }
             | Fault::ClockJump { node, .. }
             | Fault::Lose { node }
             | Fault::Wipe { node, .. }
@@ -152,6 +172,12 @@ impl World {
             Fault::Hang { carrier, .. } => self.carriers[carrier].hanging -= 1,
             Fault::SlowDisk { node, .. } => self.nodes[node].slow = 1,
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),
+            Fault::NearlyFull { node, .. } => self.fill(node, false),
+            Fault::MostNearlyFull { but, .. } => {
+                for node in (0..self.nodes.len()).filter(|node| *node != but) {
+                    self.fill(node, false);
+                }
+            }
             Fault::Drain { node, .. } => {
                 let node_id = self.nodes[node].id;
                 self.operator.push(Order::Status { node_id, status: NodeStatus::Active });
@@ -267,13 +293,28 @@ impl World {
         }
     }
 
-    /// A row of a voter rots; of a replica that is on its way in or out nobody would notice.
-    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+    /// Of a replica that is on its way in or out nobody would notice damage.
+    fn may_rot(&self, node: usize, group: u32) -> bool {
         let votes = self.nodes[node].cells.get(&group).is_some_and(|cell| {
             let conf = cell.group.conf_state();
             conf.voters_outgoing.is_empty() && conf.voters.contains(&cell.group.node_id())
         });
-        if !votes || !self.may_damage(node) {
+        votes && self.may_damage(node)
+    }
+
+    /// A durable entry of a voter rots.
+    fn rot_log(&mut self, node: usize, group: u32, pick: u64) {
+        if self.planted(Plant::LogRotIgnored) {
+            self.nodes[node].disk.do_not_check();
+        }
+        if self.may_rot(node, group) && self.nodes[node].disk.rot(group, pick) {
+            self.trace.count("log_rotten");
+        }
+    }
+
+    /// A row of a voter rots.
+    fn rot(&mut self, node: usize, group: u32, pick: u64) {
+        if !self.may_rot(node, group) {
             return;
         }
         if let Some(store) = self.nodes[node].stores.get_mut(&group) {
@@ -316,6 +357,8 @@ impl World {
             at.sync_fails = None;
             at.disk.set_full(false);
             at.frozen_until = 0;
+            self.fill(node, false);
+            let at = &mut self.nodes[node];
             if at.wiped {
                 // Its operator finds out that it is not the node that it was.
                 self.crash(node, false);

@@ -1,12 +1,16 @@
 //! A call at a node, as the simulator runs it: a mirror of `node/src/edge/ingest.rs`, `cancel.rs` and `query.rs`.
 use super::client::{Answer, RECIPIENTS, Request, TENANT, practice_name};
 use super::engine::Refused;
+use super::nights;
 use super::node::{Read, Waiter};
 use super::plant::Plant;
 use super::rng::hash;
 use super::world::World;
 use carillon_core::meta::level;
-use carillon_proto::internal::{Accept, Cancel, Command, OptOut, RetryPolicy, UnknownPolicy, command::Kind};
+use carillon_delivery::hours::{Ask, HoursPlan};
+use carillon_proto::internal::{
+    Accept, Cancel, Command, OptOut, Place, RetryPolicy, UnknownPolicy, command::Kind,
+};
 use carillon_proto::{MessageId, Slot};
 use prost::bytes::Bytes;
 
@@ -17,16 +21,24 @@ impl World {
             return;
         }
         let partition = match &request {
-            Request::Submit { practice, .. } | Request::Stop { practice, .. } => {
-                self.clients.partition_of(*practice)
-            }
+            Request::Submit { practice, .. }
+            | Request::Stop { practice, .. }
+            | Request::Update { practice, .. }
+            | Request::Series { practice, .. } => self.clients.partition_of(*practice),
             Request::Cancel { id, .. } | Request::Get { id } => id.slot().partition(self.plan.partitions),
         };
         if !self.nodes[node].leads(partition) {
             let hint = self.nodes[node].leader_hint(partition);
             return self.reply(node, op, call_no, Answer::Refused(Refused::NotLeader(hint)));
         }
+        // Nothing new and no answer before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            return self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
+        }
         match request {
+            Request::Submit { .. } if self.refuses_for_space(node) => {
+                self.reply(node, op, call_no, Answer::NearlyFull);
+            }
             Request::Submit { practice, key, content } => {
                 let name = practice_name(practice);
                 let found = self.nodes[node].meta.practice(TENANT, &name).cloned();
@@ -47,6 +59,12 @@ impl World {
             }
             Request::Stop { practice, recipient } => {
                 self.stop_recipient(node, partition, (op, call_no), practice, recipient);
+            }
+            Request::Update { practice, reference, version } => {
+                self.update_arrives(node, partition, (op, call_no), (practice, reference, version));
+            }
+            Request::Series { practice, key } => {
+                self.series_arrives(node, partition, (op, call_no), (practice, key));
             }
             Request::Get { id } => self.ask_read(node, partition, Read { op, call_no, id }),
         }
@@ -88,7 +106,7 @@ impl World {
     }
 
     /// What ingest makes of a message. Everything but times and the id follows from the content, as a repeat must.
-    fn accept(
+    pub fn accept(
         &mut self,
         node: usize,
         id: MessageId,
@@ -107,14 +125,23 @@ impl World {
             [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
         let life_ms = [1_500, 20_000, 40_000, 40_000][draw as usize % 4];
         let later = if draw >> 8 & 7 == 0 { now_ms + (draw >> 12) % 6_000 } else { 0 };
+        let (class, priority) = (1 + ((draw >> 32) % 11) as i32, 1 + ((draw >> 36) % 4) as i32);
+        let from_ms = later.max(now_ms);
+        let hours = self.hours(node, practice_no, content, (class, priority), (from_ms, from_ms + life_ms));
+        let (place, plan) = hours.unzip();
+        let plan = plan.unwrap_or_default();
         let long = (draw >> 24) % 1000 < self.plan.long;
         Accept {
             message_id: id.to_bytes(),
             practice_no,
-            class: 1 + ((draw >> 32) % 11) as i32,
-            priority: 1 + ((draw >> 36) % 4) as i32,
+            class,
+            priority,
             not_before_ms: later,
-            expires_at_ms: later.max(now_ms) + life_ms,
+            expires_at_ms: from_ms + life_ms,
+            place,
+            due_ms: plan.due_ms,
+            open_until_ms: plan.open_until_ms,
+            hours_stamp: plan.stamp,
             time_zone: String::new(),
             sealed_recipient: content.to_be_bytes().to_vec().into(),
             recipient_index: recipient_index(draw >> 16),
@@ -124,6 +151,8 @@ impl World {
             key_epoch: 1,
             encoding: 1,
             segments: if long { 2 + ((draw >> 40) % 2) as u32 } else { 1 },
+            reference_index: super::care::reference_index(super::care::reference_of(content)).to_vec().into(),
+            dead_letter_listed: self.nodes[node].meta.level >= level::LEVEL_DELIVERY,
             idempotency_index: key.map(|_| bytes16(named, hash(b"key")).into()).unwrap_or_default(),
             content_mac: bytes16(content, 2).into(),
             carrier_no,
@@ -135,6 +164,36 @@ impl World {
             }),
             ..Default::default()
         }
+    }
+}
+
+impl World {
+    /// What ingest finds out about the recipient's hours; nothing below their feature level.
+    fn hours(
+        &self,
+        node: usize,
+        practice_no: u32,
+        content: u64,
+        (class, priority): (i32, i32),
+        (from_ms, expires_at_ms): (u64, u64),
+    ) -> Option<(Place, HoursPlan)> {
+        let meta = &self.nodes[node].meta;
+        if meta.level < level::LEVEL_DELIVERY {
+            return None;
+        }
+        let place = nights::place_of(content);
+        let mut believed = place.clone();
+        if self.planted(Plant::HoursByFixedOffset) {
+            let summer = |zone: &mut String| *zone = zone.replace("America/New_York", "Etc/GMT+4");
+            believed.time_zones.iter_mut().for_each(summer);
+        }
+        let practice = meta.practices.get(&practice_no).and_then(|record| record.hours.as_ref());
+        let mut plan =
+            self.book.plan(&Ask { place: &believed, class, priority, practice, from_ms }, expires_at_ms);
+        if self.planted(Plant::HoursOnlyAtAccept) {
+            plan.open_until_ms = 0;
+        }
+        Some((place, plan))
     }
 }
 

@@ -4,7 +4,8 @@ use super::node::{Asker, Waiter};
 use super::plant::Plant;
 use super::wing::{Lane, LeaseCall, PeerCall};
 use super::world::{Event, World};
-use carillon_core::meta::share_of;
+use carillon_core::meta::{level, share_of};
+use carillon_delivery::hours::Stamps;
 use carillon_delivery::lease::{Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules};
 use carillon_delivery::{GateSettings, LaneConfig};
 use carillon_proto::internal::meta_command::Kind;
@@ -83,6 +84,12 @@ impl World {
         if leases {
             self.plan_lease_ask(node);
         }
+        let meta = &self.nodes[node].meta;
+        let stamps = match meta.level >= level::LEVEL_DELIVERY {
+            true => self.book.stamps(meta.practices.values()),
+            false => Stamps::default(),
+        };
+        self.nodes[node].wing.scheduler.set_hours(stamps);
         self.wake_driver(node, 0);
     }
 

@@ -16,7 +16,8 @@ impl World {
         self.at(pause, Event::Flush { node, epoch });
         self.scrub(node);
         for group in self.stored(node) {
-            if self.rng.disk.chance(600) {
+            // What is flushed can be cut from the log, so a disk that is nearly full flushes more.
+            if self.rng.disk.chance(600) || self.nodes[node].gate.near_full() {
                 let batches = self.nodes[node].stores[&group].pending();
                 let delay = 1 + self.rng.disk.below(200 * self.nodes[node].slow.min(10));
                 self.at(delay, Event::FlushDone { node, epoch, group, batches });
@@ -34,8 +35,14 @@ impl World {
             return;
         }
         for group in self.stored(node) {
-            if self.nodes[node].stores[&group].is_rotten() && self.nodes[node].cells.contains_key(&group) {
+            if !self.nodes[node].cells.contains_key(&group) {
+                continue;
+            }
+            if self.nodes[node].stores[&group].is_rotten() {
                 self.block(node, group, "scrub: block checksum mismatch".to_owned());
+            } else if self.nodes[node].disk.is_rotten_in(group) && !self.planted(Plant::LogRotIgnored) {
+                self.trace.count("log_rot_found_by_scrub");
+                self.block(node, group, "scrub: an entry of the log is damaged".to_owned());
             }
         }
     }

@@ -1,27 +1,15 @@
 //! Replicas of a node come and go, and memberships change: a mirror of `node/src/engine/members.rs`.
 //!
-//! A committed change of the membership is put into force, written to the log, and only then given to the applier with what
-//! follows it. A replica that was removed ends in this order: its cell, a tombstone in the log, its state.
+//! What a change of the membership holds back is in `carillon_consensus::Release`. A replica that was removed ends in this order: its cell, a tombstone in the log, its state.
 use super::engine::Refused;
 use super::node::{Asker, Cell, Waiter};
 use super::plant::Plant;
 use super::store::SimStore;
 use super::world::World;
-use carillon_consensus::{EntryKind, GroupWrite, LogStore as _, MemberChange, PersistTask, join_write};
+use carillon_consensus::{GroupWrite, LogStore as _, MemberChange, PersistTask, join_write};
 use carillon_core::Applier;
 use carillon_core::meta::planner::{ConfStep, Step};
 use carillon_proto::replica::node_of;
-
-/// A change of the membership between commit and apply.
-#[derive(Debug, Default)]
-pub struct MemberState {
-    /// Entry whose membership is being written to the log.
-    pub writing: Option<u64>,
-    /// The last one that is in force and durable.
-    pub done: u64,
-    /// This replica is removed as of this entry; it goes when the entry is applied.
-    pub leaving: Option<u64>,
-}
 
 /// What the log writer is given.
 #[derive(Debug)]
@@ -142,11 +130,7 @@ impl World {
     fn members_written(&mut self, node: usize, group: u32, index: u64) {
         let id = self.nodes[node].id;
         let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-        cell.members.writing = None;
-        cell.members.done = cell.members.done.max(index);
-        if !cell.group.is_member() {
-            cell.members.leaving = Some(index);
-        }
+        cell.release.written(index, &cell.group);
         let conf = cell.group.conf_state();
         if !conf.voters_outgoing.is_empty() {
             self.trace.count("joint_configuration");
@@ -163,40 +147,34 @@ impl World {
     /// Gives the applier what is committed, up to a change of the membership that is not durable yet.
     pub fn release(&mut self, node: usize, group: u32) {
         let early = self.planted(Plant::MembersNotPersisted);
-        let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
-        let mut write = None;
-        while let Some((front, _)) = cell.held.front() {
-            let index = front.index;
-            if front.kind == EntryKind::ConfChange && cell.members.done < index {
-                if cell.members.writing.is_some() {
-                    break;
-                }
-                match cell.group.apply_conf_change(index) {
-                    Ok(change) if change.is_empty() => cell.members.done = index,
-                    Ok(_) if early => cell.members.done = index,
-                    Ok(change) => {
-                        cell.members.writing = Some(index);
-                        cell.offered = None;
-                        write = Some((change, index));
-                        break;
+        let mut again = true;
+        while again {
+            again = false;
+            let Some(cell) = self.nodes[node].cells.get_mut(&group) else { return };
+            match cell.release.next(&mut cell.group) {
+                Ok(released) => {
+                    cell.to_apply.extend(released.entries);
+                    let Some((write, index)) = released.change else { continue };
+                    cell.offered = None;
+                    if early {
+                        cell.release.written(index, &cell.group);
+                        again = true;
+                    } else {
+                        let task = LogTask::Own { write, then: Written::Members { index } };
+                        self.nodes[node].queue.push(task);
                     }
-                    Err(error) => return self.block(node, group, error.to_string()),
                 }
+                Err(error) => return self.block(node, group, error.to_string()),
             }
-            cell.to_apply.extend(cell.held.pop_front());
         }
-        if let Some((write, index)) = write {
-            let task = LogTask::Own { write, then: Written::Members { index } };
-            self.nodes[node].queue.push(task);
-            self.kick_disk(node);
-        }
+        self.kick_disk(node);
         self.kick_apply(node, group);
     }
 
     /// After an apply: a replica that is removed goes.
     pub fn leave_if_removed(&mut self, node: usize, group: u32, applied: u64) {
-        let leaving = self.nodes[node].cells.get(&group).and_then(|cell| cell.members.leaving);
-        if leaving.is_some_and(|index| applied >= index) {
+        if self.nodes[node].cells.get(&group).is_some_and(|cell| cell.release.has_left(applied)) {
+            self.trace.count("replica_moved");
             self.leave(node, group);
         }
     }
@@ -225,8 +203,8 @@ impl World {
         self.nodes[node].leaders.insert(group, (0, 0));
         let pending: Vec<Waiter> = cell.proposals.drain_pending().collect();
         let waiting: Vec<Waiter> = cell.proposals.drain_waiters().collect();
-        let handed_on = cell.held.drain(..).chain(cell.to_apply.drain(..));
-        let handed_on = handed_on.flat_map(|(_, parts)| parts).map(|(_, waiter)| waiter);
+        let handed_on = cell.to_apply.drain(..).flat_map(|held| held.waiters).map(|(_, waiter)| waiter);
+        let handed_on = handed_on.chain(cell.release.drain());
         let waiting: Vec<Waiter> = waiting.into_iter().chain(handed_on).collect();
         let reads = cell.reads_asked.drain(..).chain(cell.reads_confirmed.drain(..));
         let reads: Vec<Asker> = reads.map(|(_, asker)| asker).collect();

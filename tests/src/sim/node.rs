@@ -1,14 +1,14 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
 use super::lanes::LeaseDesk;
-use super::members::{LogTask, MemberState};
-use super::proposals::{Parts, Proposals};
+use super::members::LogTask;
 use super::steward::Steward;
 use super::store::SimStore;
 use super::wing::{FactBatch, LeaseCall, Wing};
-use super::world::START_MS;
-use carillon_consensus::{CommittedEntry, Group, SnapshotMark};
+use carillon_consensus::{Awaited, Group, Proposals, Release, SnapshotMark};
+use carillon_core::clock::ClusterClock;
 use carillon_core::meta::{MetaView, level};
+use carillon_core::space::{PeerSpace, SpaceGate, SpaceLimits};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
 use carillon_proto::MessageId;
@@ -16,6 +16,11 @@ use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub const VOLUME_BYTES: u64 = 1_000 << 20;
+pub const SPACE_LIMITS: SpaceLimits = SpaceLimits { free_percent_min: 15, free_bytes_min: 2 << 30 };
+/// `tuning.clock_skew_ms_max`.
+pub const CLOCK_BOUND_MS: u64 = 1_000;
 
 /// Who waits for the results of a proposal.
 #[derive(Debug, Clone)]
@@ -51,6 +56,12 @@ pub enum Waiter {
     Operator {
         ask: u64,
     },
+    /// A piece of the retention loop.
+    Retired {
+        partition: u32,
+    },
+    /// A piece of a restore.
+    Fed,
     /// A node's own word about itself.
     Registered {
         from: usize,
@@ -74,6 +85,10 @@ pub enum Asker {
     Steward {
         round: u64,
     },
+    /// A backup copies the partition when this is answered.
+    Backup {
+        no: u64,
+    },
     /// Another node, or this one, asks for leases.
     Lease(Box<LeaseCall>),
     /// Another node, or this one, asks how far the meta group is.
@@ -89,10 +104,9 @@ pub struct Cell {
     pub proposals: Proposals<Waiter>,
     pub reads_asked: Vec<(u64, Asker)>,
     pub reads_confirmed: Vec<(u64, Asker)>,
-    /// Committed, behind a change of the membership that is not durable yet.
-    pub held: VecDeque<(CommittedEntry, Parts<Waiter>)>,
-    pub members: MemberState,
-    pub to_apply: VecDeque<(CommittedEntry, Parts<Waiter>)>,
+    /// Committed, and not given to the applier yet.
+    pub release: Release<Waiter>,
+    pub to_apply: VecDeque<Awaited<Waiter>>,
     pub applying: bool,
     pub core: Applier,
     /// Term whose `LeaderStart` by this node is applied, while it leads.
@@ -111,8 +125,7 @@ impl Cell {
             proposals: Proposals::default(),
             reads_asked: Vec::new(),
             reads_confirmed: Vec::new(),
-            held: VecDeque::new(),
-            members: MemberState::default(),
+            release: Release::default(),
             to_apply: VecDeque::new(),
             applying: false,
             core,
@@ -134,6 +147,7 @@ impl Cell {
 /// The clocks of a node. The monotonic one drifts and never jumps; the wall clock does both.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
+    start_ms: u64,
     offset_ms: i64,
     drift_ppm: i64,
     /// When the wall clock was last set.
@@ -150,7 +164,7 @@ impl Clock {
     }
 
     pub fn wall_ms(&self, now_ms: u64) -> u64 {
-        (START_MS as i64 + now_ms as i64 + self.offset_ms + self.drift_us(now_ms) / 1000) as u64
+        (self.start_ms as i64 + now_ms as i64 + self.offset_ms + self.drift_us(now_ms) / 1000) as u64
     }
 
     pub fn true_ms(&self, mono_ms: u64) -> u64 {
@@ -196,7 +210,15 @@ pub struct Node {
     /// The next sync fails; then the node is down for this long.
     pub sync_fails: Option<u64>,
     pub slow: u64,
+    /// Free bytes of its volume, of [`VOLUME_BYTES`].
+    pub free_bytes: u64,
+    pub full_since_ms: Option<u64>,
     // What does not.
+    pub started_ms: u64,
+    pub gate: SpaceGate,
+    /// What it knows of its peers' disks and clocks.
+    pub space: PeerSpace,
+    pub clocks: ClusterClock,
     pub cells: BTreeMap<u32, Cell>,
     /// Replicas out of service, with the reason.
     pub blocked: BTreeMap<u32, String>,
@@ -225,7 +247,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(index: usize, (offset_ms, drift_ppm): (i64, i64)) -> Self {
+    pub fn new(index: usize, start_ms: u64, (offset_ms, drift_ppm): (i64, i64)) -> Self {
         Self {
             index,
             id: index as u64 + 1,
@@ -237,7 +259,7 @@ impl Node {
             level: level::LEVEL,
             epoch: 0,
             frozen_until: 0,
-            clock: Clock { offset_ms, drift_ppm, jumped_ms: None },
+            clock: Clock { start_ms, offset_ms, drift_ppm, jumped_ms: None },
             store_id: index as u64 + 101,
             ready: false,
             known_stores: BTreeMap::new(),
@@ -245,6 +267,12 @@ impl Node {
             stores: BTreeMap::new(),
             sync_fails: None,
             slow: 1,
+            free_bytes: VOLUME_BYTES,
+            full_since_ms: None,
+            started_ms: 0,
+            gate: SpaceGate::new(SPACE_LIMITS),
+            space: PeerSpace::new(index as u64 + 1),
+            clocks: ClusterClock::new(CLOCK_BOUND_MS),
             cells: BTreeMap::new(),
             blocked: BTreeMap::new(),
             replicas: BTreeMap::new(),
@@ -280,6 +308,9 @@ impl Node {
         self.queue.clear();
         self.busy.clear();
         self.meta = MetaView::default();
+        self.gate = SpaceGate::new(SPACE_LIMITS);
+        self.space = PeerSpace::new(self.id);
+        self.clocks = ClusterClock::new(CLOCK_BOUND_MS);
         self.leaders.clear();
         self.safe.clear();
         self.ticks = 0;
@@ -298,7 +329,7 @@ impl Node {
 
     /// Something of it is damaged, and it is not gone as a whole.
     pub fn is_rotten(&self) -> bool {
-        !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten)
+        !self.blocked.is_empty() || self.stores.values().any(SimStore::is_rotten) || self.disk.is_rotten()
     }
 
     /// Whether another node speaks from the disk that it always had. The first one is remembered.

@@ -1,6 +1,7 @@
 //! The operator: creates the cluster, its carriers and practices through the meta group, and later has nodes join, drain, leave,
 //! be replaced and repaired. One command after the other; what got no answer is repeated, what was refused is repeated only
 //! while the cluster is being created. The rules of the commands mirror `node/src/edge/members.rs`.
+use super::backup::Backup;
 use super::client::{TENANT, practice_name};
 use super::node::{Node, Waiter};
 use super::plan::Plan;
@@ -8,14 +9,17 @@ use super::steward::address;
 use super::world::{Event, World};
 use carillon_core::meta::{MetaRefusal, MetaView, level};
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, ChangeReplicas, CreateToken, JoinNode, MetaCommand, MetaNode, NodeStatus,
-    PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, SetNodeStatus, SmppSettings, meta_command::Kind,
+    BeginRestore, Bootstrap, CarrierRecord, ChangeReplicas, CreateToken, JoinNode, MetaCommand, MetaNode,
+    NodeStatus, PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, RestoreMeta, SetNodeStatus,
+    SmppSettings, meta_command::Kind,
 };
 use prost::Message as _;
 use std::collections::VecDeque;
 
 const EVERY_MS: u64 = 150;
 const PATIENCE_MS: u64 = 2_000;
+/// After a restore, before anybody decides on what is in quarantine.
+const DECISION_AFTER_MS: u64 = 3_000;
 /// How often something is tried that cannot be done at the moment.
 const TRIES_MAX: u32 = 60;
 
@@ -32,6 +36,15 @@ pub enum Order {
     Status {
         node_id: u64,
         status: NodeStatus,
+    },
+    /// Brings the rows of a backup to a partition and tells the meta group once they are there.
+    Feed {
+        partition: u32,
+    },
+    /// Sends what a practice has in quarantine again, or gives it up.
+    Quarantine {
+        practice_no: u32,
+        release: bool,
     },
     /// Gives a damaged replica up; the planner makes another one.
     Repair {
@@ -51,20 +64,13 @@ pub struct Operator {
     tries: u32,
     /// A new node takes the place of one that is called dead.
     replaces: bool,
+    /// A restore was finished, and nobody has noticed yet.
+    restored: bool,
 }
 
 impl Operator {
     pub fn new(plan: &Plan) -> Self {
-        let node = |id: u64| MetaNode { node_id: id, peer_address: address(id), ..MetaNode::default() };
-        let bootstrap = Bootstrap {
-            cluster_id: "sim".to_owned(),
-            partitions: plan.partitions,
-            nodes: (1..=plan.nodes as u64).map(node).collect(),
-        };
-        let mut kinds = vec![Kind::Bootstrap(bootstrap)];
-        for (number, limit) in plan.limits.iter().enumerate() {
-            kinds.push(Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) }));
-        }
+        let mut kinds = founding(plan);
         for practice in 0..plan.practices {
             kinds.push(Kind::PutPractice(PutPractice {
                 tenant: TENANT.to_owned(),
@@ -74,9 +80,36 @@ impl Operator {
                 ..Default::default()
             }));
         }
-        let setup = |kind| Order::Setup(Box::new(MetaCommand { kind: Some(kind) }));
         let orders: VecDeque<Order> = kinds.into_iter().map(setup).collect();
-        Self { setup_left: orders.len(), orders, asked: None, last_ask: 0, tries: 0, replaces: plan.replaces }
+        Self {
+            setup_left: orders.len(),
+            orders,
+            asked: None,
+            last_ask: 0,
+            tries: 0,
+            replaces: plan.replaces,
+            restored: false,
+        }
+    }
+
+    /// The cluster is gone: there is nothing to do and nothing is done.
+    pub fn rest(&mut self) {
+        self.orders.clear();
+        (self.asked, self.tries, self.setup_left) = (None, 0, 1);
+    }
+
+    /// Creates a cluster of the same name and restores a backup into it. How many orders that takes.
+    pub fn restoring(&mut self, plan: &Plan, backup: &Backup) -> u64 {
+        let backup_id: prost::bytes::Bytes = backup.id().into();
+        // No carrier yet: an empty cluster would take the receipts of the old one for nonsense and acknowledge them.
+        let mut kinds = vec![founding(plan).remove(0)];
+        let begin = BeginRestore { backup_id: backup_id.clone(), backup_now_ms: backup.now_ms() };
+        kinds.push(Kind::BeginRestore(begin));
+        kinds.push(Kind::RestoreMeta(RestoreMeta { backup_id, rows: Some(backup.meta.clone()) }));
+        self.orders = kinds.into_iter().map(setup).collect();
+        self.orders.extend((1..=plan.partitions).map(|partition| Order::Feed { partition }));
+        (self.asked, self.tries, self.setup_left) = (None, 0, self.orders.len());
+        self.setup_left as u64
     }
 
     /// The cluster is created.
@@ -132,11 +165,36 @@ impl Operator {
                     self.orders.push_back(Order::Join);
                 }
             }
-            (Some(Order::Enter { .. }), _) | (_, None) => {}
+            (Some(Order::Feed { .. }), Some(None)) => {
+                self.setup_left -= 1;
+                self.restored |= self.setup_left == 0;
+                self.next();
+            }
+            (Some(Order::Enter { .. } | Order::Feed { .. }), _) | (_, None) => {}
             (Some(Order::Setup(_)), Some(Some(_))) => {}
             (_, Some(_)) => self.next(),
         }
     }
+}
+
+fn setup(kind: Kind) -> Order {
+    Order::Setup(Box::new(MetaCommand { kind: Some(kind) }))
+}
+
+/// What every cluster of the plan begins with.
+fn founding(plan: &Plan) -> Vec<Kind> {
+    let node = |id: u64| MetaNode { node_id: id, peer_address: address(id), ..MetaNode::default() };
+    let bootstrap = Bootstrap {
+        cluster_id: "sim".to_owned(),
+        partitions: plan.partitions,
+        nodes: (1..=plan.nodes as u64).map(node).collect(),
+    };
+    let carriers = plan
+        .limits
+        .iter()
+        .enumerate()
+        .map(|(number, limit)| Kind::PutCarrier(PutCarrier { carrier: Some(carrier(number, *limit)) }));
+    [Kind::Bootstrap(bootstrap)].into_iter().chain(carriers).collect()
 }
 
 fn carrier_name(number: usize) -> String {
@@ -172,6 +230,10 @@ impl World {
         self.at(EVERY_MS, Event::Operator);
         self.stop_removed();
         self.see_damage();
+        if std::mem::take(&mut self.operator.restored) {
+            self.trace.count("cluster_restored");
+            self.at(DECISION_AFTER_MS, Event::Quarantine);
+        }
         let now_ms = self.now_ms;
         if self.operator.asked.is_some_and(|(_, at_ms)| now_ms < at_ms + PATIENCE_MS) {
             return;
@@ -180,6 +242,10 @@ impl World {
         let Some(node) = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(0)) else {
             return;
         };
+        if let Order::Quarantine { practice_no, release } = order {
+            self.resolve_quarantine(practice_no, release);
+            return self.operator.next();
+        }
         // A token keeps its secret over repeats.
         let repeats = matches!(order, Order::Join) && self.operator.asked.is_some();
         self.operator.last_ask += u64::from(!repeats);
@@ -191,6 +257,8 @@ impl World {
                 let command = MetaCommand { kind: Some(kind) }.encode_to_vec();
                 self.propose_encoded(node, 0, vec![command.into()], Waiter::Operator { ask });
             }
+            // It goes on piece by piece, however long that takes.
+            None if matches!(order, Order::Feed { .. }) => {}
             None => self.operator.later(),
         }
     }
@@ -203,6 +271,8 @@ impl World {
             Order::Join => (view.level >= level::LEVEL_MEMBERSHIP)
                 .then(|| Kind::CreateToken(CreateToken { secret_hash: secret_hash(ask), life_s: 3_600 })),
             Order::Enter { secret } => self.enter(&view, *secret),
+            Order::Feed { partition } => self.feed(*partition),
+            Order::Quarantine { .. } => None,
             Order::Status { node_id, status } => {
                 if *status == NodeStatus::Dead && !self.is_lost(node, *node_id) {
                     return None;
@@ -255,7 +325,7 @@ impl World {
         while self.nodes.len() < token.node_id as usize {
             let index = self.nodes.len();
             let clock = self.plan.clocks[index % self.plan.clocks.len()];
-            let mut node = Node::new(index, clock);
+            let mut node = Node::new(index, self.plan.start_ms(), clock);
             node.level = level::LEVEL;
             self.nodes.push(node);
         }

@@ -1,18 +1,20 @@
 //! What must be true whatever happens (invariants I1 to I9 of the module documentation). Sees everything, influences
 //! nothing, keeps the first violation.
 //!
-//! The canonical history: the first replica that applies an index says what it holds; every other one must agree, with
-//! the digest that chains all results and events. What messages went through is read from the events of that history.
+//! What is true of raft groups is in `carillon_consensus::oracle`; here entries agree when their digests, which chain all results and
+//! events, do. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
 use super::truth::Truth;
-use carillon_consensus::{LogStore as _, RoleChange};
+use carillon_consensus::LogStore as _;
+use carillon_consensus::oracle::{RaftOracle, Seen as RaftSeen};
+use carillon_core::keys::Index;
 use carillon_core::{CommandResult, DETAIL_RESEND, message};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{EventRecord, MessageStatus, RaftMessage, UnknownPolicy};
+use carillon_proto::internal::{EventRecord, MessagePayload, MessageStatus, RaftMessage, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
 use prost::bytes::Bytes;
-use raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 
 /// One applied entry: its term, a hash of its data and the digest after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,85 +29,122 @@ pub struct Applied {
 pub struct Seen {
     pub state: MessageState,
     pub detail: String,
-    /// Second sends that a class allowed.
+    /// Second sends that a class or an operator allowed.
     pub resends: u32,
     pub attempts: u32,
+    pub practice_no: u32,
+    pub key: Option<Index>,
+    /// By the clock of the tables.
+    pub accepted_ms: u64,
+    pub changed_ms: u64,
+    /// Retention dropped it, or its key.
+    pub retired: bool,
+    pub key_gone: bool,
+    /// Held since a restore.
+    pub quarantined: bool,
+    /// An operator let it out of quarantine.
+    pub released: bool,
+}
+
+impl Seen {
+    fn new(payload: &MessagePayload) -> Self {
+        let accept = payload.accept.clone().unwrap_or_default();
+        Self {
+            state: MessageState::Unspecified,
+            detail: String::new(),
+            resends: 0,
+            attempts: 0,
+            practice_no: accept.practice_no,
+            key: Index::try_from(accept.idempotency_index.as_ref()).ok(),
+            accepted_ms: payload.accepted_at_ms,
+            changed_ms: 0,
+            retired: false,
+            key_gone: false,
+            quarantined: false,
+            released: false,
+        }
+    }
 }
 
 /// See the module documentation.
 #[derive(Default)]
 pub struct Oracle {
-    pub violation: Option<String>,
-    /// One leader for each (group, term).
-    pub leaders: BTreeMap<(u32, u64), u64>,
-    pub history: BTreeMap<u32, Vec<Applied>>,
+    raft: RaftOracle<Applied>,
     pub messages: BTreeMap<MessageId, Seen>,
     /// (practice, key) -> content and id that a client was told.
     pub keys: BTreeMap<(u32, u64), (u64, MessageId)>,
     /// Every id that a client was told.
     pub acked: BTreeMap<MessageId, u32>,
     pub canceled: BTreeMap<MessageId, u64>,
+    /// Messages that were accepted after the backup that a lost cluster was restored from.
+    pub lost: BTreeSet<MessageId>,
     /// (practice, recipient) of the opt-outs that are committed.
     pub stopped: BTreeSet<(u32, Bytes)>,
+    /// Hours of messages that were begun.
+    hours: BTreeMap<MessageId, (u64, u64)>,
     pub truth: Truth,
+    pub changes: super::care::Changes,
+}
+
+impl Deref for Oracle {
+    type Target = RaftOracle<Applied>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.raft
+    }
+}
+
+impl DerefMut for Oracle {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.raft
+    }
 }
 
 impl Oracle {
-    pub fn fail(&mut self, text: String) {
-        self.violation.get_or_insert(text);
-    }
-
-    /// I3: one leader a term.
-    pub fn role(&mut self, group: u32, node: u64, role: RoleChange) {
-        if role.is_leader != (role.leader == node) {
-            self.fail(format!("I3 group {group} node {node}: {role:?}"));
-        }
-        if role.leader == 0 {
-            return;
-        }
-        let known = *self.leaders.entry((group, role.term)).or_insert(role.leader);
-        if known != role.leader {
-            self.fail(format!("I3 group {group} term {}: leaders {known} and {}", role.term, role.leader));
-        }
-    }
-
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.
-    pub fn applied(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
-        let history = self.history.entry(group).or_default();
-        match history.get(index as usize - 1) {
-            Some(known) if *known == found => false,
-            Some(known) => {
-                let what =
-                    if (known.term, known.data) == (found.term, found.data) { "digest" } else { "entry" };
-                let text = format!("I3 group {group} node {node}: another {what} at {index}");
-                self.fail(text);
-                false
-            }
-            None if history.len() as u64 + 1 == index => {
-                history.push(found);
-                true
-            }
-            None => {
-                self.fail(format!("I3 group {group} node {node}: entry {index} applied out of order"));
-                false
-            }
-        }
+    pub fn first_to_apply(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
+        self.raft.applied(group, node, index, found) == RaftSeen::First
     }
 
-    /// Follows a message; `status` is what the tables say of it after the entry. Returns the state before.
-    pub fn event(&mut self, event: &EventRecord, status: &MessageStatus) -> MessageState {
+    /// Nothing may be expected of it any more.
+    pub fn is_gone(&self, id: &MessageId) -> bool {
+        self.lost.contains(id) || self.messages.get(id).is_some_and(|seen| seen.retired)
+    }
+
+    /// Its key may name another message by now.
+    fn is_key_gone(&self, id: &MessageId) -> bool {
+        self.lost.contains(id) || self.messages.get(id).is_some_and(|seen| seen.key_gone)
+    }
+
+    /// Follows a message; `found` is what the tables say of it after the entry, `now_ms` their clock. Returns the state before.
+    pub fn event(
+        &mut self,
+        event: &EventRecord,
+        (payload, status): &(MessagePayload, MessageStatus),
+        now_ms: u64,
+    ) -> MessageState {
         let Ok(id) = MessageId::from_bytes(&event.message_id) else {
             self.fail("I9 an event without a message".to_owned());
             return MessageState::Unspecified;
         };
         let to = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
-        let fresh = Seen { state: MessageState::Unspecified, detail: String::new(), resends: 0, attempts: 0 };
-        let seen = self.messages.entry(id).or_insert(fresh);
+        let seen = self.messages.entry(id).or_insert_with(|| Seen::new(payload));
         let from = std::mem::replace(&mut seen.state, to);
+        seen.changed_ms = now_ms;
         seen.detail.clone_from(&event.detail);
-        seen.resends += u32::from(to == MessageState::Waiting && event.detail == DETAIL_RESEND);
+        let resent = to == MessageState::Waiting && event.detail == DETAIL_RESEND;
+        seen.resends += u32::from(resent);
         let mut wrong = None;
-        if !message::legal(from, to) {
+        let guarded = to == MessageState::Unknown && event.detail == message::RESTORE_GUARD;
+        if guarded {
+            // A restore, which is no step of the message: an attempt stands for what nobody knows.
+            seen.attempts = event.attempt;
+        } else if seen.quarantined && to == MessageState::InFlight {
+            wrong = Some(format!("I5 message {id} is in quarantine and begun by itself"));
+        }
+        seen.released |= seen.quarantined && resent;
+        seen.quarantined = guarded;
+        if !guarded && !message::legal(from, to) {
             wrong = Some(format!("I9 message {id} went from {from:?} to {to:?}"));
         }
         if to == MessageState::InFlight {
@@ -113,7 +152,7 @@ impl Oracle {
                 wrong = Some(format!("I4 message {id}: attempt {} after {}", event.attempt, seen.attempts));
             }
             seen.attempts = event.attempt;
-            wrong = wrong.or_else(|| begun_too_early(&id, event.attempt, status));
+            wrong = wrong.or_else(|| begun_too_early(&id, event.attempt, status, seen.released));
         }
         if to == MessageState::Delivered && !self.truth.is_accepted(&id) {
             wrong = Some(format!("I9 message {id} is DELIVERED but no carrier has it"));
@@ -129,6 +168,17 @@ impl Oracle {
         if self.stopped.contains(&recipient) {
             let id = MessageId::from_bytes(message_id).map_or_else(|_| "?".to_owned(), |id| id.to_string());
             self.fail(format!("I6 an attempt of message {id} begun after a committed STOP of its recipient"));
+        }
+    }
+
+    /// I7: no attempt begins outside of the recipient's hours, by the clock of the log. The last minute is the carrier's.
+    pub fn hours_of_begun(&mut self, message_id: &[u8], hours: Option<(u64, u64)>, begun_ms: u64) {
+        let (Ok(id), Some((open_ms, close_ms))) = (MessageId::from_bytes(message_id), hours) else { return };
+        self.hours.insert(id, (open_ms, close_ms));
+        if begun_ms < open_ms || begun_ms + 60_000 > close_ms {
+            self.fail(format!(
+                "I7 an attempt of message {id} begun at {begun_ms}, its hours are {open_ms} to {close_ms}"
+            ));
         }
     }
 
@@ -155,6 +205,12 @@ impl Oracle {
             None if same => drop(self.keys.insert((practice_no, key), (content, id))),
             // The first one's answer was lost.
             None => {}
+            // An answer that was late: the key has named another message since.
+            Some(_) if self.is_key_gone(&id) => {}
+            Some((_, first)) if self.is_key_gone(first) => match same {
+                true => drop(self.keys.insert((practice_no, key), (content, id))),
+                false => drop(self.keys.remove(&(practice_no, key))),
+            },
             Some((known, first)) => {
                 let fits = *first == id && same == (*known == content);
                 if !fits {
@@ -168,33 +224,13 @@ impl Oracle {
     }
 
     /// What a message promises must be durable when it leaves (part of I3).
-    pub fn promise(&mut self, group: u32, message: &RaftMessage, disk: &SimDisk) {
-        let node = message.from;
-        let Some(durable) = disk.durable(group) else {
+    pub fn promised(&mut self, group: u32, message: &RaftMessage, disk: &SimDisk) {
+        match disk.durable(group) {
+            Some(durable) => self.raft.promise(group, message, &durable),
             // It was removed from its group, which counts on nothing of it any more.
-            if disk.removed(group).ok().flatten().is_some() {
-                return;
-            }
-            return self.fail(format!("I3 group {group} node {node}: speaks before it exists on disk"));
-        };
-        let (term, vote) = (durable.hard_state.term, durable.hard_state.vote);
-        let kind = message_kind(message);
-        let kept = match kind {
-            // They speak of a term to come.
-            MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => true,
-            _ if term < message.term => false,
-            // It has moved on since: the promise can only be broken by forgetting the newer term.
-            _ if term > message.term => true,
-            MessageType::MsgRequestVote => vote == node,
-            MessageType::MsgRequestVoteResponse if !message.reject => vote == message.to,
-            MessageType::MsgAppendResponse if !message.reject => durable.last_index >= message.index,
-            _ => true,
-        };
-        if !kept {
-            self.fail(format!(
-                "I3 group {group} node {node}: {kind:?} of term {} index {} leaves, but the disk has term {term} vote {vote} last {}",
-                message.term, message.index, durable.last_index
-            ));
+            None if disk.removed(group).ok().flatten().is_some() => {}
+            None => self
+                .fail(format!("I3 group {group} replica {}: speaks before it exists on disk", message.from)),
         }
     }
 
@@ -202,6 +238,17 @@ impl Oracle {
     pub fn wrote(&mut self, write: &super::truth::Write) {
         if let Err(text) = self.truth.wrote(write) {
             self.fail(text);
+        }
+        // By right clocks, and with the minute that is kept for the carrier for those that are wrong.
+        if let Some((open_ms, close_ms)) = self.hours.get(&write.id).copied()
+            && !write.clock_jumped
+            && (write.wall_ms + write.wall_error_ms < open_ms
+                || write.wall_ms >= close_ms + write.wall_error_ms.saturating_sub(60_000))
+        {
+            self.fail(format!(
+                "I7 message {} left at {}, its hours are {open_ms} to {close_ms}",
+                write.id, write.wall_ms
+            ));
         }
         let state = self.messages.get(&write.id).map_or(MessageState::Unspecified, |seen| seen.state);
         if matches!(
@@ -217,9 +264,9 @@ impl Oracle {
     }
 
     /// I5 at the moment at which a carrier takes a part over.
-    pub fn carrier_accepted(&mut self, id: MessageId, attempt_no: u32, part: u32) {
+    pub fn carrier_accepted(&mut self, id: MessageId, part: (u32, u32, u32)) {
         let resends = self.messages.get(&id).map_or(0, |seen| seen.resends);
-        let sends = self.truth.accept(id, attempt_no, part);
+        let sends = self.truth.accept(id, part);
         if sends > 1 + resends {
             self.fail(format!(
                 "I5 message {id} was taken over by {sends} attempts, {resends} possible duplicates are counted"
@@ -229,7 +276,12 @@ impl Oracle {
 }
 
 /// I4: an attempt follows only one that provably handed nothing over, or a recorded decision of the class.
-fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> Option<String> {
+fn begun_too_early(
+    id: &MessageId,
+    attempt_no: u32,
+    status: &MessageStatus,
+    released: bool,
+) -> Option<String> {
     let earlier = status.attempts.iter().filter(|a| a.number < attempt_no);
     let policy = status.retry.unwrap_or_default().unknown_policy();
     let begun = status.attempts.iter().find(|a| a.number == attempt_no).map_or(0, |a| a.begin_ms);
@@ -242,6 +294,7 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
             | Outcome::Transient
             | Outcome::LaneBroken
             | Outcome::NotSent => true,
+            Outcome::Ambiguous if attempt.code == message::RESTORE_GUARD => released,
             Outcome::Ambiguous => policy == UnknownPolicy::ResendOnce,
             Outcome::Unspecified => false,
             // Its answer came later, in the same entry: what counted was that there was none.
@@ -257,9 +310,4 @@ fn begun_too_early(id: &MessageId, attempt_no: u32, status: &MessageStatus) -> O
         }
     }
     None
-}
-
-pub fn message_kind(message: &RaftMessage) -> MessageType {
-    use protobuf::ProtobufEnum as _;
-    MessageType::from_i32(message.msg_type).unwrap_or(MessageType::MsgHup)
 }

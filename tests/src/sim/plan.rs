@@ -1,7 +1,10 @@
 //! What one run does, drawn from its seed before it starts (swarm testing: each seed enables its own subset of faults
 //! with its own weights). Because faults are data with a time, a failing run can be cut: fewer faults, an earlier end.
+use super::draw::{KEPT_S, faults, levels, more_faults, rates};
+use super::nights;
 use super::plant::Plant;
 use super::rng::Rng;
+use super::world::START_MS;
 use carillon_core::meta::level;
 use std::collections::BTreeSet;
 
@@ -77,6 +80,28 @@ pub enum Fault {
         group: u32,
         pick: u64,
     },
+    /// A durable entry of a replica's log rots.
+    RotLog {
+        node: usize,
+        group: u32,
+        pick: u64,
+    },
+    /// Somebody else's files leave little room on a node's disk.
+    NearlyFull {
+        node: usize,
+        ms: u64,
+    },
+    /// The same on every node but one.
+    MostNearlyFull {
+        but: usize,
+        ms: u64,
+    },
+    /// An operator makes a backup.
+    Backup,
+    /// Every disk of the cluster is lost; after a while the newest backup, if there is one, is restored into a new cluster.
+    LoseAll {
+        down_ms: u64,
+    },
     ClockJump {
         node: usize,
         delta_ms: i64,
@@ -123,7 +148,9 @@ impl Fault {
             Self::CarrierCut { .. } | Self::Throttle { .. } | Self::Hang { .. } => Class::Carrier,
             Self::SlowDisk { .. } => Class::SlowDisk,
             Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
-            Self::Rot { .. } => Class::Rot,
+            Self::Rot { .. } | Self::RotLog { .. } => Class::Rot,
+            Self::NearlyFull { .. } | Self::MostNearlyFull { .. } => Class::Space,
+            Self::Backup | Self::LoseAll { .. } => Class::Restore,
             Self::ClockJump { .. } => Class::Clock,
             Self::Lose { .. } | Self::Wipe { .. } => Class::Lose,
             Self::Join | Self::Drain { .. } | Self::Decommission { .. } => Class::Churn,
@@ -152,24 +179,10 @@ pub enum Class {
     Churn,
     /// Not drawn with the others: comes with older programs.
     Upgrade,
+    /// Nor these, which have a stream of their own.
+    Space,
+    Restore,
 }
-
-const CLASSES: [Class; 14] = [
-    Class::Kill,
-    Class::Power,
-    Class::Freeze,
-    Class::Cut,
-    Class::Clog,
-    Class::ClientsCut,
-    Class::Carrier,
-    Class::SlowDisk,
-    Class::DiskError,
-    Class::Rot,
-    Class::Clock,
-    Class::Lose,
-    Class::Transfer,
-    Class::Churn,
-];
 
 /// What goes wrong all the time, in permille of the occasions, and how long things take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,8 +247,15 @@ pub struct Plan {
     /// Permille of its looks at which the operator sees to what is damaged, and whether it replaces what is lost.
     pub care: u64,
     pub replaces: bool,
+    /// How long final messages and idempotency keys are kept.
+    pub finals_kept_s: u64,
+    pub keys_kept_s: u64,
+    /// Recipients have hours, some of which end or begin within the run.
+    pub nights: bool,
     /// Wall clock offset (ms) and drift (ppm) of each node.
     pub clocks: Vec<(i64, i64)>,
+    /// How far a stamp may be from the true time: only for plans in which one clock at a time is wrong.
+    pub stamp_error_ms_max: Option<u64>,
     pub plant: Option<Plant>,
     /// Off: promises are not compared with the disk, so that a planted bug must be found by what it causes.
     pub check_promises: bool,
@@ -270,6 +290,8 @@ impl Plan {
         let (levels, upgrades) = levels(&mut Rng::stream(seed, "levels"), nodes, safety_ms);
         let mut faults = faults(&mut Rng::stream(seed, "faults"), nodes, partitions, safety_ms);
         faults.extend(upgrades);
+        faults.extend(more_faults(&mut Rng::stream(seed, "more faults"), nodes, partitions, safety_ms));
+        let (finals_kept_s, keys_kept_s) = Rng::stream(seed, "retention").pick(&KEPT_S);
         let mut operator = Rng::stream(seed, "care");
         Self {
             seed,
@@ -283,6 +305,7 @@ impl Plan {
             levels,
             care: operator.pick(&[0, 20, 200]),
             replaces: operator.chance(700),
+            nights: Rng::stream(seed, "nights").chance(250),
             small_limits: rng.chance(500),
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
@@ -291,10 +314,18 @@ impl Plan {
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),
             long: rng.pick(&[0, 100, 400]),
+            finals_kept_s,
+            keys_kept_s,
             clocks,
+            stamp_error_ms_max: None,
             plant: None,
             check_promises: true,
         }
+    }
+
+    /// What right clocks show at the begin.
+    pub fn start_ms(&self) -> u64 {
+        if self.nights { nights::BEGIN_MS } else { START_MS }
     }
 
     /// The same run without some of its trouble.
@@ -315,135 +346,4 @@ impl Plan {
         }
         self
     }
-}
-
-/// Feature levels of the founders' programs, and when the older ones are upgraded; the last of them when all is calm.
-fn levels(rng: &mut Rng, nodes: usize, safety_ms: u64) -> (Vec<u32>, Vec<(u64, Fault)>) {
-    let oldest = rng.pick(&[level::LEVEL, level::LEVEL, level::LEVEL_MEMBERSHIP, level::LEVEL_BASE]);
-    let levels: Vec<u32> = (0..nodes)
-        .map(|_| match rng.chance(500) {
-            true => rng.within(oldest.into(), level::LEVEL.into()) as u32,
-            false => level::LEVEL,
-        })
-        .collect();
-    let mut upgrades = Vec::new();
-    for node in (0..nodes).filter(|node| levels[*node] < level::LEVEL) {
-        let at_ms = rng.within(1_000, safety_ms);
-        if rng.chance(800) {
-            upgrades.push((at_ms, Fault::Upgrade { node }));
-        }
-    }
-    (levels, upgrades)
-}
-
-fn rates(rng: &mut Rng) -> Rates {
-    let rate = |rng: &mut Rng, high: u64| rng.pick(&[0, 0, high / 5, high]);
-    Rates {
-        drop: rate(rng, 100),
-        duplicate: rate(rng, 100),
-        net_ms_max: rng.pick(&[2, 20, 80, 300]),
-        disk_ms_max: rng.pick(&[1, 5, 30, 200]),
-        apply_ms_max: rng.pick(&[1, 10, 100]),
-        flush_ms_max: rng.pick(&[500, 3_000, 15_000]),
-        call_lost: rate(rng, 100),
-        carrier: CarrierRates {
-            ms_max: rng.pick(&[5, 50, 400]),
-            request_lost: rate(rng, 50),
-            answer_lost: rate(rng, 200),
-            answer_late: rate(rng, 200),
-            answer_twice: rate(rng, 100),
-            throttled: rate(rng, 200),
-            transient: rate(rng, 100),
-            rejected: rate(rng, 50),
-            receipt_lost: rate(rng, 100),
-            receipt_twice: rate(rng, 200),
-            receipt_before_answer: rate(rng, 300),
-            receipt_enroute: rate(rng, 200),
-            undelivered: rate(rng, 200),
-        },
-    }
-}
-
-fn faults(rng: &mut Rng, nodes: usize, partitions: u32, safety_ms: u64) -> Vec<(u64, Fault)> {
-    let mut weights: Vec<(Class, u64)> = Vec::new();
-    for class in CLASSES {
-        if rng.chance(400) {
-            weights.push((class, rng.within(1, 4)));
-        }
-    }
-    let total: u64 = weights.iter().map(|(_, weight)| weight).sum();
-    let mut list = Vec::new();
-    if total == 0 {
-        return list;
-    }
-    let pause_ms = rng.pick(&[400, 1_500, 4_000]);
-    // The first seconds bring the cluster up.
-    let mut at_ms = 1_500;
-    loop {
-        at_ms += rng.within(pause_ms / 4, pause_ms * 2);
-        if at_ms >= safety_ms {
-            return list;
-        }
-        let mut draw = rng.below(total);
-        let class = weights.iter().find(|(_, weight)| match draw.checked_sub(*weight) {
-            Some(rest) => {
-                draw = rest;
-                false
-            }
-            None => true,
-        });
-        list.push((at_ms, fault(rng, class.expect("the draw is below the total").0, nodes, partitions)));
-    }
-}
-
-fn fault(rng: &mut Rng, class: Class, nodes: usize, partitions: u32) -> Fault {
-    let node = rng.below(nodes as u64) as usize;
-    let ms = rng.pick(&[200, 1_000, 3_000, 8_000]);
-    let ms = rng.within(ms / 2, ms);
-    match class {
-        Class::Kill => Fault::Kill { node, down_ms: ms },
-        Class::Power if rng.chance(150) => Fault::PowerAll { down_ms: ms / 4 + 1 },
-        Class::Power => Fault::Power { node, down_ms: ms },
-        Class::Freeze => Fault::Freeze { node, ms },
-        Class::Cut => Fault::Cut { links: links(rng, node, nodes), ms },
-        Class::Clog => Fault::Clog { links: links(rng, node, nodes), ms: ms / 2 },
-        Class::ClientsCut => Fault::ClientsCut { node, ms },
-        Class::Carrier => {
-            let carrier = rng.below(2) as usize;
-            match rng.below(3) {
-                0 => Fault::CarrierCut { node, ms },
-                1 => Fault::Throttle { carrier, ms: ms / 2 },
-                _ => Fault::Hang { carrier, ms: ms / 2 },
-            }
-        }
-        Class::SlowDisk => Fault::SlowDisk { node, factor: rng.pick(&[10, 50, 300]), ms },
-        Class::DiskError if rng.chance(300) => Fault::DiskFull { node, ms },
-        Class::DiskError => Fault::SyncError { node, down_ms: ms },
-        Class::Rot => {
-            Fault::Rot { node, group: rng.within(1, u64::from(partitions)) as u32, pick: rng.next() }
-        }
-        Class::Clock => {
-            let size = rng.pick(&[100, 2_000, 20_000]);
-            Fault::ClockJump { node, delta_ms: rng.below(2 * size) as i64 - size as i64 }
-        }
-        Class::Lose if rng.chance(600) => Fault::Wipe { node, down_ms: ms },
-        Class::Lose => Fault::Lose { node },
-        Class::Churn => match rng.below(5) {
-            0 | 1 => Fault::Join,
-            2 | 3 => Fault::Decommission { node },
-            _ => Fault::Drain { node, ms: 2 * ms },
-        },
-        Class::Upgrade => Fault::Upgrade { node },
-        Class::Transfer => Fault::Transfer { group: rng.below(u64::from(partitions) + 1) as u32, to: node },
-    }
-}
-
-/// One way or both, one peer or all: also the bridge, where only one link is cut.
-fn links(rng: &mut Rng, node: usize, nodes: usize) -> Vec<(usize, usize)> {
-    let others: Vec<usize> = (0..nodes).filter(|other| *other != node).collect();
-    let some = if rng.chance(400) { vec![rng.pick(&others)] } else { others };
-    let (out, back) = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
-    let away = some.iter().filter(|_| out).map(|other| (node, *other));
-    let home = some.iter().filter(|_| back).map(|other| (*other, node));
-    away.chain(home).collect()
 }

@@ -45,12 +45,40 @@ pub enum Plant {
     KeyForgottenBySnapshot,
     /// A new leader keeps waiters of entries that its log has lost (a real bug, found by the simulator).
     WaitersOfOldTerms,
+    /// Messages of a series have keys that do not follow from it.
+    SeriesKeyForgotten,
+    /// A change of an appointment is acknowledged before it is committed.
+    UpdateAssumed,
+    /// The end of the recipient's hours is looked at when a message is accepted, not again before it is begun.
+    HoursOnlyAtAccept,
+    /// Hours are computed with the offset that the zone has now, as if clocks were never changed.
+    HoursByFixedOffset,
     /// Preferred leaders have a priority in elections (a real bug, found by the simulator).
     Priorities,
+    /// A node believes its own wall clock, whatever its peers say.
+    ClockUnbounded,
+    /// Final messages are dropped at once.
+    RetiredEarly,
+    /// Keys go with their message, however young they are.
+    KeyRetiredEarly,
+    /// Keys go when their time has come, although their message is there.
+    KeyBeforeMessage,
+    /// A node goes on taking messages while its disk is nearly full.
+    SpaceIgnored,
+    /// A node that was nearly full once refuses for ever.
+    FullForEver,
+    /// A backup copies what any replica has, without asking the leader.
+    BackupUnconfirmed,
+    /// A restore forgets that the old cluster may have sent since the backup.
+    GuardForgotten,
+    /// "No such message" ends a receipt while the cluster is being restored (a real bug, found by the simulator).
+    ReceiptsLostInRestore,
+    /// A damaged entry of the log is read as if nothing was wrong.
+    LogRotIgnored,
 }
 
 impl Plant {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -71,7 +99,21 @@ impl Plant {
         Self::CutAheadOfFlush,
         Self::KeyForgottenBySnapshot,
         Self::WaitersOfOldTerms,
+        Self::UpdateAssumed,
+        Self::SeriesKeyForgotten,
+        Self::HoursOnlyAtAccept,
+        Self::HoursByFixedOffset,
         Self::Priorities,
+        Self::ClockUnbounded,
+        Self::RetiredEarly,
+        Self::KeyRetiredEarly,
+        Self::KeyBeforeMessage,
+        Self::SpaceIgnored,
+        Self::FullForEver,
+        Self::BackupUnconfirmed,
+        Self::GuardForgotten,
+        Self::ReceiptsLostInRestore,
+        Self::LogRotIgnored,
     ];
 
     /// As given on a command line.

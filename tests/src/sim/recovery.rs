@@ -53,12 +53,15 @@ impl World {
             }
         }
         self.nodes[node].up = true;
+        self.nodes[node].started_ms = self.now_ms;
         self.load_meta(node);
         let epoch = self.nodes[node].epoch;
         let first = 1 + self.rng.ticks.below(super::world::TICK_MS);
         self.at(first, Event::Tick { node, epoch });
         self.at(self.plan.rates.flush_ms_max, Event::Flush { node, epoch });
         self.at(first + super::steward::ROUND_MS, Event::Steward { node, epoch });
+        self.at(1, Event::Space { node, epoch });
+        self.at(first + 500, Event::Retention { node, epoch });
         let groups: Vec<u32> = self.nodes[node].cells.keys().copied().collect();
         for group in groups {
             self.pump(node, group);
@@ -69,7 +72,7 @@ impl World {
     fn cannot_open(&mut self, node: usize, group: u32, reason: String) {
         let id = self.nodes[node].id;
         self.note(&[11, id, u64::from(group)], || format!("fence  n{id} g{group} {reason}"));
-        if !self.nodes[node].stores[&group].is_rotten() {
+        if !self.nodes[node].stores[&group].is_rotten() && !self.nodes[node].disk.is_rotten_in(group) {
             self.oracle.fail(format!("I1 node {id} group {group} cannot start: {reason}"));
         }
         self.trace.count("replica_fenced");
@@ -161,6 +164,11 @@ impl World {
 
     fn open(&mut self, node: usize, group: u32, replica_id: u64) -> Result<super::node::Cell, String> {
         let log: Arc<dyn LogStore> = Arc::clone(&self.nodes[node].disk) as Arc<dyn LogStore>;
+        // The log is read as a whole when it is opened.
+        if self.nodes[node].disk.is_rotten_in(group) && !self.planted(Plant::LogRotIgnored) {
+            self.trace.count("log_rot_found_at_start");
+            return Err("an entry of the log is damaged".to_owned());
+        }
         let stored = log.load(group).map_err(|e| e.to_string())?.ok_or("the group does not exist")?;
         self.choose_family(node, group, stored.generation);
         let applied = self.replay(node, group, &*log)?;
@@ -200,7 +208,7 @@ impl World {
                 let digest = applied_record(store).map_err(|e| text(&e))?.digest.to_vec();
                 let found = Applied { term: entry.term, data: hash(&data), digest };
                 self.understands(node, group, &data, &meta_effects);
-                if self.oracle.applied(group, self.nodes[node].id, entry.index, found) {
+                if self.oracle.first_to_apply(group, self.nodes[node].id, entry.index, found) {
                     // Committed and acknowledged by nobody so far; its events are followed all the same.
                     self.follow(node, group, &data, &effects);
                 }

@@ -24,10 +24,22 @@ pub enum Scenario {
     Wipes,
     /// Older programs that are upgraded late.
     OldPrograms,
+    /// Messages and keys are kept for seconds only, and keys are used again.
+    ShortRetention,
+    /// One disk after the other is nearly full, and most of them at once.
+    FullDisks,
+    /// A backup, and some time later the loss of everything.
+    Restores,
+    /// One clock at a time is far off.
+    WrongClocks,
+    /// Entries of logs rot, followers lag and nodes restart.
+    RottenLogs,
+    /// Hours of recipients begin and end, clocks are changed, and nodes die and leaders move all the while.
+    Nights,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -37,6 +49,12 @@ impl Scenario {
         Self::Leases,
         Self::Wipes,
         Self::OldPrograms,
+        Self::ShortRetention,
+        Self::FullDisks,
+        Self::Restores,
+        Self::WrongClocks,
+        Self::RottenLogs,
+        Self::Nights,
     ];
 
     /// As given on a command line.
@@ -78,11 +96,82 @@ impl Scenario {
                     faults.push((n + 400, Fault::Power { node: 0, down_ms: 300 }));
                 });
             }
+            Self::ShortRetention
+            | Self::FullDisks
+            | Self::Restores
+            | Self::WrongClocks
+            | Self::RottenLogs => {
+                self.shape_storage(plan, &mut faults);
+            }
+            Self::Nights => {
+                three(plan);
+                plan.nights = true;
+                (plan.safety_ms, plan.ops_per_second) = (110_000, 8);
+                (plan.rates.net_ms_max, plan.rates.disk_ms_max) = (20, 5);
+                each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
+            }
             _ => self.shape_members(plan, &mut faults),
         }
         plan.faults = faults;
-        if !matches!(self, Self::Wipes) {
+        if !matches!(self, Self::Wipes | Self::WrongClocks | Self::RottenLogs) {
             spread(plan);
+        }
+    }
+
+    /// Those in which disks fill and rot, things are dropped and restored, and clocks lie.
+    fn shape_storage(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
+        let seed = plan.seed;
+        let turn = |n: u64| (seed + n) as usize % 3;
+        match self {
+            Self::ShortRetention => {
+                plan.ops_per_second = 40;
+                (plan.repeats, plan.keyless) = (400, 0);
+                (plan.finals_kept_s, plan.keys_kept_s) =
+                    if plan.seed.is_multiple_of(2) { (2, 10) } else { (6, 1) };
+                each(plan, 4_000, 3_000, |n| faults.push((n, Fault::Power { node: 0, down_ms: 300 })));
+            }
+            Self::FullDisks => {
+                plan.ops_per_second = 40;
+                plan.stops = 100;
+                each(plan, 4_000, 5_000, |n| {
+                    let fault = match n / 1_000 % 2 {
+                        0 => Fault::NearlyFull { node: turn(n / 5_000), ms: 4_000 },
+                        _ => Fault::MostNearlyFull { but: turn(n / 5_000), ms: 4_000 },
+                    };
+                    faults.push((n, fault));
+                });
+            }
+            Self::Restores => {
+                plan.ops_per_second = 40;
+                plan.rates.net_ms_max = plan.rates.net_ms_max.min(80);
+                let at_ms = 6_000 + plan.seed % 7 * 1_000;
+                faults.push((at_ms, Fault::Backup));
+                faults.push((at_ms + 2_500, Fault::LoseAll { down_ms: 1_500 }));
+                faults.push((26_000, Fault::Backup));
+                faults.push((28_500, Fault::LoseAll { down_ms: 200 }));
+            }
+            Self::WrongClocks => {
+                three(plan);
+                plan.rates = quiet(&plan.rates);
+                (plan.ops_per_second, plan.stamp_error_ms_max) = (20, Some(2_000));
+                plan.clocks.fill((0, 0));
+                each(plan, 5_000, 5_000, |n| {
+                    let delta_ms = if n / 5_000 % 2 == plan.seed % 2 { 20_000 } else { -20_000 };
+                    faults.push((n, Fault::ClockJump { node: turn(n / 5_000), delta_ms }));
+                    faults.push((n + 2_200, Fault::ClockJump { node: turn(n / 5_000), delta_ms: -delta_ms }));
+                });
+            }
+            Self::RottenLogs => {
+                three(plan);
+                (plan.ops_per_second, plan.small_limits, plan.care) = (40, true, 200);
+                each(plan, 4_000, 2_600, |n| {
+                    let (node, group) =
+                        (turn(n / 2_600), 1 + (n / 2_600 % u64::from(plan.partitions)) as u32);
+                    faults.push((n, Fault::RotLog { node, group, pick: n }));
+                    faults.push((n + 200, Fault::Power { node, down_ms: 300 }));
+                });
+            }
+            _ => {}
         }
     }
 

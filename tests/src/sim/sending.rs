@@ -4,7 +4,7 @@ use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
-use super::world::{Event, START_MS, World};
+use super::world::{Event, World};
 use carillon_core::Permit;
 use carillon_delivery::lease::Wait;
 use carillon_proto::internal::LaneAnswers;
@@ -133,27 +133,26 @@ impl World {
             // A drifting clock, and the millisecond in which it is looked at.
             send_within_ms: send_within_ms + 10,
             clock_jumped: jumped,
-            expires_ms: expires.saturating_sub(START_MS) + send_within_ms + error_ms + 1_000,
+            wall_ms: self.plan.start_ms() + self.now_ms,
+            wall_error_ms: error_ms + 1_000,
+            expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
         });
         let words =
             [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
-        let submit = Submit { node, epoch, send_no, id, attempt_no, part, parts };
+        let cluster = self.oracle.truth.cluster();
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
     }
 
     /// The largest error of any wall clock so far.
-    fn clock_error_ms(&self) -> u64 {
-        let jumps = self.plan.faults.iter().filter_map(|(_, fault)| match fault {
-            super::plan::Fault::ClockJump { delta_ms, .. } => Some(delta_ms.unsigned_abs()),
-            _ => None,
-        });
+    pub fn clock_error_ms(&self) -> u64 {
         let now: u64 = self.nodes.iter().map(|node| node.clock.error_ms(self.now_ms)).max().unwrap_or(0);
-        now + jumps.sum::<u64>()
+        now + self.jumps_ms()
     }
 
     /// The carrier answered a part.

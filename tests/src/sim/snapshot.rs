@@ -1,6 +1,5 @@
 //! The glue of snapshots, as the simulator runs it: a mirror of `node/src/engine/snapshot` around the same `Group`. The
 //! files of a snapshot are a copy of the tables; they travel outside raft, late or not at all.
-use super::node::Cell;
 use super::plant::Plant;
 use super::world::{Event, World};
 use carillon_consensus::{OfferError, SnapshotFetch, SnapshotMark};
@@ -148,17 +147,4 @@ impl World {
 fn forget_keys(files: &mut MemTables) {
     let keys: Vec<Vec<u8>> = files.rows().keys().filter(|key| key.first() == Some(&b'I')).cloned().collect();
     keys.into_iter().for_each(|key| files.delete(key));
-}
-
-/// How far the log of a led group may be cut: below what every follower has, or what none may expect any more.
-pub fn cut_index(cell: &Cell, slack_entries: u64) -> Option<u64> {
-    let slowest = cell.group.slowest_match()?;
-    let forced = cell.group.last_index().saturating_sub(slack_entries).min(cell.group.applied_index());
-    let mut index = slowest.max(forced);
-    if cell.group.followers().iter().any(|(_, follower)| follower.in_snapshot)
-        && let Some(offered) = cell.group.offered_snapshot()
-    {
-        index = index.min(offered);
-    }
-    Some(index)
 }

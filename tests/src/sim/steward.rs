@@ -1,160 +1,40 @@
-//! The steward, as the simulator runs it: a mirror of `node/src/meta/steward.rs`, `gather.rs`, `see.rs`, `carry.rs` and
-//! `register.rs` around the same planner. On the leader of the meta group it looks at every node twice a second, confirms that
+//! The steward, as the simulator runs it: a mirror of `node/src/meta/steward.rs`, `see.rs`, `carry.rs` and `register.rs`
+//! around the same gatherer and planner. On the leader of the meta group it looks at every node twice a second, confirms that
 //! it still leads, and has the planner's steps carried out. Each node keeps the cluster informed of itself.
-use super::node::{Asker, Node, Waiter};
+use super::node::{Asker, Cell, Node, Waiter};
 use super::wing::PeerCall;
 use super::world::{Event, World};
 use carillon_consensus::wire;
-use carillon_core::meta::MetaRefusal;
-use carillon_core::meta::planner::{self, Conf, GroupSeen, Limits, NodeSeen, Progress, Seen, Step};
-use carillon_proto::internal::{ConfState, MetaCommand, RegisterNode, meta_command::Kind};
+use carillon_core::meta::planner::{self, Limits, Seen, Step};
+use carillon_core::meta::{Gatherer, MetaRefusal};
+use carillon_proto::internal::{
+    HostedReplica, LedGroup, MetaCommand, RegisterNode, ReplicaProgress, SeeResponse, meta_command::Kind,
+};
 use prost::Message as _;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub const ROUND_MS: u64 = 500;
 const SEE_MS: u64 = 400;
-/// A node that has not answered for this long counts as down.
-const ALIVE_MS: u64 = 2_000;
-/// Weight of the newest measurement of the load, in percent.
-const NEWEST_PERCENT: u64 = 4;
 /// Ticks between looks at whether this node is registered.
 pub const REGISTER_TICKS: u64 = 10;
 
-/// What a node says of itself.
-#[derive(Debug, Clone, Default)]
-pub struct Answer {
-    meta_applied: u64,
-    shares_epoch: u64,
-    replicas: BTreeMap<u32, u64>,
-    blocked: BTreeSet<u32>,
-    led: BTreeMap<u32, LedGroup>,
-}
-
-#[derive(Debug, Clone)]
-struct LedGroup {
-    replica_id: u64,
-    term: u64,
-    conf: ConfState,
-    busy: bool,
-    last_index: u64,
-    progress: BTreeMap<u64, Progress>,
-}
-
-/// Memory of one term as steward. Times are of the node's monotonic clock, in ms.
+/// Memory of one term as steward.
 #[derive(Debug)]
 pub struct Steward {
     round: u64,
-    started_ms: u64,
     awaited: BTreeSet<u64>,
-    heard: BTreeMap<u64, (u64, Answer)>,
-    leaders: BTreeMap<u32, Led>,
+    gatherer: Gatherer,
     /// What it saw in the last round, and when.
     pub seen: Option<(u64, Seen)>,
 }
 
-#[derive(Debug)]
-struct Led {
-    replica_id: u64,
-    term: u64,
-    since_ms: u64,
-    measured_ms: u64,
-    last_index: u64,
-    load: u64,
-}
-
 impl Steward {
     fn new(now_ms: u64) -> Self {
-        Self {
-            round: now_ms,
-            started_ms: now_ms,
-            awaited: BTreeSet::new(),
-            heard: BTreeMap::new(),
-            leaders: BTreeMap::new(),
-            seen: None,
-        }
-    }
-
-    fn look(&mut self, nodes: impl Iterator<Item = u64>, now_ms: u64) -> Seen {
-        let mut seen = Seen::default();
-        let mut led: BTreeMap<u32, LedGroup> = BTreeMap::new();
-        for node_id in nodes {
-            let Some((at, answer)) = self.heard.get(&node_id) else {
-                let silent_ms = now_ms - self.started_ms;
-                seen.nodes.insert(node_id, NodeSeen { silent_ms, ..Default::default() });
-                continue;
-            };
-            let silent_ms = now_ms - at;
-            let alive = silent_ms < ALIVE_MS;
-            let node = NodeSeen {
-                alive,
-                silent_ms,
-                stopping: false,
-                meta_applied: answer.meta_applied,
-                shares_epoch: answer.shares_epoch,
-                replicas: answer.replicas.clone(),
-                blocked: answer.blocked.clone(),
-            };
-            seen.nodes.insert(node_id, node);
-            for (number, group) in answer.led.iter().filter(|_| alive) {
-                // Of two that say that they lead, the one of the later term is right.
-                if led.get(number).is_none_or(|known| known.term < group.term) {
-                    led.insert(*number, group.clone());
-                }
-            }
-        }
-        for (number, group) in led {
-            let (led_ms, load) = self.measure(number, &group, now_ms);
-            seen.groups.insert(number, group_seen(group, led_ms, load));
-        }
-        seen
-    }
-
-    /// For how long it has led in ms, and its load.
-    fn measure(&mut self, number: u32, group: &LedGroup, now_ms: u64) -> (u64, u64) {
-        let led = self.leaders.entry(number).or_insert_with(|| Led {
-            replica_id: group.replica_id,
-            term: group.term,
-            since_ms: now_ms,
-            measured_ms: now_ms,
-            last_index: group.last_index,
-            load: 0,
-        });
-        if (led.replica_id, led.term) != (group.replica_id, group.term) {
-            (led.replica_id, led.term, led.since_ms) = (group.replica_id, group.term, now_ms);
-        }
-        let elapsed_ms = now_ms - led.measured_ms;
-        let entries = group.last_index.saturating_sub(led.last_index);
-        if let Some(rate) = (entries * 1_000_000).checked_div(elapsed_ms) {
-            led.load = (led.load * (100 - NEWEST_PERCENT) + rate * NEWEST_PERCENT) / 100;
-            (led.measured_ms, led.last_index) = (now_ms, group.last_index);
-        }
-        (now_ms - led.since_ms, led.load)
-    }
-}
-
-fn group_seen(group: LedGroup, led_ms: u64, load: u64) -> GroupSeen {
-    let set = |ids: Vec<u64>| ids.into_iter().collect();
-    GroupSeen {
-        leader: group.replica_id,
-        conf: Conf {
-            voters: set(group.conf.voters),
-            outgoing: set(group.conf.voters_outgoing),
-            learners: set(group.conf.learners),
-            learners_next: set(group.conf.learners_next),
-        },
-        busy: group.busy,
-        last_index: group.last_index,
-        progress: group.progress,
-        led_ms,
-        load,
+        Self { round: now_ms, awaited: BTreeSet::new(), gatherer: Gatherer::new(now_ms), seen: None }
     }
 }
 
 impl World {
-    fn mono_ms(&self, node: usize) -> u64 {
-        self.mono(node).as_millis() as u64
-    }
-
     /// Time for a round, if this node leads the meta group.
     pub fn steward(&mut self, node: usize) {
         let epoch = self.nodes[node].epoch;
@@ -173,7 +53,7 @@ impl World {
         steward.round += 1;
         let round = steward.round;
         steward.awaited = present.iter().copied().filter(|id| *id != own).collect();
-        steward.heard.insert(own, (now_ms, answer));
+        steward.gatherer.hear(own, answer, now_ms);
         for id in present.into_iter().filter(|id| *id != own) {
             self.peer(node, id as usize - 1, PeerCall::See { round, epoch });
         }
@@ -182,42 +62,38 @@ impl World {
     }
 
     /// What this node says of itself.
-    pub fn see(&self, node: usize) -> Answer {
+    pub fn see(&mut self, node: usize) -> SeeResponse {
+        let (wall_ms, mono_ms) = (self.nodes[node].clock.wall_ms(self.now_ms), self.mono_ms(node));
+        let clock_off = self.nodes[node].clocks.look(wall_ms, mono_ms).is_off;
+        if clock_off {
+            self.trace.count("clock_off");
+        }
         let at = &self.nodes[node];
-        let led = at.cells.iter().filter(|(_, cell)| cell.group.leader_id() == cell.group.node_id());
-        let led = led.map(|(group, cell)| {
-            let own = Progress { matched: cell.group.last_index(), active: true };
-            let others = cell.group.followers().into_iter().map(|(id, follower)| {
-                let matched = if follower.in_snapshot { 0 } else { follower.matched };
-                (id, Progress { matched, active: follower.recent_active })
-            });
-            let led = LedGroup {
-                replica_id: cell.group.node_id(),
-                term: cell.group.term(),
-                conf: wire::conf_state_to_wire(cell.group.conf_state()),
-                busy: cell.group.is_changing() || cell.members.writing.is_some(),
-                last_index: cell.group.last_index(),
-                progress: others.chain([(cell.group.node_id(), own)]).collect(),
-            };
-            (*group, led)
-        });
-        Answer {
+        let replica = |(group, replica_id): (&u32, &u64)| HostedReplica {
+            group: *group,
+            replica_id: *replica_id,
+            blocked: at.blocked.get(group).cloned().unwrap_or_default(),
+            led: at.cells.get(group).filter(|cell| cell.group.is_leader()).map(led),
+        };
+        SeeResponse {
+            node_id: at.id,
+            store_id: at.store_id,
+            stopping: false,
             meta_applied: at.cells.get(&0).map_or(0, |cell| cell.group.applied_index()),
             shares_epoch: at.wing.shares.kept(self.mono(node)),
-            replicas: at.replicas.clone(),
-            blocked: at.blocked.keys().copied().collect(),
-            led: led.collect(),
+            replicas: at.replicas.iter().map(replica).collect(),
+            clock_off,
         }
     }
 
-    pub fn seen(&mut self, node: usize, from: usize, round: u64, answer: Answer) {
+    pub fn seen(&mut self, node: usize, from: usize, round: u64, answer: SeeResponse) {
         let now_ms = self.mono_ms(node);
-        let (id, store_id) = (self.nodes[from].id, self.nodes[from].store_id);
-        if !self.nodes[node].meta.admits(id, store_id) {
+        let (id, store_id) = (answer.node_id, answer.store_id);
+        if self.nodes[from].id != id || !self.nodes[node].meta.admits(id, store_id) {
             return;
         }
         let Some(steward) = self.nodes[node].steward.as_mut().filter(|s| s.round == round) else { return };
-        steward.heard.insert(id, (now_ms, answer));
+        steward.gatherer.hear(id, answer, now_ms);
         if steward.awaited.remove(&id) && steward.awaited.is_empty() {
             self.confirm(node, round);
         }
@@ -245,12 +121,18 @@ impl World {
         let now_ms = self.mono_ms(node);
         let at = &mut self.nodes[node];
         let Some(steward) = at.steward.as_mut().filter(|s| s.round == round) else { return };
-        let seen = steward.look(at.meta.nodes.keys().copied(), now_ms);
+        let seen = steward.gatherer.seen(at.meta.nodes.keys().copied(), now_ms);
         let steps = planner::plan(&at.meta, &seen, &Limits::default());
         steward.seen = Some((now_ms, seen));
         let id = at.id;
         for step in steps {
             self.trace.count("steward_step");
+            if let Step::Transfer { node_id, .. } = &step {
+                let off = self.nodes[node].steward.as_ref().and_then(|steward| steward.seen.as_ref());
+                if off.is_some_and(|(_, seen)| seen.nodes.get(node_id).is_some_and(|n| n.clock_off)) {
+                    self.trace.count("leader_moved_off_a_wrong_clock");
+                }
+            }
             self.note(&[85, id], || format!("plan   n{id} {step:?}"));
             self.carry(node, step);
         }
@@ -323,6 +205,23 @@ impl World {
         }
         self.crash(node, false);
         self.nodes[node].lost = true;
+    }
+}
+
+/// A group as its leader sees it: a mirror of `node/src/meta/see.rs`.
+fn led(cell: &Cell) -> LedGroup {
+    let progress = |replica_id, matched, active| ReplicaProgress { replica_id, matched, active };
+    let own = progress(cell.group.node_id(), cell.group.last_index(), true);
+    let others = cell.group.followers().into_iter().map(|(id, follower)| {
+        // While it gets a snapshot it has nothing that counts.
+        progress(id, if follower.in_snapshot { 0 } else { follower.matched }, follower.recent_active)
+    });
+    LedGroup {
+        term: cell.group.term(),
+        conf: Some(wire::conf_state_to_wire(cell.group.conf_state())),
+        busy: cell.group.is_changing() || cell.release.is_writing(),
+        last_index: cell.group.last_index(),
+        progress: others.chain([own]).collect(),
     }
 }
 

@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 45] = [
+pub const SOMETIMES: [&str; 77] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -33,6 +33,7 @@ pub const SOMETIMES: [&str; 45] = [
     "expired",
     "joint_configuration",
     "replica_destroyed",
+    "replica_moved",
     "leader_transfer",
     "node_joined",
     "node_removed",
@@ -46,10 +47,41 @@ pub const SOMETIMES: [&str; 45] = [
     "stop_refused_by_level",
     "ended_by_stop",
     "begin_refused_after_stop",
+    "message_retired",
+    "key_retired",
+    "key_outlived_its_message",
+    "disk_nearly_full",
+    "disk_has_room_again",
+    "refused_by_own_disk",
+    "refused_by_disks_of_others",
+    "outcome_while_nearly_full",
+    "backup_made",
+    "cluster_lost",
+    "cluster_restored",
+    "restore_piece",
+    "messages_lost_with_the_cluster",
+    "quarantined",
+    "quarantine_resolved",
+    "receipt_of_a_gone_message",
+    "log_rotten",
+    "clock_off",
+    "leader_moved_off_a_wrong_clock",
+    "update_took_effect",
+    "update_in_doubt",
+    "update_repeated",
+    "update_of_an_old_version",
+    "failover",
+    "series_advanced",
+    "series_step_refused",
+    "attempt_on_another_carrier",
     "leased",
     "lease_ended",
     "grantor_changed",
     "lane_eased",
+    "held_for_hours",
+    "hours_renewed",
+    "begun_after_hold",
+    "expired_in_quiet_hours",
 ];
 
 /// See the module documentation.

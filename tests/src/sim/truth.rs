@@ -15,6 +15,10 @@ pub struct Write {
     /// When the attempt was decided, and how long after that its writer may still write.
     pub decided_ms: u64,
     pub send_within_ms: u64,
+    /// What right clocks show.
+    pub wall_ms: u64,
+    /// How wrong the others may be.
+    pub wall_error_ms: u64,
     /// The writer's wall clock jumped in between: only I4 holds then.
     pub clock_jumped: bool,
     /// The last moment (true time) at which a clock inside the assumed bound may hold the message for not expired.
@@ -25,7 +29,9 @@ pub struct Write {
 #[derive(Debug, Default)]
 pub struct Truth {
     writes: BTreeSet<(MessageId, u32, u32)>,
-    accepted: BTreeMap<MessageId, BTreeSet<(u32, u32)>>,
+    /// (cluster, attempt, part): attempts are numbered anew from where a backup had them.
+    accepted: BTreeMap<MessageId, BTreeSet<(u32, u32, u32)>>,
+    cluster: u32,
     /// Moments of the writes of the last second, for each carrier.
     window: BTreeMap<usize, VecDeque<u64>>,
     pub parts_accepted: u64,
@@ -63,12 +69,23 @@ impl Truth {
         Ok(())
     }
 
+    pub fn cluster(&self) -> u32 {
+        self.cluster
+    }
+
+    /// Another cluster goes on.
+    pub fn next_cluster(&mut self) {
+        self.cluster += 1;
+        self.writes.clear();
+        self.window.clear();
+    }
+
     /// How many attempts of the message the carriers have taken over, this one included.
-    pub fn accept(&mut self, id: MessageId, attempt_no: u32, part: u32) -> u32 {
+    pub fn accept(&mut self, id: MessageId, part: (u32, u32, u32)) -> u32 {
         self.parts_accepted += 1;
         let parts = self.accepted.entry(id).or_default();
-        parts.insert((attempt_no, part));
-        parts.iter().map(|(attempt, _)| attempt).collect::<BTreeSet<_>>().len() as u32
+        parts.insert(part);
+        parts.iter().map(|(cluster, attempt, _)| (cluster, attempt)).collect::<BTreeSet<_>>().len() as u32
     }
 
     pub fn is_accepted(&self, id: &MessageId) -> bool {
@@ -77,8 +94,9 @@ impl Truth {
 
     /// Messages that at least two attempts of were taken over.
     pub fn duplicates(&self) -> usize {
-        let twice = |parts: &BTreeSet<(u32, u32)>| {
-            parts.first().map(|(attempt, _)| *attempt) != parts.last().map(|(attempt, _)| *attempt)
+        let twice = |parts: &BTreeSet<(u32, u32, u32)>| {
+            let sending = |part: &(u32, u32, u32)| (part.0, part.1);
+            parts.first().map(sending) != parts.last().map(sending)
         };
         self.accepted.values().filter(|parts| twice(parts)).count()
     }

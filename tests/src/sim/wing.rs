@@ -5,7 +5,6 @@ use super::facts::{Facts, Reports};
 use super::lanes::ShareKeeper;
 use super::node::Waiter;
 use super::plant::Plant;
-use super::steward::Answer;
 use super::world::{Event, World};
 use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
@@ -14,7 +13,7 @@ use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
 use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, command::Kind,
+    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind,
 };
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -38,7 +37,7 @@ pub enum PeerCall {
     Look { report_no: u64, receipt: RecordReceipt },
     Looked { report_no: u64, result: FactResult },
     See { round: u64, epoch: u64 },
-    Seen { round: u64, epoch: u64, answer: Box<Answer> },
+    Seen { round: u64, epoch: u64, answer: Box<SeeResponse> },
     Carry(Box<Step>),
     Confirm { epoch: u64 },
     Confirmed { epoch: u64, index: u64 },
@@ -127,6 +126,8 @@ pub struct Wing {
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
     early: BTreeSet<(MessageId, u32)>,
+    /// When series are looked at next.
+    pub series_at: u64,
 }
 
 impl Default for Wing {
@@ -137,6 +138,7 @@ impl Default for Wing {
             pages_in_flight_max: 4,
             prefetch_attempts_max: 32,
             expire_max: 16,
+            closed_max: 16,
             ageing_ms: 20_000,
             ..SchedulerConfig::default()
         };
@@ -160,6 +162,7 @@ impl Default for Wing {
             fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
+            series_at: 0,
         }
     }
 }
@@ -230,6 +233,11 @@ impl World {
             return;
         }
         let (now_ms, mono) = (self.wall_ms(node), self.mono(node));
+        // Nothing is sent before everything that a backup knows is back.
+        if self.nodes[node].meta.is_restoring() {
+            self.nodes[node].wing.decide_at = None;
+            return self.wake_driver(node, WAKE_MAX_MS);
+        }
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
         let wing = &mut self.nodes[node].wing;
         wing.decide_at = None;
@@ -242,6 +250,8 @@ impl World {
         }
         wing.open_lanes(mono);
         let decision = wing.scheduler.decide(now_ms, mono);
+        self.failover(node);
+        self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
             begin.entry(decided.partition).or_default().push(decided);
@@ -269,12 +279,29 @@ impl World {
         for (partition, commands) in expire {
             self.propose(node, partition, commands, Waiter::Nobody);
         }
+        self.renew_hours(node, decision.closed, now_ms);
         for request in self.nodes[node].wing.scheduler.wants_pages(now_ms) {
             self.page(node, request);
         }
         let pause =
             decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
         self.wake_driver(node, pause);
+    }
+
+    /// A mirror of `node/src/delivery/renewal.rs`.
+    fn renew_hours(&mut self, node: usize, closed: Vec<(u32, MessageId)>, now_ms: u64) {
+        let mut commands: BTreeMap<u32, Vec<Command>> = BTreeMap::new();
+        for (partition, id) in closed {
+            let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
+            let Some((payload, status)) = query::message(store, &id).ok().flatten() else { continue };
+            let Some(accept) = payload.accept else { continue };
+            let practice = self.nodes[node].meta.practices.get(&accept.practice_no);
+            let set = self.book.renew(&id, &accept, &status, practice, now_ms);
+            commands.entry(partition).or_default().push(Command { kind: Some(Kind::SetHours(set)) });
+        }
+        for (partition, list) in commands {
+            self.propose(node, partition, list, Waiter::Nobody);
+        }
     }
 
     fn begin(&mut self, node: usize, partition: u32, list: Vec<BeginDecision>, now_ms: u64) {
@@ -289,6 +316,7 @@ impl World {
                     term,
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
+                    sender: String::new(),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
             })
@@ -332,6 +360,8 @@ impl World {
                 segments: decided.segments,
                 expires_at_ms: decided.expires_at_ms,
                 send_by_ms: now_ms + SEND_WITHIN_MS,
+                open_until_ms: 0,
+                was_held: false,
             };
             self.nodes[node].wing.early.insert((permit.message_id, permit.attempt_no));
             self.start_send(node, (partition, term), permit, now_ms, self.now_ms);
@@ -352,6 +382,9 @@ impl World {
         for decided in list {
             let begun = match results.next() {
                 Some(CommandResult::Begun(permit)) => {
+                    if permit.was_held {
+                        self.trace.count("begun_after_hold");
+                    }
                     permits.push(*permit);
                     BeginResult::Ok
                 }

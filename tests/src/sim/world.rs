@@ -1,7 +1,10 @@
 //! The world: nodes, network, clocks and the queue of events, under one virtual clock. This file owns what everything
 //! shares; what happens to it is in the files that extend `World`.
-use super::carrier::{Carrier, Submit};
-use super::client::{Answer, Clients, Request};
+use super::backup::Backups;
+use super::carrier::Carrier;
+use super::client::Clients;
+pub use super::event::{Event, FrameHead};
+use super::nights;
 use super::node::Node;
 use super::operator::Operator;
 use super::oracle::Oracle;
@@ -11,151 +14,16 @@ use super::rng::Rng;
 use super::trace::Trace;
 use super::wing::PeerCall;
 use carillon_consensus::SnapshotFetch;
+use carillon_delivery::hours::Rulebook;
 use carillon_proto::internal::RaftMessage;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 
 /// The wall clock at the start of every run, ms since the epoch.
 pub const START_MS: u64 = 1_793_000_000_000;
 /// Time between two ticks of raft, on a node's monotonic clock.
 pub const TICK_MS: u64 = 100;
-
-/// Something that will happen. `epoch` names the incarnation of a node: what was meant for an earlier one is void.
-#[derive(Debug)]
-pub enum Event {
-    Tick {
-        node: usize,
-        epoch: u64,
-    },
-    Raft {
-        from: usize,
-        to: usize,
-        store_id: u64,
-        group: u32,
-        message: Box<RaftMessage>,
-    },
-    /// A turn of the shard: groups that took messages are polled.
-    Turn {
-        node: usize,
-        epoch: u64,
-    },
-    Exported {
-        node: usize,
-        epoch: u64,
-        group: u32,
-    },
-    Fetched {
-        node: usize,
-        epoch: u64,
-        group: u32,
-        fetch: SnapshotFetch,
-    },
-    DiskDone {
-        node: usize,
-        epoch: u64,
-    },
-    Apply {
-        node: usize,
-        epoch: u64,
-        group: u32,
-    },
-    Flush {
-        node: usize,
-        epoch: u64,
-    },
-    FlushDone {
-        node: usize,
-        epoch: u64,
-        group: u32,
-        batches: usize,
-    },
-    Restart {
-        node: usize,
-    },
-    Steward {
-        node: usize,
-        epoch: u64,
-    },
-    StewardLooked {
-        node: usize,
-        epoch: u64,
-        round: u64,
-    },
-    Decide {
-        node: usize,
-        epoch: u64,
-    },
-    Gate {
-        node: usize,
-        epoch: u64,
-        carrier_no: u32,
-    },
-    LeaseAsk {
-        node: usize,
-        epoch: u64,
-    },
-    SendTimeout {
-        node: usize,
-        epoch: u64,
-        send_no: u64,
-        part: u32,
-    },
-    CarrierGets {
-        carrier: usize,
-        submit: Box<Submit>,
-    },
-    CarrierAnswer {
-        node: usize,
-        epoch: u64,
-        answer: super::carrier::PartAnswer,
-    },
-    Receipt {
-        carrier: usize,
-        receipt_no: u64,
-    },
-    ReceiptLook {
-        node: usize,
-        epoch: u64,
-        report_no: u64,
-    },
-    FactsRetry {
-        node: usize,
-        epoch: u64,
-        partition: u32,
-    },
-    Peer {
-        from: usize,
-        to: usize,
-        call: Box<PeerCall>,
-    },
-    Client,
-    Call {
-        op: u64,
-    },
-    CallArrives {
-        node: usize,
-        op: u64,
-        call_no: u32,
-        request: Box<Request>,
-    },
-    CallAnswer {
-        op: u64,
-        call_no: u32,
-        node: usize,
-        answer: Box<Answer>,
-    },
-    CallTimeout {
-        op: u64,
-        call_no: u32,
-    },
-    MapNews {
-        partition: u32,
-        leader: u64,
-        term: u64,
-    },
-    Operator,
-    Fault(usize),
-    FaultEnds(usize),
-}
 
 /// One random stream for each purpose.
 pub struct Streams {
@@ -170,6 +38,7 @@ pub struct Streams {
     pub receipts: Rng,
     pub ticks: Rng,
     pub operator: Rng,
+    pub care: Rng,
 }
 
 /// What is between the nodes.
@@ -186,6 +55,8 @@ pub struct Net {
 /// See the module documentation.
 pub struct World {
     pub plan: Plan,
+    /// The rules of the hours.
+    pub book: Arc<Rulebook>,
     pub now_ms: u64,
     pub trace: Trace,
     pub oracle: Oracle,
@@ -194,6 +65,11 @@ pub struct World {
     pub carriers: Vec<Carrier>,
     pub clients: Clients,
     pub operator: Operator,
+    pub backups: Backups,
+    /// Partition whose restore waits for the answer to a piece, and since when.
+    pub fed: Option<(u32, u64)>,
+    /// The cluster is lost and the next one is not there yet.
+    pub is_dark: bool,
     pub rng: Streams,
     /// Faults that last, as they were carried out.
     pub lasting: BTreeMap<usize, super::plan::Fault>,
@@ -218,10 +94,12 @@ impl World {
             receipts: stream("receipts"),
             ticks: stream("ticks"),
             operator: stream("operator"),
+            care: stream("care"),
         };
-        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.clocks[n])).collect();
+        let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.start_ms(), plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();
         let mut world = Self {
+            book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
             oracle: Oracle::default(),
@@ -230,6 +108,9 @@ impl World {
             carriers,
             clients: Clients::new(plan.partitions),
             operator: Operator::new(&plan),
+            backups: Backups::default(),
+            fed: None,
+            is_dark: false,
             rng,
             lasting: BTreeMap::new(),
             calm: false,
@@ -271,8 +152,18 @@ impl World {
         self.trace.note(self.now_ms, words, text);
     }
 
-    pub fn wall_ms(&self, node: usize) -> u64 {
-        self.nodes[node].clock.wall_ms(self.now_ms)
+    /// What a node takes for the time: its wall clock, bounded by those of its peers.
+    pub fn wall_ms(&mut self, node: usize) -> u64 {
+        let wall_ms = self.nodes[node].clock.wall_ms(self.now_ms);
+        if self.planted(Plant::ClockUnbounded) {
+            return wall_ms;
+        }
+        let mono_ms = self.mono_ms(node);
+        self.nodes[node].clocks.look(wall_ms, mono_ms).now_ms(wall_ms, mono_ms)
+    }
+
+    pub fn mono_ms(&self, node: usize) -> u64 {
+        self.mono(node).as_millis() as u64
     }
 
     pub fn mono(&self, node: usize) -> std::time::Duration {
@@ -293,8 +184,25 @@ impl World {
             return true;
         }
         self.trace.events += 1;
-        self.handle(event);
+        match event.node().filter(|node| self.nodes[*node].disk.is_rotten()) {
+            Some(node) => self.handle_beside_rot(node, event),
+            None => self.handle(event),
+        }
         self.oracle.violation.is_none()
+    }
+
+    /// raft panics when it meets a damaged entry, and the process with it: it comes back with that replica out of service.
+    fn handle_beside_rot(&mut self, node: usize, event: Event) {
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handle(event)));
+        let Err(panic) = handled else { return };
+        let text = panic.downcast_ref::<String>().map_or("", String::as_str);
+        if !text.contains("damaged") && !text.contains("Damaged") {
+            resume_unwind(panic);
+        }
+        self.trace.count("log_rot_met_by_raft");
+        self.note(&[16, node as u64], || format!("halt   n{} met a damaged entry", node + 1));
+        self.crash(node, false);
+        self.at(500, Event::Restart { node });
     }
 
     pub fn run_until(&mut self, end_ms: u64) -> bool {
@@ -309,29 +217,7 @@ impl World {
 
     /// Until when the node that the event needs stands still, if it does.
     fn frozen(&self, event: &Event) -> Option<u64> {
-        let node = match event {
-            Event::Tick { node, .. }
-            | Event::Turn { node, .. }
-            | Event::Exported { node, .. }
-            | Event::Fetched { node, .. }
-            | Event::DiskDone { node, .. }
-            | Event::Apply { node, .. }
-            | Event::Flush { node, .. }
-            | Event::FlushDone { node, .. }
-            | Event::Decide { node, .. }
-            | Event::Gate { node, .. }
-            | Event::LeaseAsk { node, .. }
-            | Event::SendTimeout { node, .. }
-            | Event::CarrierAnswer { node, .. }
-            | Event::ReceiptLook { node, .. }
-            | Event::FactsRetry { node, .. }
-            | Event::Steward { node, .. }
-            | Event::StewardLooked { node, .. }
-            | Event::CallArrives { node, .. } => *node,
-            Event::Raft { to, .. } | Event::Peer { to, .. } => *to,
-            _ => return None,
-        };
-        let until = self.nodes[node].frozen_until;
+        let until = self.nodes[event.node()?].frozen_until;
         (until > self.now_ms).then_some(until)
     }
 
@@ -343,9 +229,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick { node, epoch } if self.alive(node, epoch) => self.tick(node),
-            Event::Raft { from, to, store_id, group, message } => {
-                self.deliver(from, to, store_id, group, *message);
-            }
+            Event::Raft { from, to, head, group, message } => self.deliver(from, to, head, group, *message),
             Event::Turn { node, epoch } if self.alive(node, epoch) => self.turn(node),
             Event::Exported { node, epoch, group } if self.alive(node, epoch) => self.exported(node, group),
             Event::Fetched { node, epoch, group, fetch } if self.alive(node, epoch) => {
@@ -358,6 +242,11 @@ impl World {
                 self.flush_done(node, group, batches);
             }
             Event::Restart { node } => self.restart(node),
+            Event::Space { node, epoch } if self.alive(node, epoch) => self.look_at_space(node),
+            Event::Retention { node, epoch } if self.alive(node, epoch) => self.look_for_old(node),
+            Event::RetireMore { node, epoch, partition } if self.alive(node, epoch) => {
+                self.retire(node, partition);
+            }
             Event::Steward { node, epoch } if self.alive(node, epoch) => self.steward(node),
             Event::StewardLooked { node, epoch, round } if self.alive(node, epoch) => {
                 self.steward_looked(node, round);
@@ -392,11 +281,19 @@ impl World {
             Event::CallTimeout { op, call_no } => self.call_timeout(op, call_no),
             Event::MapNews { partition, leader, term } => self.clients.learn(partition, leader, term),
             Event::Operator => self.operate(),
+            Event::Backup { no } => self.go_on_with_backup(no),
+            Event::Rebuild => self.rebuild(),
+            Event::Quarantine => self.decide_on_quarantine(),
             Event::Fault(number) => self.fault(number),
             Event::FaultEnds(number) => self.fault_ends(number),
             // For a process that is gone.
             _ => {}
         }
+    }
+
+    /// Whatever nodes were to do or to hear; carriers, callers and faults go on.
+    pub fn forget_events_of_nodes(&mut self) {
+        self.events.retain(|_, event| event.is_outside_of_nodes());
     }
 
     /// Puts a message between two nodes on its way; `None` = lost.

@@ -93,6 +93,16 @@ fn a_whole_lane_for_every_node() {
 }
 
 #[test]
+fn acknowledging_a_change_before_it_is_committed() {
+    found_by(Plant::UpdateAssumed, 20, &["I10"]);
+}
+
+#[test]
+fn forgetting_which_messages_of_a_series_exist() {
+    found_by(Plant::SeriesKeyForgotten, 20, &["I10", "I2"]);
+}
+
+#[test]
 fn a_lane_share_that_two_nodes_have() {
     found_in(Scenario::Shares, Plant::ShareTwice, 20, &["I6"]);
 }
@@ -132,6 +142,16 @@ fn forgetting_idempotency_keys() {
     found_by(Plant::KeyForgotten, 10, &["I2"]);
 }
 
+#[test]
+fn looking_at_the_hours_only_when_a_message_is_accepted() {
+    found_in(Scenario::Nights, Plant::HoursOnlyAtAccept, 10, &["I7"]);
+}
+
+#[test]
+fn hours_that_do_not_know_that_clocks_are_changed() {
+    found_in(Scenario::Nights, Plant::HoursByFixedOffset, 10, &["I7"]);
+}
+
 /// Found by the simulator: a leader that regained a shorter log never appended again, or never knew that it led.
 #[test]
 fn keeping_waiters_of_lost_entries() {
@@ -148,4 +168,55 @@ fn priorities_in_elections() {
 #[test]
 fn forgetting_keys_in_a_snapshot() {
     found_by(Plant::KeyForgottenBySnapshot, 60, &["I2", "I3"]);
+}
+
+#[test]
+fn dropping_messages_at_once() {
+    found_in(Scenario::ShortRetention, Plant::RetiredEarly, 3, &["I1"]);
+}
+
+#[test]
+fn dropping_young_keys_with_their_message() {
+    found_in(Scenario::ShortRetention, Plant::KeyRetiredEarly, 4, &["I1", "I2"]);
+}
+
+#[test]
+fn dropping_keys_before_their_message() {
+    found_in(Scenario::ShortRetention, Plant::KeyBeforeMessage, 10, &["I2"]);
+}
+
+#[test]
+fn taking_messages_on_a_nearly_full_disk() {
+    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I10"]);
+}
+
+#[test]
+fn refusing_for_ever_after_a_full_disk() {
+    found_in(Scenario::FullDisks, Plant::FullForEver, 10, &["I8"]);
+}
+
+#[test]
+fn copying_a_backup_from_any_replica() {
+    found_in(Scenario::Restores, Plant::BackupUnconfirmed, 20, &["I1"]);
+}
+
+#[test]
+fn forgetting_the_resend_guard() {
+    found_in(Scenario::Restores, Plant::GuardForgotten, 10, &["I5", "I4"]);
+}
+
+/// Found by the simulator: a partition whose restore had not begun said that there is no such message, and the receipt was acknowledged.
+#[test]
+fn ending_receipts_during_a_restore() {
+    found_in(Scenario::Restores, Plant::ReceiptsLostInRestore, 20, &["I8"]);
+}
+
+#[test]
+fn believing_a_wrong_clock() {
+    found_in(Scenario::WrongClocks, Plant::ClockUnbounded, 5, &["I11"]);
+}
+
+#[test]
+fn reading_a_damaged_entry() {
+    found_in(Scenario::RottenLogs, Plant::LogRotIgnored, 40, &["I3", "I9", "panic", "I1"]);
 }

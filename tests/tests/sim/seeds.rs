@@ -96,6 +96,71 @@ fn older_programs_go_on_until_they_are_upgraded() {
     }
 }
 
+/// Runs `count` seeds of a scenario, none of which may fail; each branch must be reached `times` times between them.
+fn scenario_holds(scenario: Scenario, count: u64, branches: &[(&str, u64)]) {
+    let total = sim::swarm(0, threads(), |number| number < count, |plan| scenario.shape(plan));
+    println!("{scenario:?}: {}", total.summary());
+    must_hold(&total);
+    for (what, times) in branches {
+        assert!(total.counts.get(what).is_some_and(|count| count >= times), "{what}: {:?}", total.counts);
+    }
+}
+
+/// Final messages, events and keys are dropped after their time, and a key can be used again only after its own.
+#[test]
+fn what_is_old_goes_and_nothing_else() {
+    let branches = [("message_retired", 20), ("key_retired", 20), ("key_outlived_its_message", 5)];
+    scenario_holds(Scenario::ShortRetention, 8, &branches);
+}
+
+/// Submits are refused while disks are nearly full, the rest goes on, and all is as before when there is room.
+#[test]
+fn disks_fill_and_empty_again() {
+    let branches = [
+        ("refused_by_own_disk", 10),
+        ("refused_by_disks_of_others", 5),
+        ("outcome_while_nearly_full", 10),
+        ("stop_while_nearly_full", 1),
+        ("disk_has_room_again", 8),
+    ];
+    scenario_holds(Scenario::FullDisks, 8, &branches);
+}
+
+/// All disks are lost, twice. What the backup has comes back, and what may have been sent since is held.
+#[test]
+fn a_lost_cluster_comes_back_from_its_backup() {
+    let branches =
+        [("cluster_restored", 8), ("quarantined", 8), ("quarantine_resolved", 2), ("backup_made", 8)];
+    scenario_holds(Scenario::Restores, 8, &branches);
+}
+
+/// The leader's wall clock jumps by 20 s: what it stamps stays within the bound, and leaders are moved away from it.
+#[test]
+fn one_wrong_clock_leads_nobody_astray() {
+    scenario_holds(Scenario::WrongClocks, 8, &[("clock_off", 20), ("leader_moved_off_a_wrong_clock", 2)]);
+}
+
+/// Entries of one replica's log rot: it is fenced at the latest when it needs them, and replaced.
+#[test]
+fn logs_rot_and_nothing_is_lost() {
+    scenario_holds(
+        Scenario::RottenLogs,
+        8,
+        &[("log_rotten", 8), ("replica_fenced", 4), ("replica_repaired", 4)],
+    );
+}
+
+/// Hours begin and end and clocks are changed while nodes lose power: held, begun in time, expired with a reason, and nothing at night.
+#[test]
+fn nobody_is_texted_at_night() {
+    let total = sim::swarm(0, threads(), |number| number < 8, |plan| Scenario::Nights.shape(plan));
+    println!("{}", total.summary());
+    must_hold(&total);
+    for what in ["held_for_hours", "hours_renewed", "begun_after_hold", "expired_in_quiet_hours"] {
+        assert!(total.counts.contains_key(what), "{what}: {:?}", total.counts);
+    }
+}
+
 #[test]
 fn fresh_seeds_hold() {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_millis() as u64);

@@ -1,8 +1,11 @@
 //! Commands that go to the admin API of a cluster.
 use super::Verdict;
+use super::carrier::Terms;
 use super::output::{Format, print};
 use super::target::Target;
-use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use carillon_proto::internal::{
+    CarrierRecord, PracticeHours, PutPractice, ReceiptIdFormat, RecipientZones, SmppSettings,
+};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
@@ -23,12 +26,35 @@ pub enum PracticeCommand {
         /// The carrier account that its messages use.
         #[arg(long)]
         carrier: String,
+        /// The practice's own hours, inside of what the rules allow: "09:00-18:00", "none" or "all day".
+        #[arg(long)]
+        mon_fri: Option<String>,
+        #[arg(long)]
+        sat: Option<String>,
+        #[arg(long)]
+        sun: Option<String>,
+        /// A day without messages, for example 2026-12-24; may be given several times.
+        #[arg(long)]
+        closed_date: Vec<String>,
+        /// Which zone counts for a recipient when a message names none.
+        #[arg(long, value_enum, default_value_t = Zones::Practice)]
+        recipient_zones: Zones,
         /// 10DLC campaign and brand of its messages; the carrier's if not given.
         #[arg(long, default_value = "")]
         campaign: String,
         #[arg(long, default_value = "")]
         brand: String,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Zones {
+    /// The practice's.
+    Practice,
+    /// All those of the number's area code.
+    AreaCode,
+    /// All of them together.
+    Both,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -86,12 +112,8 @@ pub struct PutCarrierArgs {
     campaign: String,
     #[arg(long, default_value = "")]
     brand: String,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CarrierCommand {
-    /// Register a carrier account, or change its settings.
-    Put(Box<PutCarrierArgs>),
+    #[command(flatten)]
+    terms: Terms,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,8 +127,16 @@ pub enum LogFilterCommand {
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, campaign, brand } = command;
-    let put = PutPractice { tenant, practice, time_zone, carrier, campaign, brand };
+    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, campaign, brand, .. } = &command;
+    let put = PutPractice {
+        tenant: tenant.clone(),
+        practice: practice.clone(),
+        time_zone: time_zone.clone(),
+        carrier: carrier.clone(),
+        campaign: campaign.clone(),
+        brand: brand.clone(),
+        ..hours_of(&command)
+    };
     let stored = target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
@@ -118,46 +148,61 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
     Ok(Verdict::Done)
 }
 
-pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<Verdict> {
-    let CarrierCommand::Put(args) = command;
-    let tls_ca_pem = match &args.tls_ca {
-        Some(path) => fs_err::read_to_string(path)?,
-        None => String::new(),
+/// What the command says of hours; nothing if it does not.
+fn hours_of(command: &PracticeCommand) -> PutPractice {
+    let PracticeCommand::Put { mon_fri, sat, sun, closed_date, recipient_zones, .. } = command;
+    let any = mon_fri.is_some() || sat.is_some() || sun.is_some() || !closed_date.is_empty();
+    let text = |own: &Option<String>| own.clone().unwrap_or_default();
+    let hours = PracticeHours {
+        mon_fri: text(mon_fri),
+        sat: text(sat),
+        sun: text(sun),
+        closed_dates: closed_date.clone(),
     };
-    let receipt_id_format = match args.receipt_ids {
-        ReceiptIds::Auto => ReceiptIdFormat::Auto,
-        ReceiptIds::Same => ReceiptIdFormat::Same,
-        ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
-        ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
+    let zones = match recipient_zones {
+        Zones::Practice => RecipientZones::Practice,
+        Zones::AreaCode => RecipientZones::AreaCode,
+        Zones::Both => RecipientZones::Both,
     };
-    let record = CarrierRecord {
-        carrier_no: 0,
-        name: args.name,
-        smpp: Some(SmppSettings {
-            address: args.address,
-            tls: args.tls,
-            tls_ca_pem,
-            tls_server_name: args.tls_server_name,
-            system_id: args.system_id,
-            password_secret: args.password_secret,
-            binds_per_node: args.binds_per_node,
-            window: args.window,
-            enquire_link_ms: args.enquire_link_ms,
-            response_timeout_ms: args.response_timeout_ms,
-            source_address: args.source_address,
-            receipt_id_format: receipt_id_format.into(),
-            throttle_pause_ms: args.throttle_pause_ms,
-        }),
-        segments_per_second: args.segments_per_second,
-        campaign: args.campaign,
-        brand: args.brand,
-    };
-    let stored = args.target.any().await?.put_carrier(record).await?;
-    let value = json!({
-        "carrier_no": stored.carrier_no, "name": stored.name, "segments_per_second": stored.segments_per_second,
-    });
-    print(format, &value, || println!("carrier {} has number {}", stored.name, stored.carrier_no))?;
-    Ok(Verdict::Done)
+    PutPractice { hours: any.then_some(hours), recipient_zones: zones.into(), ..Default::default() }
+}
+
+impl PutCarrierArgs {
+    pub fn record(self) -> anyhow::Result<(Target, CarrierRecord)> {
+        let tls_ca_pem = match &self.tls_ca {
+            Some(path) => fs_err::read_to_string(path)?,
+            None => String::new(),
+        };
+        let receipt_id_format = match self.receipt_ids {
+            ReceiptIds::Auto => ReceiptIdFormat::Auto,
+            ReceiptIds::Same => ReceiptIdFormat::Same,
+            ReceiptIds::HexThenDecimal => ReceiptIdFormat::HexThenDecimal,
+            ReceiptIds::DecimalThenHex => ReceiptIdFormat::DecimalThenHex,
+        };
+        let record = CarrierRecord {
+            name: self.name,
+            smpp: Some(SmppSettings {
+                address: self.address,
+                tls: self.tls,
+                tls_ca_pem,
+                tls_server_name: self.tls_server_name,
+                system_id: self.system_id,
+                password_secret: self.password_secret,
+                binds_per_node: self.binds_per_node,
+                window: self.window,
+                enquire_link_ms: self.enquire_link_ms,
+                response_timeout_ms: self.response_timeout_ms,
+                source_address: self.source_address,
+                receipt_id_format: receipt_id_format.into(),
+                throttle_pause_ms: self.throttle_pause_ms,
+            }),
+            segments_per_second: self.segments_per_second,
+            campaign: self.campaign,
+            brand: self.brand,
+            ..Default::default()
+        };
+        Ok((self.target, self.terms.apply(record)))
+    }
 }
 
 pub async fn log_filter(command: LogFilterCommand) -> anyhow::Result<Verdict> {

@@ -1,7 +1,7 @@
 //! `carillonctl lab ...`: a cluster on this machine.
 use super::Verdict;
 use super::output::{Format, print, table};
-use carillon_ctl::lab::{Lab, LabOptions, Member, OPERATOR, Practice, ProcessState, TENANT};
+use carillon_ctl::lab::{ALL_DAY, Lab, LabOptions, Member, OPERATOR, Practice, ProcessState, TENANT};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -42,9 +42,15 @@ pub struct Up {
     /// Behaviour of the carrier: perfect, realistic, storm, lossy, throttled, or the path of a profile (TOML).
     #[arg(long, default_value = "realistic")]
     profile: String,
+    /// A second carrier, sim-http, that speaks Twilio's API over HTTPS. Only of a new lab.
+    #[arg(long)]
+    with_http_carrier: bool,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     #[arg(long)]
     node_config: Option<PathBuf>,
+    /// When recipients may be texted: `any` for at any hour, `built-in` for the rules built in, or the path of rules (TOML).
+    #[arg(long, default_value = "any")]
+    hours: String,
     /// Seconds to wait until all is ready.
     #[arg(long, default_value_t = 60)]
     ready_limit_s: u64,
@@ -202,7 +208,13 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         Some(path) => fs_err::read_to_string(path)?,
         None => String::new(),
     };
+    let hours = match up.hours.as_str() {
+        "any" => Some(ALL_DAY.to_owned()),
+        "built-in" => None,
+        path => Some(fs_err::read_to_string(path)?),
+    };
     let options = LabOptions {
+        hours,
         node_config,
         nodes: up.size.nodes,
         partitions: up.size.partitions,
@@ -211,6 +223,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         profile: up.profile,
         log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
+        with_rest: up.with_http_carrier,
         ..LabOptions::default()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;
@@ -219,6 +232,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
     print(format, &value, || {
         show(&members);
         endpoints(&lab, &up.dir.dir, registered);
+        println!("Hours              {} (see `carillonctl hours`)", up.hours);
     })?;
     lab.detach();
     Ok(Verdict::Done)

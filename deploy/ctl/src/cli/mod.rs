@@ -1,12 +1,20 @@
 //! The command line: what can be said, and which function does it.
+mod appointment;
 mod backup;
+mod breaker;
+mod carrier;
 mod cluster;
+mod dead_letter;
+mod forecast;
+mod hours;
 mod lab;
 mod lanes;
 mod members;
 mod message;
 mod output;
 mod quarantine;
+mod route;
+mod series;
 mod status;
 mod storage;
 mod target;
@@ -38,12 +46,32 @@ enum Command {
     /// Messages, as a tenant: send one, look at it, take it back.
     #[command(subcommand)]
     Message(message::Command),
+    /// Appointments: change all messages of one at once.
+    #[command(subcommand)]
+    Appointment(appointment::AppointmentCommand),
+    /// Recurring messages.
+    #[command(subcommand)]
+    Series(series::SeriesCommand),
+    /// Messages whose retries are spent: list them, send them again, drop them.
+    #[command(subcommand)]
+    DeadLetter(dead_letter::DeadLetterCommand),
+    /// Breakers of carriers: which are open, and the operator's word.
+    #[command(subcommand)]
+    Breaker(breaker::BreakerCommand),
+    /// Rules that choose carriers.
+    #[command(subcommand)]
+    Route(route::RouteCommand),
+    /// When backlogs end and which messages will be late, now or under another limit.
+    Forecast(forecast::ForecastArgs),
     /// Practices.
     #[command(subcommand)]
     Practice(cluster::PracticeCommand),
+    /// When recipients may be texted.
+    #[command(subcommand)]
+    Hours(hours::Command),
     /// Carrier accounts.
     #[command(subcommand)]
-    Carrier(cluster::CarrierCommand),
+    Carrier(carrier::CarrierCommand),
     /// Lanes: what carriers allow, who holds it, how much of it is used.
     #[command(subcommand)]
     Lane(lanes::LaneCommand),
@@ -92,8 +120,15 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Lab(command) => lab::run(command, format).await,
         Command::Status(target) => status::status(&target, format).await,
         Command::Message(command) => message::run(command, format).await,
+        Command::Appointment(command) => appointment::run(command, format).await,
+        Command::Series(command) => series::run(command, format).await,
+        Command::DeadLetter(command) => dead_letter::run(command, format).await,
+        Command::Breaker(command) => breaker::run(command, format).await,
+        Command::Route(command) => route::run(command, format).await,
+        Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
-        Command::Carrier(command) => cluster::carrier(command, format).await,
+        Command::Hours(command) => hours::run(command, format).await,
+        Command::Carrier(command) => carrier::carrier(command, format).await,
         Command::Lane(command) => lanes::lane(command, format).await,
         Command::Limit(command) => lanes::limit(command, format).await,
         Command::Node(command) => members::node(command, format).await,
@@ -166,9 +201,26 @@ mod tests {
         assert_eq!(parse("carillonctl partition move --partition 1 --from 1 --to 2 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl backup create --to d --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));
         assert_eq!(parse("carillonctl restore --from d --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --phone +18505550123 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl hours check --practice p --lab lab"), Err(2), "of which tenant");
+        assert_eq!(parse("carillonctl hours replace --lab lab"), Err(2), "by what");
+        assert_eq!(parse("carillonctl hours replace --built-in --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine drop --all --dry-run --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl quarantine release --lab lab"), Err(2), "say of whom");
         assert_eq!(parse("carillonctl quarantine release --tenant t --practice p --all --lab lab"), Err(2));
+        assert_eq!(
+            parse("carillonctl dead-letter replay --tenant t --practice p --dry-run --lab lab"),
+            Ok(())
+        );
+        assert_eq!(parse("carillonctl dead-letter drop --all --lab lab"), Err(2), "say why");
+        assert_eq!(parse("carillonctl forecast --limit 50 --lab lab"), Err(2), "say of which carrier");
+        assert_eq!(
+            parse("carillonctl appointment cancel --practice p --reference r --version 2 --lab lab"),
+            Ok(())
+        );
+        assert_eq!(parse("carillonctl breaker open main --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl route put r --to main=3 --to spare=0 --class staff --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl route put r --to main=x --lab lab"), Err(2));
         let send = "carillonctl message send --practice p --to +13125550142 --body b --idempotency-key k";
         assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
         assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));

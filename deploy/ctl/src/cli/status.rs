@@ -71,11 +71,13 @@ fn show(health: &Health, answers: &[Answer]) {
             c.in_flight.to_string(),
             format!("{:.1}", c.share_segments_per_second),
             c.paused_ms.to_string(),
+            format!("{} v{}", c.contract, c.contract_version),
+            if c.carries_phi { "yes" } else { "no" }.to_owned(),
         ]
     };
     let carriers = told(answers).flat_map(|s| s.carriers.iter().map(|c| (s.node_id, c)));
     let rows: Vec<Vec<String>> = carriers.map(row).collect();
-    table(&["CARRIER", "NODE", "BINDS", "IN FLIGHT", "SHARE/S", "PAUSED MS"], &rows);
+    table(&["CARRIER", "NODE", "BINDS", "IN FLIGHT", "SHARE/S", "PAUSED MS", "CONTRACT", "PHI"], &rows);
     println!();
     if health.healthy {
         println!("HEALTHY");
@@ -104,6 +106,7 @@ fn as_json(health: &Health, answers: &[Answer]) -> Value {
                 "name": carrier_name(c), "binds_up": c.binds_up, "in_flight": c.in_flight,
                 "segments_per_second": c.carrier.as_ref().map_or(0, |r| r.segments_per_second),
                 "share_segments_per_second": c.share_segments_per_second, "paused_ms": c.paused_ms,
+                "contract": c.contract, "contract_version": c.contract_version, "carries_phi": c.carries_phi,
             })
         };
         s.carriers.iter().map(carrier).collect()

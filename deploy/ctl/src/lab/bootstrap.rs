@@ -1,8 +1,11 @@
 //! What a new cluster must be told before it can send: the carrier and the practices.
-use super::plan::{SYSTEM_ID, TENANT};
-use super::{Lab, LabError};
-use crate::admin::{Admin, retry};
-use carillon_proto::internal::{CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings};
+use super::plan::{REST_ACCOUNT_SID, SYSTEM_ID, TENANT};
+use super::{Lab, LabError, LabOptions};
+use crate::admin::{Admin, AdminError, retry};
+use carillon_proto::admin::PutHoursRequest;
+use carillon_proto::internal::{
+    Baa, CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings, TwilioSettings,
+};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use std::path::Path;
@@ -10,9 +13,13 @@ use std::time::{Duration, Instant};
 
 /// Name of the carrier account of a lab.
 pub const CARRIER: &str = "sim";
+/// Name of the second carrier account, at the simulator that speaks Twilio's API.
+pub const HTTP_CARRIER: &str = "sim-http";
 /// Practices registered at a time.
 const CONCURRENT: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
+/// Accounts over HTTP are known from this feature level on.
+const LEVEL_OF_HTTP: u32 = 5;
 /// Above this many segments a second the window of a bind would limit, not the lane.
 const FAST_LANE: u32 = 5_000;
 
@@ -57,16 +64,74 @@ pub fn carrier_record(address: String, lane_limit: u32) -> CarrierRecord {
     }
 }
 
+/// The account at the second simulator. Its callbacks go to each node's own listener.
+fn http_carrier_record(plan: &super::Plan) -> CarrierRecord {
+    CarrierRecord {
+        name: HTTP_CARRIER.to_owned(),
+        twilio: Some(TwilioSettings {
+            base_url: format!("https://localhost:{}", plan.rest_port),
+            account_sid: REST_ACCOUNT_SID.to_owned(),
+            auth_token_secret: "sim-http-token".to_owned(),
+            from: "+12025550100".to_owned(),
+            connections_per_node: 32,
+            response_timeout_ms: 5_000,
+            throttle_pause_ms: 1_000,
+            redact: true,
+            ..Default::default()
+        }),
+        segments_per_second: plan.lane_limit,
+        baa: Baa::OnFile.into(),
+        ..Default::default()
+    }
+}
+
+/// Waits until the cluster has the level that an HTTP account needs: it rises once every node has said what it understands.
+async fn until_level(admin: &Admin, limit: Duration) -> Result<(), LabError> {
+    let until = Instant::now() + limit;
+    while retry(limit, || admin.status()).await?.feature_level < LEVEL_OF_HTTP {
+        if Instant::now() >= until {
+            return Err(LabError::Wrong(format!(
+                "the cluster did not come to feature level {LEVEL_OF_HTTP}"
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
 fn admins(lab: &Lab) -> Result<Vec<Admin>, LabError> {
     lab.node_ids().into_iter().map(|id| lab.admin(id)).collect()
 }
 
-/// Registers the carrier, then the practices; repeating it changes nothing.
-pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration) -> Result<(), LabError> {
+/// Rules under which messages go at any hour, except to Antarctica, where quiet hours can be tried.
+pub const ALL_DAY: &str = r#"name = "lab: any hour"
+
+[[rule]]
+region = "*"
+every_day = "all day"
+source = "a lab texts nobody"
+
+[[rule]]
+region = "AQ"
+every_day = "08:00-21:00"
+source = "to try quiet hours"
+"#;
+
+/// Registers the rules of the hours and the carrier, then the practices; repeating it changes nothing.
+pub(super) async fn register(lab: &Lab, options: &LabOptions, limit: Duration) -> Result<(), LabError> {
     let plan = lab.plan();
     let admins = admins(lab)?;
+    if let Some(rules) = &options.hours {
+        put_hours(&admins[0], rules, limit).await?;
+    }
+    let practices = &options.practices;
     let carrier = carrier_record(plan.smsc(), plan.lane_limit);
     retry(limit, || admins[0].put_carrier(carrier.clone())).await?;
+    if plan.with_rest {
+        until_level(&admins[0], limit).await?;
+        let second = http_carrier_record(&plan);
+        retry(limit, || admins[0].put_carrier(second.clone())).await?;
+    }
     stream::iter(practices.iter().enumerate())
         .map(|(at, practice)| {
             let admin = &admins[at % admins.len()];
@@ -85,14 +150,38 @@ pub(super) async fn register(lab: &Lab, practices: &[Practice], limit: Duration)
     Ok(())
 }
 
+/// A new cluster has to rise to the feature level of hours first: it is asked until it has.
+async fn put_hours(admin: &Admin, rules: &str, limit: Duration) -> Result<(), LabError> {
+    let until = Instant::now() + limit;
+    let put = PutHoursRequest { rules: rules.to_owned(), ..Default::default() };
+    loop {
+        match retry(limit, || admin.put_hours(put.clone())).await {
+            Err(AdminError::Refused(status))
+                if status.code() == tonic::Code::FailedPrecondition && Instant::now() < until =>
+            {
+                tokio::time::sleep(POLL).await;
+            }
+            result => return Ok(result.map(drop)?),
+        }
+    }
+}
+
 /// Waits until every node is bound to the carrier: before that, what is due waits.
 pub(super) async fn until_bound(lab: &Lab, limit: Duration) -> Result<(), LabError> {
+    until_bound_to(lab, CARRIER, limit).await?;
+    if lab.plan().with_rest {
+        until_bound_to(lab, HTTP_CARRIER, limit).await?;
+    }
+    Ok(())
+}
+
+async fn until_bound_to(lab: &Lab, name: &str, limit: Duration) -> Result<(), LabError> {
     let until = Instant::now() + limit;
     for (id, admin) in lab.node_ids().into_iter().zip(admins(lab)?) {
         loop {
             let status = retry(limit, || admin.status()).await?;
             let carrier = |c: &&carillon_proto::admin::CarrierStatus| {
-                c.carrier.as_ref().is_some_and(|record| record.name == CARRIER)
+                c.carrier.as_ref().is_some_and(|record| record.name == name)
             };
             if status.carriers.iter().find(carrier).is_some_and(|c| c.binds_up > 0) {
                 break;
@@ -101,7 +190,7 @@ pub(super) async fn until_bound(lab: &Lab, limit: Duration) -> Result<(), LabErr
                 return Err(LabError::NotReady {
                     name: super::node_name(id),
                     after_s: limit.as_secs(),
-                    reason: "no bind to the carrier".to_owned(),
+                    reason: format!("no connection to the carrier {name}"),
                     log: format!("see {}", lab.log_path(&super::node_name(id)).display()),
                 });
             }

@@ -1,12 +1,13 @@
 //! Writes the directory of a lab: certificates, key, secrets and the configuration of every process.
 use super::plan::{CLUSTER, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT, local};
 use super::{LabError, LabOptions, Plane};
-use crate::pki::{Ca, Leaf, Usage, write_private};
+use crate::pki::{Ca, Leaf, Usage, Validity, write_private};
 use carillon_proto::identity::{Identity, Role};
 use carillon_proto::tls::TlsFiles;
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
 use serde::Serialize;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,7 @@ pub(super) fn tls(dir: &Path, stem: &str, plane: Plane) -> TlsFiles {
 /// Everything but the plan itself, which is written last: it says that the directory is complete.
 pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result<(), LabError> {
     make_dir(dir)?;
-    for part in ["pki", "keys", "secrets", "logs", "run"] {
+    for part in ["pki", "keys", "secrets", "contracts", "logs", "run"] {
         make_dir(&dir.join(part))?;
     }
     certificates(dir, plan)?;
@@ -52,6 +53,8 @@ pub(super) fn write_all(dir: &Path, plan: &Plan, options: &LabOptions) -> Result
     let password: String =
         rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARS).map(char::from).collect();
     write_private(&dir.join("secrets/sim-password"), format!("{password}\n").as_bytes())?;
+    let token = hex::encode(rand::rng().random::<[u8; 16]>());
+    write_private(&dir.join("secrets/sim-http-token"), format!("{token}\n").as_bytes())?;
     for node in &plan.nodes {
         let home = dir.join(format!("node-{}", node.id));
         make_dir(&home)?;
@@ -88,6 +91,8 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         Ok(ca)
     };
     let (peers, clients, operators) = (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
+    let carriers = make(Plane::Carriers)?;
+    carriers.issue(&callback_leaf(Ipv4Addr::LOCALHOST))?.write(&pki, "smsc-http")?;
     let leaf = |role: Role, usage: Usage| {
         let identity = Identity { cluster: CLUSTER.to_owned(), role };
         Leaf::new(&identity, usage)
@@ -96,7 +101,7 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
         Ok(ca.issue(&leaf(role, usage))?.write(&pki, stem)?)
     };
     for node in &plan.nodes {
-        issue_node(dir, &peers, &operators, node)?;
+        issue_node(dir, &peers, &operators, &carriers, node)?;
     }
     let router = || Role::Router(ROUTER.to_owned());
     issue(&peers, router(), Usage::Client, &format!("router-{ROUTER}"))?;
@@ -107,14 +112,27 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
     issue(&operators, Role::Operator(OPERATOR.to_owned()), Usage::Client, &format!("operator-{OPERATOR}"))
 }
 
-/// The two certificates of a node.
-fn issue_node(dir: &Path, peers: &Ca, operators: &Ca, node: &super::NodePlan) -> Result<(), LabError> {
+/// A server that carriers talk to, or a carrier.
+fn callback_leaf(address: Ipv4Addr) -> Leaf {
+    Leaf { uri: None, usage: Usage::Server, validity: Validity::OneYear, address: Some(address) }
+}
+
+/// The three certificates of a node.
+fn issue_node(
+    dir: &Path,
+    peers: &Ca,
+    operators: &Ca,
+    carriers: &Ca,
+    node: &super::NodePlan,
+) -> Result<(), LabError> {
     let id = node.id;
     let identity = Identity { cluster: CLUSTER.to_owned(), role: Role::Node(id) };
     let pki = pki_dir(dir);
     let at = |usage| Leaf::new(&identity, usage).reached_at(node.placement.address());
     peers.issue(&at(Usage::Both))?.write(&pki, &format!("node-{id}"))?;
     operators.issue(&at(Usage::Server))?.write(&pki, &format!("node-{id}-admin"))?;
+    let callbacks = callback_leaf(node.placement.address());
+    carriers.issue(&callbacks)?.write(&pki, &format!("node-{id}-callbacks"))?;
     Ok(())
 }
 
@@ -129,7 +147,7 @@ pub(super) fn write_joining(
 ) -> Result<(), LabError> {
     let (id, pki) = (node.id, pki_dir(dir));
     let ca = |plane: Plane| Ca::load(&plane.name(), &pki, plane.stem());
-    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, node)?;
+    issue_node(dir, &ca(Plane::Peers)?, &ca(Plane::Operators)?, &ca(Plane::Carriers)?, node)?;
     let home = dir.join(format!("node-{id}"));
     make_dir(&home)?;
     make_dir(&data_dir(dir, node))?;
@@ -179,6 +197,40 @@ struct NodeConfig {
     peer_tls: TlsFiles,
     admin_tls: TlsFiles,
     keys: KeysConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    carriers: Option<CarriersConfig>,
+}
+
+#[derive(Serialize)]
+struct CarriersConfig {
+    contracts_dir: PathBuf,
+    ca_file: PathBuf,
+    callbacks: CallbacksConfig,
+}
+
+#[derive(Serialize)]
+struct CallbacksConfig {
+    listen: String,
+    cert: PathBuf,
+    key: PathBuf,
+    public_url: String,
+}
+
+impl CarriersConfig {
+    /// Nothing in a lab that is older than callbacks.
+    fn new(dir: &Path, node: &super::NodePlan) -> Option<Self> {
+        let pki = pki_dir(dir);
+        (node.callback_port > 0).then(|| Self {
+            contracts_dir: dir.join("contracts"),
+            ca_file: pki.join("carriers-ca.pem"),
+            callbacks: CallbacksConfig {
+                listen: node.callbacks(),
+                cert: pki.join(format!("node-{}-callbacks.pem", node.id)),
+                key: pki.join(format!("node-{}-callbacks.key", node.id)),
+                public_url: format!("https://{}", node.callbacks()),
+            },
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -208,6 +260,7 @@ impl NodeConfig {
             peer_tls: tls(dir, &format!("node-{id}"), Plane::Peers),
             admin_tls: tls(dir, &format!("node-{id}-admin"), Plane::Operators),
             keys: KeysConfig { provider: "file", file: dir.join("keys/lab.key") },
+            carriers: CarriersConfig::new(dir, node),
         })
     }
 }

@@ -20,13 +20,14 @@ impl Lab {
     pub async fn add_node_through(&self, through: u64, log_filter: &str) -> Result<u64, LabError> {
         let admin = self.admin(through)?;
         let token = retry(TOKEN_LIMIT, || admin.create_token(0)).await?;
-        let mut ports = free_ports(3)?.into_iter();
+        let mut ports = free_ports(4)?.into_iter();
         let mut port = || ports.next().ok_or_else(|| LabError::Wrong("no free port".to_owned()));
         let node = NodePlan {
             id: token.node_id,
             peer_port: port()?,
             admin_port: port()?,
             http_port: port()?,
+            callback_port: port()?,
             placement: Placement::default(),
         };
         {

@@ -12,8 +12,9 @@ mod placement;
 mod plan;
 mod process;
 mod ready;
+mod simulators;
 
-pub use bootstrap::{CARRIER, Practice, carrier_record};
+pub use bootstrap::{ALL_DAY, CARRIER, HTTP_CARRIER, Practice, carrier_record};
 pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
@@ -29,6 +30,8 @@ use std::time::Duration;
 
 /// The process of the carrier simulator.
 pub const SMSC: &str = "smsc";
+/// The process of the second carrier simulator.
+pub const SMSC_HTTP: &str = "smsc-http";
 /// The process of the router.
 pub const ROUTER_PROCESS: &str = "router";
 
@@ -73,12 +76,17 @@ pub struct LabOptions {
     pub log_filter: String,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     pub node_config: String,
+    /// Rules of the hours in which recipients may be texted (TOML); `None` = those built in. A lab's default lets messages go
+    /// at any hour, so that what it shows does not depend on the time of day.
+    pub hours: Option<String>,
     /// For all waiting together, in milliseconds.
     pub ready_limit_ms: u64,
     /// Of node 1, 2 and so on; those that are missing run on loopback.
     pub placements: Vec<Placement>,
     /// Where the carrier simulator listens for the nodes; loopback if not set.
     pub smsc_address: Option<Ipv4Addr>,
+    /// A second carrier, `sim-http`, that speaks Twilio's API over HTTPS. Only of a new lab.
+    pub with_rest: bool,
 }
 
 impl Default for LabOptions {
@@ -91,9 +99,11 @@ impl Default for LabOptions {
             profile: "realistic".to_owned(),
             log_filter: "info".to_owned(),
             node_config: String::new(),
+            hours: Some(ALL_DAY.to_owned()),
             ready_limit_ms: 60_000,
             placements: Vec::new(),
             smsc_address: None,
+            with_rest: false,
         }
     }
 }
@@ -104,6 +114,8 @@ pub enum Plane {
     Peers,
     Clients,
     Operators,
+    /// Between nodes and carriers, both ways; no certificate on it says who a node is.
+    Carriers,
 }
 
 impl Plane {
@@ -112,6 +124,7 @@ impl Plane {
             Self::Peers => "peers-ca",
             Self::Clients => "clients-ca",
             Self::Operators => "operators-ca",
+            Self::Carriers => "carriers-ca",
         }
     }
 
@@ -183,12 +196,15 @@ impl Lab {
         }
         let limit = Duration::from_millis(options.ready_limit_ms);
         lab.start_smsc()?;
+        if lab.plan().with_rest {
+            lab.start_smsc_http()?;
+        }
         for id in lab.node_ids() {
             lab.start_node(id)?;
         }
         lab.start_router()?;
         lab.until_ready(limit).await?;
-        bootstrap::register(&lab, &options.practices, limit).await?;
+        bootstrap::register(&lab, options, limit).await?;
         bootstrap::until_bound(&lab, limit).await?;
         lab.write_lab_json()?;
         Ok(lab)
@@ -238,11 +254,6 @@ impl Lab {
         plan::local(self.plan.lock().router_http_port)
     }
 
-    /// host:port of the control plane of the carrier simulator.
-    pub fn smsc_http(&self) -> String {
-        plan::local(self.plan.lock().smsc_http_port)
-    }
-
     /// host:port of metrics and health of a node.
     pub fn node_http(&self, id: u64) -> Result<String, LabError> {
         Ok(self.node(id)?.http())
@@ -275,21 +286,6 @@ impl Lab {
 
     pub fn pid(&self, name: &str) -> Option<u32> {
         self.processes.pid(name)
-    }
-
-    /// Starts the carrier simulator.
-    pub fn start_smsc(&self) -> Result<(), LabError> {
-        let password = self.read("secrets/sim-password")?;
-        let plan = self.plan();
-        let arguments = [
-            "smsc".to_owned(),
-            format!("--listen={}", plan.smsc()),
-            format!("--http-port={}", plan.smsc_http_port),
-            format!("--account={}:{}", plan::SYSTEM_ID, password.trim()),
-            format!("--profile={}", self.dir.join("smsc-profile.toml").display()),
-            format!("--limit={}", plan.lane_limit),
-        ];
-        self.processes.start(SMSC, "carillon-loadtest", &arguments, &Placement::default())
     }
 
     /// Starts the router; nothing happens if it runs.
@@ -373,12 +369,16 @@ impl Lab {
         // Together: a node that is alone would spend its time electing.
         stopped += self.processes.stop_all(&nodes, STOP_LIMIT)?;
         stopped += usize::from(self.processes.stop(SMSC, STOP_LIMIT)?);
+        stopped += usize::from(self.processes.stop(SMSC_HTTP, STOP_LIMIT)?);
         Ok(stopped)
     }
 
     /// Waits until simulator, nodes and router say that they are ready.
     pub async fn until_ready(&self, limit: Duration) -> Result<(), LabError> {
         ready::wait(&self.processes, SMSC, &self.smsc_http(), "/readyz", limit).await?;
+        if self.plan().with_rest {
+            ready::wait(&self.processes, SMSC_HTTP, &self.smsc_http_http(), "/readyz", limit).await?;
+        }
         for id in self.node_ids() {
             self.until_node_ready(id, limit).await?;
         }
@@ -396,6 +396,9 @@ impl Lab {
     /// What runs and what is ready.
     pub async fn status(&self) -> Result<Vec<Member>, LabError> {
         let mut planned = vec![(SMSC.to_owned(), self.smsc_http(), "/readyz")];
+        if self.plan().with_rest {
+            planned.push((SMSC_HTTP.to_owned(), self.smsc_http_http(), "/readyz"));
+        }
         for id in self.node_ids() {
             planned.push((node_name(id), self.node_http(id)?, "/readyz"));
         }
@@ -442,6 +445,7 @@ impl Lab {
             "operators_ca": stem(Plane::Operators.stem(), "pem"),
             "operator_cert": stem(&operator, "pem"), "operator_key": stem(&operator, "key"),
             "smsc": plan.smsc(), "smsc_http": plan::local(plan.smsc_http_port),
+            "smsc_http_http": plan.with_rest.then(|| plan::local(plan.rest_http_port)),
             "lane_limit": plan.lane_limit,
             "nodes": nodes,
         });

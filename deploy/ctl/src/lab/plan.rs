@@ -16,6 +16,8 @@ pub const TENANT: &str = "lakeside";
 pub const OTHER_TENANT: &str = "otherco";
 pub const OPERATOR: &str = "lab";
 pub const ROUTER: &str = "r1";
+/// The account at the second carrier simulator.
+pub const REST_ACCOUNT_SID: &str = "AC0123456789abcdef0123456789abcdef";
 /// The account at the carrier simulator.
 pub(super) const SYSTEM_ID: &str = "carillon";
 pub(super) const FILE: &str = "plan.json";
@@ -29,6 +31,9 @@ pub struct NodePlan {
     pub peer_port: u16,
     pub admin_port: u16,
     pub http_port: u16,
+    /// Callbacks of carriers; 0 in labs that are older than callbacks.
+    #[serde(default)]
+    pub callback_port: u16,
     #[serde(default)]
     pub placement: Placement,
 }
@@ -42,6 +47,11 @@ impl NodePlan {
     /// host:port of the operators' plane.
     pub fn admin(&self) -> String {
         self.placement.at(self.admin_port)
+    }
+
+    /// host:port of the listener of callbacks.
+    pub fn callbacks(&self) -> String {
+        self.placement.at(self.callback_port)
     }
 
     /// host:port of metrics and health.
@@ -62,6 +72,14 @@ pub struct Plan {
     /// Where the carrier simulator listens for the nodes; loopback if not set.
     #[serde(default)]
     pub smsc_address: Option<Ipv4Addr>,
+    /// The second carrier simulator, which speaks Twilio's API; 0 in labs that are older than it.
+    #[serde(default)]
+    pub rest_port: u16,
+    #[serde(default)]
+    pub rest_http_port: u16,
+    /// It is part of the lab.
+    #[serde(default)]
+    pub with_rest: bool,
 }
 
 impl Plan {
@@ -69,7 +87,7 @@ impl Plan {
         if !matches!(options.nodes, 1 | 3 | 5 | 7) {
             return Err(LabError::Wrong("nodes must be 1, 3, 5 or 7".to_owned()));
         }
-        let mut ports = free_ports(4 + 3 * options.nodes as usize)?.into_iter();
+        let mut ports = free_ports(6 + 4 * options.nodes as usize)?.into_iter();
         let mut port = || ports.next().ok_or_else(|| LabError::Wrong("no free port".to_owned()));
         let mut nodes = Vec::new();
         for id in 1..=options.nodes {
@@ -79,6 +97,7 @@ impl Plan {
                 peer_port: port()?,
                 admin_port: port()?,
                 http_port: port()?,
+                callback_port: port()?,
                 placement,
             });
         }
@@ -91,6 +110,9 @@ impl Plan {
             smsc_port: port()?,
             smsc_http_port: port()?,
             smsc_address: options.smsc_address,
+            rest_port: port()?,
+            rest_http_port: port()?,
+            with_rest: options.with_rest,
         })
     }
 
@@ -145,13 +167,17 @@ mod tests {
     #[test]
     fn ports_are_different_and_an_even_number_of_nodes_is_refused() {
         let plan = Plan::new(&LabOptions::default()).unwrap();
-        let mut ports: Vec<u16> =
-            plan.nodes.iter().flat_map(|n| [n.peer_port, n.admin_port, n.http_port]).collect();
+        let mut ports: Vec<u16> = plan
+            .nodes
+            .iter()
+            .flat_map(|n| [n.peer_port, n.admin_port, n.http_port, n.callback_port])
+            .collect();
         ports.extend([plan.router_port, plan.router_http_port, plan.smsc_port, plan.smsc_http_port]);
+        ports.extend([plan.rest_port, plan.rest_http_port]);
         let count = ports.len();
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!((count, ports.len()), (13, 13));
+        assert_eq!((count, ports.len()), (18, 18));
         assert!(ports.iter().all(|p| PORTS.contains(p)));
         assert!(Plan::new(&LabOptions { nodes: 2, ..LabOptions::default() }).is_err());
     }

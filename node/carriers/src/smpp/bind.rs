@@ -1,13 +1,15 @@
 //! Keeps one bind up: connect, bind, serve, and again after a growing, jittered wait.
 //!
-//! Wrong credentials make the lane broken and are tried again rarely. BINDFAIL (0x0d) is what some carriers say for
+//! A bind that is lost again and again is damped: at most so many connects a minute. Wrong credentials make the lane broken and are tried again rarely. BINDFAIL (0x0d) is what some carriers say for
 //! those and others for a full house: it counts as credentials after [`BIND_FAILURES_MAX`] in a row.
+use super::config::SmppTuning;
 use super::pdu;
 use super::pool::Phase;
 use super::session::{Io, Session, SessionEnd};
 use super::{Shared, status};
 use bytes::BytesMut;
 use rusmpp::CommandId;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -52,8 +54,10 @@ pub(crate) async fn keep_bound(shared: Arc<Shared>, slot: usize) {
     let mut leaving = shared.pool.watch();
     let mut attempts: u32 = 0;
     let mut bind_failures: u32 = 0;
+    let mut storm = Storm::default();
     loop {
         shared.pool.trying(slot);
+        storm.connects(Instant::now(), &shared.pool.account.tuning);
         let connected = tokio::select! {
             connected = connect(&shared) => connected,
             _ = leaving.wait_for(|view| view.phase != Phase::Run) => return,
@@ -95,12 +99,33 @@ pub(crate) async fn keep_bound(shared: Arc<Shared>, slot: usize) {
             backoff(&shared, attempts)
         };
         attempts = attempts.saturating_add(1);
-        let next_try = Instant::now() + wait;
+        let next_try = (Instant::now() + wait).max(storm.next_allowed(&shared.pool.account.tuning));
         shared.pool.waiting(slot, next_try, broken);
         tokio::select! {
             () = sleep_until(next_try) => {}
             _ = leaving.wait_for(|view| view.phase != Phase::Run) => return,
         }
+    }
+}
+
+/// The last connects of one bind. A carrier that takes a bind and drops it soon after, again and again, would otherwise
+/// be bound to at the pace of the shortest backoff.
+#[derive(Default)]
+struct Storm(VecDeque<Instant>);
+
+impl Storm {
+    fn connects(&mut self, now: Instant, tuning: &SmppTuning) {
+        self.0.push_back(now);
+        while self.0.len() > tuning.connects_max {
+            self.0.pop_front();
+        }
+    }
+
+    /// With the oldest of `connects_max` inside the window, the next one waits until it is not.
+    fn next_allowed(&self, tuning: &SmppTuning) -> Instant {
+        let full = self.0.len() >= tuning.connects_max;
+        let oldest = self.0.front().filter(|_| full);
+        oldest.map_or_else(Instant::now, |oldest| *oldest + tuning.connects_window)
     }
 }
 
@@ -149,7 +174,8 @@ async fn dial(shared: &Shared) -> std::io::Result<TcpStream> {
 /// Binds as transceiver. Gives what was read beyond the answer.
 async fn bind(shared: &Shared, io: &mut dyn Io) -> Result<BytesMut, BindError> {
     let account = &shared.pool.account;
-    let wire = pdu::bind_transceiver(FIRST_SEQUENCE, &account.system_id, &account.password)
+    let version = account.contract.get().smpp_version;
+    let wire = pdu::bind_transceiver(FIRST_SEQUENCE, &account.system_id, &account.password, version)
         .map_err(|_| BindError::Protocol)?;
     io.write_all(wire.octets()).await.map_err(|_| BindError::Closed)?;
     io.flush().await.map_err(|_| BindError::Closed)?;

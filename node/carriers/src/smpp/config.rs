@@ -1,5 +1,6 @@
 //! Settings of one SMPP account, checked once before anything connects.
 use crate::clear::Clear;
+use crate::contract::{ContractHandle, Protocol};
 use carillon_proto::internal::{ReceiptIdFormat, SmppSettings};
 use rusmpp::types::COctetString;
 use rusmpp::values::{Npi, Ton};
@@ -19,6 +20,8 @@ pub struct SmppConfig {
     pub carrier: String,
     pub settings: SmppSettings,
     pub password: Clear<String>,
+    /// What its answers mean.
+    pub contract: ContractHandle,
     /// Trusted when the settings name no CA of their own.
     pub default_ca_pem: Option<String>,
     pub tuning: SmppTuning,
@@ -36,8 +39,13 @@ pub struct SmppTuning {
     pub broken_retry: Duration,
     /// A connection that lived this long resets the backoff.
     pub stable_after: Duration,
-    /// A receipt that is not committed in this time is refused, so that the carrier sends it again.
-    pub receipt_ack_timeout: Duration,
+    /// A receipt that is not committed in this time is refused, so that the carrier sends it again. `None`: as the
+    /// contract says.
+    pub receipt_ack_timeout: Option<Duration>,
+    /// Connects of one bind in [`Self::connects_window`], at most: a carrier that drops every bind at once, again and
+    /// again, must not be stormed.
+    pub connects_max: usize,
+    pub connects_window: Duration,
     /// Receipts of one bind waiting for their commit; then it is not read any more.
     pub receipts_unacked_max: usize,
     /// Send buffer of the kernel for each bind. Small means fewer ambiguous messages when a connection breaks; it must
@@ -55,7 +63,9 @@ impl Default for SmppTuning {
             reconnect_max: Duration::from_secs(30),
             broken_retry: Duration::from_secs(60),
             stable_after: Duration::from_secs(10),
-            receipt_ack_timeout: Duration::from_secs(10),
+            receipt_ack_timeout: None,
+            connects_max: 12,
+            connects_window: Duration::from_secs(60),
             receipts_unacked_max: 512,
             send_buffer_octets: 64 * 1024,
             goodbye_timeout: Duration::from_secs(1),
@@ -77,8 +87,10 @@ pub enum SmppConfigError {
     SourceAddress,
     #[error("receipt_id_format: unknown value")]
     ReceiptIdFormat,
+    #[error("contract: is not one for smpp")]
+    Contract,
     #[error("tls: {0}")]
-    Tls(#[from] super::tls::TlsError),
+    Tls(#[from] crate::tls::TlsError),
 }
 
 /// The checked form.
@@ -94,12 +106,16 @@ pub(crate) struct Account {
     pub response_timeout: Duration,
     pub throttle_pause: Duration,
     pub receipt_id_format: ReceiptIdFormat,
+    pub contract: ContractHandle,
     pub tuning: SmppTuning,
 }
 
 impl Account {
     pub fn check(config: SmppConfig) -> Result<Self, SmppConfigError> {
-        let SmppConfig { carrier, settings, password, tuning, .. } = config;
+        let SmppConfig { carrier, settings, password, contract, tuning, .. } = config;
+        if contract.get().protocol != Protocol::Smpp {
+            return Err(SmppConfigError::Contract);
+        }
         let hour_ms = 3_600_000;
         let host_and_port = settings.address.rsplit_once(':');
         if !host_and_port.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
@@ -127,8 +143,15 @@ impl Account {
             system_id: settings.system_id,
             password,
             receipt_id_format,
+            contract,
             tuning,
         })
+    }
+}
+
+impl Account {
+    pub fn receipt_ack_timeout(&self) -> Duration {
+        self.tuning.receipt_ack_timeout.unwrap_or_else(|| self.contract.get().receipt_ack_timeout)
     }
 }
 
@@ -177,10 +200,12 @@ impl Source {
 /// International digits of an E.164 number; `None` when it is not one.
 pub(crate) fn international_digits(number: &str) -> Option<&str> {
     let digits = number.strip_prefix('+').unwrap_or(number);
-    let valid = (7..=15).contains(&digits.len())
-        && digits.bytes().all(|b| b.is_ascii_digit())
-        && !digits.starts_with('0');
-    valid.then_some(digits)
+    is_e164(digits).then_some(digits)
+}
+
+/// Digits of an international number.
+pub(crate) fn is_e164(digits: &str) -> bool {
+    (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0')
 }
 
 #[cfg(test)]
@@ -206,7 +231,9 @@ mod tests {
         change(&mut settings);
         let password = Clear::new(password.to_owned());
         let tuning = SmppTuning::default();
-        let config = SmppConfig { carrier: "c".into(), settings, password, default_ca_pem: None, tuning };
+        let contract = ContractHandle::built_in(crate::contract::SMPP_GENERIC).unwrap();
+        let carrier = "c".into();
+        let config = SmppConfig { carrier, settings, password, contract, default_ca_pem: None, tuning };
         Account::check(config).map(drop)
     }
 

@@ -69,7 +69,7 @@ impl Receipts {
     fn report(&mut self, shared: &Shared, receipt: Receipt, from: &str, sequence: u32, now: Instant) {
         self.tokens += 1;
         let token = self.tokens;
-        self.waiting.insert(token, (sequence, now + shared.pool.account.tuning.receipt_ack_timeout));
+        self.waiting.insert(token, (sequence, now + shared.pool.account.receipt_ack_timeout()));
         let acks = self.acks.clone();
         let ack = ReceiptAck::new(move |committed| {
             // Full or closed: the carrier is told to try again by the time limit, or the session is gone.

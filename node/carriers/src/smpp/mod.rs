@@ -4,8 +4,8 @@
 //! does not tell whether a PDU was written, without which `NOT_SENT` could not be proven.
 //!
 //! One message: send.rs cuts it into parts (parts.rs) and hands each to a bind through the lane (pool.rs); the bind's
-//! task (session.rs) numbers and writes it (outbox.rs) and matches the answer (inflight.rs); status.rs says what that
-//! means. Binds are kept up by bind.rs. Receipts come in through inbound.rs, receipt.rs and id.rs.
+//! task (session.rs) numbers and writes it (outbox.rs) and matches the answer (inflight.rs); the contract
+//! says what that means. Binds are kept up by bind.rs. Receipts come in through inbound.rs, receipt.rs and id.rs.
 
 mod bind;
 mod config;
@@ -22,15 +22,16 @@ mod recent;
 mod send;
 mod session;
 pub mod status;
-mod tls;
 
+pub use crate::tls::TlsError;
 pub use config::{SmppConfig, SmppConfigError, SmppTuning};
+pub(crate) use config::{international_digits, is_e164};
 pub use id::{candidates as receipt_id_candidates, canonical as canonical_id};
-pub use tls::TlsError;
 
 use crate::connector::{
     BoxFuture, Connector, ConnectorStatus, InboundSink, SegmentGate, SendOutcome, SendRequest,
 };
+use crate::tls::Tls;
 use config::Account;
 use pool::{Phase, Pool};
 use std::sync::Arc;
@@ -41,7 +42,7 @@ use tokio::time::Instant;
 /// What the tasks of one connector share.
 pub(crate) struct Shared {
     pool: Arc<Pool>,
-    tls: Option<tls::Tls>,
+    tls: Option<Tls>,
     ids: id::IdReader,
     recent: recent::Recent,
     sink: Arc<dyn InboundSink>,
@@ -60,7 +61,7 @@ pub struct SmppConnector {
 impl SmppConnector {
     /// Checks the settings and starts to connect. Must be called inside a tokio runtime.
     pub fn start(config: SmppConfig, sink: Arc<dyn InboundSink>) -> Result<Self, SmppConfigError> {
-        let tls = tls::Tls::of(&config.settings, config.default_ca_pem.as_deref())?;
+        let tls = tls_of(&config)?;
         let account = Account::check(config)?;
         let binds = account.binds;
         let shared = Arc::new(Shared {
@@ -88,6 +89,19 @@ impl SmppConnector {
         let mut view = self.shared.pool.watch();
         let _ = view.wait_for(|_| condition(self.status())).await;
     }
+}
+
+/// `None` when the account uses plain TCP.
+fn tls_of(config: &SmppConfig) -> Result<Option<Tls>, TlsError> {
+    let settings = &config.settings;
+    if !settings.tls {
+        return Ok(None);
+    }
+    let own = Some(settings.tls_ca_pem.as_str()).filter(|pem| !pem.is_empty());
+    let pem = own.or(config.default_ca_pem.as_deref()).ok_or(TlsError::NoCa)?;
+    let host =
+        if settings.tls_server_name.is_empty() { &settings.address } else { &settings.tls_server_name };
+    Tls::to(host, pem).map(Some)
 }
 
 impl Connector for SmppConnector {

@@ -4,11 +4,12 @@
 //! prints everything in it, so no command is ever formatted here, and rusmpp's `tracing` feature stays off.
 use super::config::Source;
 use crate::clear::Clear;
+use crate::contract::SmppVersion;
 use bytes::{Bytes, BytesMut};
 use carillon_proto::public::Encoding;
 use rusmpp::decode::DecodeWithLength as _;
-use rusmpp::pdus::{BindTransceiver, DeliverSmResp, SubmitSm};
-use rusmpp::tlvs::MessageSubmissionRequestTlvValue;
+use rusmpp::pdus::{BindTransceiver, DeliverSmResp, SubmitSm, SubmitSmResp};
+use rusmpp::tlvs::{MessageSubmissionRequestTlvValue, TlvValue};
 use rusmpp::tokio_codec::CommandCodec;
 use rusmpp::types::{COctetString, EmptyOrFullCOctetString, OctetString};
 use rusmpp::values::{
@@ -23,10 +24,6 @@ use zeroize::{Zeroize as _, Zeroizing};
 pub const HEADER_OCTETS: usize = 16;
 /// A longer PDU is a broken stream: nothing that an SMSC sends us comes near it.
 pub const PDU_OCTETS_MAX: usize = 64 * 1024;
-/// Carriers give up after two or three days whatever is asked, and some refuse more.
-const VALIDITY_MAX: Duration = Duration::from_secs(72 * 3600);
-/// Carriers count minutes, and zero of them is refused.
-const VALIDITY_MIN: Duration = Duration::from_secs(60);
 /// `registered_delivery`: a receipt for success and failure.
 const WITH_RECEIPT: u8 = 1;
 /// `esm_class`: the text begins with a header.
@@ -66,6 +63,7 @@ pub struct Submit<'a> {
     pub octets: &'a Clear<Vec<u8>>,
     /// The octets begin with a concatenation header.
     pub concatenated: bool,
+    /// Within what the contract allows.
     pub validity: Option<Duration>,
     pub user_message_reference: u16,
 }
@@ -101,7 +99,7 @@ pub fn submit(submit: &Submit<'_>) -> Result<Wire, BadField> {
 /// Relative time `YYMMDDhhmmsstnnR`.
 fn validity_period(validity: Option<Duration>) -> Result<EmptyOrFullCOctetString<17>, BadField> {
     let Some(validity) = validity else { return Ok(EmptyOrFullCOctetString::empty()) };
-    let secs = validity.clamp(VALIDITY_MIN, VALIDITY_MAX).as_secs();
+    let secs = validity.as_secs();
     let (days, hours, minutes) = (secs / 86_400, secs / 3600 % 24, secs / 60 % 60);
     let text = format!("0000{days:02}{hours:02}{minutes:02}{:02}000R\0", secs % 60);
     EmptyOrFullCOctetString::from_slice(text.as_bytes()).map_err(|_| BadField)
@@ -117,13 +115,29 @@ fn sealed_c_string<const MIN: usize, const MAX: usize>(
     COctetString::from_bytes(Bytes::from_owner(octets)).map_err(|_| BadField)
 }
 
-pub fn bind_transceiver(sequence: u32, system_id: &str, password: &Clear<String>) -> Result<Wire, BadField> {
+pub fn bind_transceiver(
+    sequence: u32,
+    system_id: &str,
+    password: &Clear<String>,
+    version: SmppVersion,
+) -> Result<Wire, BadField> {
     let pdu = BindTransceiver::builder()
         .system_id(COctetString::from_string(system_id.to_owned()).map_err(|_| BadField)?)
         .password(sealed_c_string(password.expose())?)
-        .interface_version(InterfaceVersion::Smpp3_4)
+        .interface_version(match version {
+            SmppVersion::V3_4 => InterfaceVersion::Smpp3_4,
+            SmppVersion::V5_0 => InterfaceVersion::Smpp5_0,
+        })
         .build();
     Ok(encode(&Command::new(CommandStatus::EsmeRok, sequence, pdu)))
+}
+
+/// How full the carrier says it is, in percent.
+pub fn congestion(resp: &SubmitSmResp) -> Option<u8> {
+    resp.tlvs().iter().find_map(|tlv| match tlv.value() {
+        Some(TlvValue::CongestionState(state)) => Some(u8::from(*state)),
+        _ => None,
+    })
 }
 
 pub fn enquire_link(sequence: u32) -> Wire {

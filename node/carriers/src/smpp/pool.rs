@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+/// Percent of congestion up to which a carrier is well loaded (SMPP 5.0: 80 to 89 is the optimum).
+const CONGESTION_NEAR: u32 = 90;
+
 /// How far the connector has gone towards its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -198,7 +201,20 @@ impl Pool {
 
     /// The carrier said "slow down": everybody waits. Gives the time until the end of the pause.
     pub fn pause(&self, times: u32) -> Duration {
-        let base = self.account.throttle_pause * times;
+        self.pause_for(self.account.throttle_pause * times)
+    }
+
+    /// The carrier says how full it is, in percent (5.0): near its limit the lane rests for a part of the throttle pause, at
+    /// the limit for all of it, before it has to refuse anything.
+    pub fn congested(&self, percent: u8) {
+        let tenths = u32::from(percent.min(100)).saturating_sub(CONGESTION_NEAR);
+        if tenths > 0 {
+            self.meters.congestion.increment(1);
+            self.pause_for(self.account.throttle_pause * tenths / 10);
+        }
+    }
+
+    fn pause_for(&self, base: Duration) -> Duration {
         // Up to a fifth longer, so that nodes do not come back in step.
         let pause = base + base.mul_f64(rand::random_range(0.0..0.2));
         let until = Instant::now() + pause;

@@ -10,7 +10,7 @@
 //!    taken over;
 //!  - otherwise the end: `AMBIGUOUS` with the code of what happened and the ids of the accepted parts, whose receipts
 //!    then tell what the patient got.
-use super::config::international_digits;
+use super::config::{Source, international_digits};
 use super::parts::Parts;
 use super::pool::{Pool, Seat, View};
 use super::session::{PartAnswer, SEND_BY_PASSED, Submission, Tag};
@@ -92,6 +92,14 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
     let Some(digits) = international_digits(request.recipient.expose()) else {
         return progress.end(Outcome::RejectedNumber, "bad_number".into(), None);
     };
+    let own = match request.sender.as_deref().map(Source::parse) {
+        // A wrong setting: it keeps the messages.
+        Some(None) => return progress.end(Outcome::LaneBroken, "bad_sender".into(), None),
+        Some(own) => own,
+        None => None,
+    };
+    let (source, contract) =
+        (own.as_ref().unwrap_or(&shared.pool.account.source), shared.pool.account.contract.get());
     let reference = shared.concatenation_reference.fetch_add(1, Ordering::Relaxed);
     let Ok(parts) = Parts::cut(request.body.expose(), reference) else {
         return progress.end(Outcome::RejectedContent, "too_many_parts".into(), None);
@@ -106,12 +114,12 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
     }
     let user_message_reference = shared.recent.remember(request.message_id, digits);
     let wires = parts.octets.iter().map(|octets| pdu::Submit {
-        source: &shared.pool.account.source,
+        source,
         recipient: digits,
         encoding: parts.encoding,
         octets,
         concatenated: parts.is_concatenated(),
-        validity: request.validity,
+        validity: request.validity.map(|wanted| contract.validity(wanted)),
         user_message_reference,
     });
     in_order(shared, &request, wires.collect(), gate, progress).await
@@ -125,6 +133,7 @@ async fn in_order(
     gate: &dyn SegmentGate,
     mut progress: Progress,
 ) -> SendOutcome {
+    let contract = shared.pool.account.contract.get();
     while let Some(part) = parts.get(progress.accepted as usize) {
         let Ok(wire) = pdu::submit(part) else {
             return progress.end(Outcome::RejectedContent, "bad_field".into(), None);
@@ -150,7 +159,7 @@ async fn in_order(
             PartAnswer::TimedOut => return progress.end(Outcome::Ambiguous, "answer_timeout".into(), None),
             PartAnswer::Lost => return progress.end(Outcome::Ambiguous, "connection_lost".into(), None),
             PartAnswer::Answered { status, nack, carrier_ref } => {
-                let meaning = if nack { status::of_nack(status) } else { status::of_submit(status) };
+                let meaning = status::meaning(&contract, status, nack);
                 let first = progress.accepted == 0;
                 match meaning.outcome {
                     Outcome::Accepted => {

@@ -28,7 +28,7 @@ async fn a_receipt_is_acknowledged_only_after_its_commit() {
 async fn a_receipt_that_is_not_committed_must_come_again() {
     let smsc = Smsc::new().await;
     let mut setup = Setup::new(&smsc);
-    setup.tuning.receipt_ack_timeout = Duration::from_millis(200);
+    setup.tuning.receipt_ack_timeout = Some(Duration::from_millis(200));
     let (_connector, mut inbox, mut peers) = setup.bound(&smsc).await;
     let peer = &mut peers[0];
     let refused = peer.deliver_receipt("id:1 stat:DELIVRD").await;

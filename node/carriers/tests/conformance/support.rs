@@ -1,4 +1,5 @@
 //! The carrier's side of the wire, played by the test.
+use carillon_carriers::contract::{ContractHandle, SMPP_GENERIC};
 use carillon_carriers::smpp::{SmppConfig, SmppConnector, SmppTuning};
 use carillon_carriers::{
     Clear, Connector, InboundSink, LateAnswer, OpenGate, ReceiptReport, SendOutcome, SendRequest,
@@ -81,6 +82,14 @@ impl Smsc {
     }
 }
 
+/// What a carrier sees.
+pub enum Seen {
+    Submit(u32, SubmitSm),
+    /// A deliver_sm_resp with its status.
+    Delivered(u32, u32),
+    Nacked(u32),
+}
+
 /// One connection, seen from the carrier.
 pub struct Peer {
     framed: Framed<Box<dyn Io>, CommandCodec>,
@@ -128,6 +137,29 @@ impl Peer {
                     self.write(sequence, CommandStatus::EsmeRok, Pdu::EnquireLinkResp).await;
                 }
                 _ => panic!("not a submit_sm: {:?}", command.id()),
+            }
+        }
+    }
+
+    /// The next PDU that means something; `None` when the connection was closed. Safe to give up waiting for.
+    pub async fn seen(&mut self) -> Option<Seen> {
+        loop {
+            let command = self.framed.next().await?.ok()?;
+            let sequence = command.sequence_number();
+            match (command.id(), command.pdu()) {
+                (_, Some(Pdu::SubmitSm(submit))) => return Some(Seen::Submit(sequence, submit.clone())),
+                (CommandId::DeliverSmResp, _) => {
+                    return Some(Seen::Delivered(sequence, command.status().into()));
+                }
+                (CommandId::GenericNack, _) => return Some(Seen::Nacked(sequence)),
+                (CommandId::EnquireLink, _) => {
+                    self.write(sequence, CommandStatus::EsmeRok, Pdu::EnquireLinkResp).await;
+                }
+                (CommandId::Unbind, _) => {
+                    self.write(sequence, CommandStatus::EsmeRok, Pdu::UnbindResp).await;
+                    return None;
+                }
+                _ => {}
             }
         }
     }
@@ -218,6 +250,14 @@ impl Inbox {
     }
 }
 
+impl Inbox {
+    /// An inbox and the sink that fills it.
+    pub fn with_sink() -> (Self, Arc<dyn InboundSink>) {
+        let ((receipts, receipts_in), (late, late_in)) = (mpsc::channel(INBOX_MAX), mpsc::channel(INBOX_MAX));
+        (Self { receipts: receipts_in, late: late_in }, Arc::new(Sink { receipts, late }))
+    }
+}
+
 struct Sink {
     receipts: mpsc::Sender<ReceiptReport>,
     late: mpsc::Sender<LateAnswer>,
@@ -237,6 +277,7 @@ impl InboundSink for Sink {
 pub struct Setup {
     pub settings: SmppSettings,
     pub tuning: SmppTuning,
+    pub contract: ContractHandle,
     pub ca_pem: Option<String>,
 }
 
@@ -259,20 +300,21 @@ impl Setup {
             reconnect_max: Duration::from_millis(20),
             ..SmppTuning::default()
         };
-        Self { settings, tuning, ca_pem: None }
+        let contract = ContractHandle::built_in(SMPP_GENERIC).unwrap();
+        Self { settings, tuning, contract, ca_pem: None }
     }
 
     pub fn start(self) -> (Arc<SmppConnector>, Inbox) {
-        let ((receipts, receipts_in), (late, late_in)) = (mpsc::channel(INBOX_MAX), mpsc::channel(INBOX_MAX));
+        let (inbox, sink) = Inbox::with_sink();
         let config = SmppConfig {
             carrier: "test".into(),
             settings: self.settings,
             password: Clear::new("secret08".into()),
+            contract: self.contract,
             default_ca_pem: self.ca_pem,
             tuning: self.tuning,
         };
-        let connector = SmppConnector::start(config, Arc::new(Sink { receipts, late })).unwrap();
-        (Arc::new(connector), Inbox { receipts: receipts_in, late: late_in })
+        (Arc::new(SmppConnector::start(config, sink).unwrap()), inbox)
     }
 
     /// Starts it and binds all of its binds.
@@ -306,15 +348,20 @@ pub fn request(n: u64, body: &str) -> SendRequest {
         attempt_no: 1,
         recipient: Clear::new("+12125550123".into()),
         body: Clear::new(body.into()),
+        sender: None,
         encoding: counted.encoding,
         segments: counted.segments,
         validity: Some(Duration::from_secs(3600)),
+        valid_until_ms: 0,
         send_by: Instant::now() + PATIENCE,
     }
 }
 
 /// Sends on a task of its own.
-pub fn spawn_send(connector: &Arc<SmppConnector>, request: SendRequest) -> JoinHandle<SendOutcome> {
+pub fn spawn_send<C>(connector: &Arc<C>, request: SendRequest) -> JoinHandle<SendOutcome>
+where
+    C: Connector + ?Sized + 'static,
+{
     let connector = connector.clone();
     tokio::spawn(async move { connector.send(request, &OpenGate).await })
 }

@@ -373,7 +373,7 @@ impl Sim {
     fn send(&mut self, from: usize, group: u32, message: RaftMessage) {
         if !self.faults.ack_before_persist {
             let log = &self.nodes[from].log;
-            self.oracle.promise(group, self.nodes[from].id, &message, log);
+            self.oracle.promise(group, &message, log);
         }
         let to = (message.to - 1) as usize;
         let mut drop = self.faults.drop;

@@ -138,7 +138,7 @@ impl Sim {
         if self.oracle.violation.is_none() {
             self.check_end();
         }
-        match self.oracle.violation {
+        match self.oracle.violation.take() {
             Some(text) => Err(text),
             None => {
                 self.stats.terms = self.oracle.leaders.len() as u64;

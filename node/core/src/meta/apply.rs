@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, level, limits, members, place, replicas, restore,
-    rows, shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, replicas,
+    restore, routes, rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -28,6 +28,8 @@ pub enum MetaRefusal {
     NoCarrier,
     #[error("no such practice")]
     NoPractice,
+    #[error("no such route")]
+    NoRoute,
     #[error("no such limit; `carillonctl limit list` shows all of them")]
     NoLimit,
     #[error("the cap of the day is reached")]
@@ -71,6 +73,8 @@ pub enum MetaRefusal {
     BadToken,
     #[error("the address is that of node {node_id}; give each node its own")]
     AddressTaken { node_id: u64 },
+    #[error("the rules of the hours are at version {version} now; look at them and repeat")]
+    OtherHours { version: u64 },
     #[error("a restore is under way; wait until it is done, or let it go on with `carillonctl restore`")]
     Restoring,
     #[error("this cluster was begun with another backup; restore into a new cluster")]
@@ -175,6 +179,7 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
             None => Ok(Err(MetaRefusal::Empty)),
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
+        Kind::PutHours(c) => hours::put(tables, now_ms, c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -191,6 +196,9 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         Kind::BeginRestore(c) => restore::begin(tables, now_ms, c),
         Kind::RestoreMeta(c) => restore::rows(tables, c),
         Kind::PartitionRestored(c) => restore::partition(tables, &c),
+        Kind::SetBreaker(c) => routes::set_breaker(tables, &c),
+        Kind::PutRoute(c) => routes::put(tables, c),
+        Kind::DropRoute(c) => routes::drop_one(tables, &c),
     }
 }
 
@@ -255,6 +263,8 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
         carrier_no,
         campaign: command.campaign,
         brand: command.brand,
+        hours: command.hours,
+        recipient_zones: command.recipient_zones,
     };
     if rows::level(tables)? < level::LEVEL_DELIVERY {
         // An older program drops what it does not know.
@@ -344,7 +354,7 @@ pub(super) fn number(tables: &dyn Tables, key: &[u8]) -> Result<Option<u32>, Tab
 }
 
 /// Gives out the next number, from 1; `None` when there are too many.
-fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
+pub(super) fn next_number(tables: &mut dyn Tables, of: Counted, max: u32) -> Result<Option<u32>, TableError> {
     let key = keys::counter(of);
     let next = number(tables, &key)?.unwrap_or(0) + 1;
     if next > max {

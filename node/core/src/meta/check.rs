@@ -4,9 +4,10 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Bootstrap, CarrierRecord, CreateToken, LimitRecord, LimitScope, PutDataKey, PutPractice, ReceiptIdFormat,
-    SmppSettings,
+    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PracticeHours,
+    PutDataKey, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord, SmppSettings, TwilioSettings,
 };
+use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
 
 type Check = Result<(), MetaRefusal>;
@@ -14,8 +15,14 @@ type Check = Result<(), MetaRefusal>;
 /// Bytes of a host:port, at most (253 of a DNS name, colon, port).
 const ADDRESS_BYTES_MAX: usize = 259;
 const PEM_BYTES_MAX: usize = 64 * 1024;
+/// Targets of a route.
+const TARGETS_MAX: usize = 16;
 /// Segments per second of any limit.
 const RATE_MAX: u32 = 1_000_000;
+/// Rules of hours.
+const HOURS_BYTES_MAX: usize = 256 * 1024;
+/// Days on which a practice sends nothing.
+const CLOSED_DATES_MAX: usize = 100;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
@@ -47,6 +54,7 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
     match kind {
         Kind::Bootstrap(c) => bootstrap(c),
         Kind::PutPractice(c) => practice(c, level),
+        Kind::PutHours(c) => require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB"),
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), |record| carrier(record, level)),
         Kind::PutDataKey(c) => data_key(c),
         Kind::CreateToken(c) => token(c),
@@ -63,6 +71,9 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
         | Kind::SettleShares(_)
         | Kind::RaiseLevel(_)
         | Kind::PartitionRestored(_) => Ok(()),
+        Kind::DropRoute(c) => require(word(&c.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'"),
+        Kind::PutRoute(c) => c.route.as_ref().map_or(Ok(()), route),
+        Kind::SetBreaker(c) => require(BreakerMode::try_from(c.mode).is_ok(), "mode", "is unknown"),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
         Kind::RestoreMeta(c) => {
             c.rows.iter().flat_map(|rows| &rows.carriers).try_for_each(|c| carrier(c, level))
@@ -112,7 +123,19 @@ fn practice(command: &PutPractice, level: u32) -> Check {
         "practice",
         "must be 1 to 128 bytes without control characters",
     )?;
-    require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")
+    require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")?;
+    let zones = RecipientZones::try_from(command.recipient_zones);
+    require(zones.is_ok(), "recipient_zones", "is unknown")?;
+    command.hours.as_ref().map_or(Ok(()), practice_hours)
+}
+
+/// What the texts mean is checked by the node that proposes them; here only that they are bounded.
+fn practice_hours(hours: &PracticeHours) -> Check {
+    let short = |text: &String| text.len() <= 16;
+    let days = [&hours.mon_fri, &hours.sat, &hours.sun].into_iter().all(short);
+    require(days, "hours", "must be like 09:00-18:00")?;
+    require(hours.closed_dates.len() <= CLOSED_DATES_MAX, "hours.closed_dates", "must be at most 100")?;
+    require(hours.closed_dates.iter().all(short), "hours.closed_dates", "must be dates")
 }
 
 /// A name of the carrier's world; may be missing.
@@ -160,10 +183,62 @@ fn carrier(record: &CarrierRecord, level: u32) -> Check {
         label(&record.campaign, "campaign")?;
         label(&record.brand, "brand")?;
     }
-    let Some(smpp) = &record.smpp else {
-        return require(false, "smpp", "is required");
-    };
-    smpp_settings(smpp)
+    require(Baa::try_from(record.baa).is_ok(), "baa", "is unknown")?;
+    let contract = record.contract.is_empty() || word(&record.contract, 32, b"-_");
+    require(contract, "contract", "must be 1 to 32 of a-z, 0-9, '-' and '_'")?;
+    match (&record.smpp, &record.twilio) {
+        (Some(smpp), None) => smpp_settings(smpp),
+        (None, Some(twilio)) => twilio_settings(twilio),
+        (None, None) => require(false, "smpp", "is required, or twilio"),
+        (Some(_), Some(_)) => require(false, "twilio", "cannot be there beside smpp"),
+    }
+}
+
+/// A file name inside the secrets directory; never a way out of it.
+fn secret_name(text: &str) -> bool {
+    let set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    text.len() <= 128 && !text.starts_with('.') && text.bytes().all(set)
+}
+
+/// Two letters and 32 hex digits.
+fn sid(text: &str, letters: &str) -> bool {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.strip_prefix(letters).is_some_and(|rest| rest.len() == 32 && rest.bytes().all(hex))
+}
+
+/// Where it leads is for the connector to judge.
+fn url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let possible = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    possible && text.len() <= 1_024 && text.bytes().all(|b| b.is_ascii_graphic()) && !text.contains('#')
+}
+
+fn twilio_settings(twilio: &TwilioSettings) -> Check {
+    require(url(&twilio.base_url), "twilio.base_url", "must be https://host or https://host:port")?;
+    require(sid(&twilio.account_sid, "AC"), "twilio.account_sid", "must be AC and 32 hex digits")?;
+    let token = &twilio.auth_token_secret;
+    let token_possible = !token.is_empty() && secret_name(token);
+    require(token_possible, "twilio.auth_token_secret", "must be letters, digits, '.', '_' or '-'")?;
+    let (key, key_secret) = (&twilio.api_key_sid, &twilio.api_key_secret);
+    require(key.is_empty() || sid(key, "SK"), "twilio.api_key_sid", "must be SK and 32 hex digits")?;
+    let both = key.is_empty() == key_secret.is_empty() && secret_name(key_secret);
+    require(both, "twilio.api_key_secret", "must be letters, digits, '.', '_' or '-', with api_key_sid")?;
+    let (from, service) = (&twilio.from, &twilio.messaging_service_sid);
+    let from_possible =
+        from.len() <= 20 && from.bytes().all(|b| b.is_ascii_alphanumeric() || b"+ ".contains(&b));
+    require(from_possible, "twilio.from", "must be up to 20 letters, digits, '+' and spaces")?;
+    let service_possible = service.is_empty() || sid(service, "MG");
+    require(service_possible, "twilio.messaging_service_sid", "must be MG and 32 hex digits")?;
+    require(from.is_empty() != service.is_empty(), "twilio.from", "or messaging_service_sid, one of them")?;
+    let callback = twilio.callback_url.is_empty() || url(&twilio.callback_url);
+    require(callback, "twilio.callback_url", "must be a url without fragment")?;
+    let connections = (1..=1_000).contains(&twilio.connections_per_node);
+    require(connections, "twilio.connections_per_node", "must be 1 to 1000")?;
+    let timeout = (10..=3_600_000).contains(&twilio.response_timeout_ms);
+    require(timeout, "twilio.response_timeout_ms", "must be 10 to 3600000")?;
+    let pause = (10..=3_600_000).contains(&twilio.throttle_pause_ms);
+    require(pause, "twilio.throttle_pause_ms", "must be 10 to 3600000")?;
+    require(twilio.tls_ca_pem.len() <= PEM_BYTES_MAX, "twilio.tls_ca_pem", "must be at most 64 KiB")
 }
 
 fn smpp_settings(smpp: &SmppSettings) -> Check {
@@ -173,11 +248,11 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     let printable = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
     let system_id = (1..=15).contains(&smpp.system_id.len()) && printable(&smpp.system_id);
     require(system_id, "smpp.system_id", "must be 1 to 15 printable characters")?;
-    // A file name inside the secrets directory; never a way out of it.
-    let secret = &smpp.password_secret;
-    let secret_set = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let secret_possible = secret.len() <= 128 && !secret.starts_with('.') && secret.bytes().all(secret_set);
-    require(secret_possible, "smpp.password_secret", "must be letters, digits, '.', '_' or '-'")?;
+    require(
+        secret_name(&smpp.password_secret),
+        "smpp.password_secret",
+        "must be letters, digits, '.', '_' or '-'",
+    )?;
     require((1..=64).contains(&smpp.binds_per_node), "smpp.binds_per_node", "must be 1 to 64")?;
     require((1..=10_000).contains(&smpp.window), "smpp.window", "must be 1 to 10000")?;
     require(smpp.response_timeout_ms > 0, "smpp.response_timeout_ms", "must be at least 1")?;
@@ -188,6 +263,34 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     require(source_possible, "smpp.source_address", "must be up to 20 digits or up to 11 characters")?;
     let format = ReceiptIdFormat::try_from(smpp.receipt_id_format);
     require(format.is_ok(), "smpp.receipt_id_format", "is unknown")
+}
+
+fn route(record: &RouteRecord) -> Check {
+    require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
+    require(
+        record.practice.is_empty() || !record.tenant.is_empty(),
+        "tenant",
+        "is required with a practice",
+    )?;
+    let targets = (1..=TARGETS_MAX).contains(&record.targets.len());
+    require(targets, "targets", "must be 1 to 16")?;
+    let names: BTreeSet<&str> = record.targets.iter().map(|t| t.carrier.as_str()).collect();
+    require(names.len() == record.targets.len(), "targets.carrier", "must be distinct")?;
+    let weights = record.targets.iter().all(|t| t.weight <= 1_000_000);
+    require(weights, "targets.weight", "must be at most 1000000")?;
+    let class = |c: &i32| *c != 0 && MessageClass::try_from(*c).is_ok();
+    require(
+        record.classes.len() <= 16 && record.classes.iter().all(class),
+        "classes",
+        "must be message classes",
+    )?;
+    let prefix = |p: &String| {
+        p.strip_prefix('+')
+            .is_some_and(|d| (1..=15).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let prefixes = &record.number_prefixes;
+    let possible = prefixes.len() <= 256 && prefixes.iter().all(prefix);
+    require(possible, "number_prefixes", "must be at most 256 beginnings of E.164 numbers, for example +1")
 }
 
 fn data_key(command: &PutDataKey) -> Check {

@@ -7,6 +7,7 @@ pub(super) enum Counted {
     Practices,
     Carriers,
     Nodes,
+    Routes,
     Limits,
 }
 
@@ -46,6 +47,10 @@ pub(super) fn restore() -> Vec<u8> {
     join(b'R', &[])
 }
 
+pub(super) fn hours() -> Vec<u8> {
+    join(b'H', &[])
+}
+
 pub(super) fn practice(practice_no: u32) -> Vec<u8> {
     join(b'P', &[&practice_no.to_be_bytes()])
 }
@@ -63,6 +68,18 @@ pub(super) fn carrier_name(name: &str) -> Vec<u8> {
     join(b'c', &[name.as_bytes()])
 }
 
+pub(super) fn route(route_no: u32) -> Vec<u8> {
+    join(b'F', &[&route_no.to_be_bytes()])
+}
+
+pub(super) fn route_name(name: &str) -> Vec<u8> {
+    join(b'f', &[name.as_bytes()])
+}
+
+pub(super) fn breaker(carrier_no: u32) -> Vec<u8> {
+    join(b'b', &[&carrier_no.to_be_bytes()])
+}
+
 pub(super) fn data_key(practice_no: u32, epoch: u32) -> Vec<u8> {
     join(b'K', &[&practice_no.to_be_bytes(), &epoch.to_be_bytes()])
 }
@@ -76,6 +93,7 @@ pub(super) fn counter(of: Counted) -> Vec<u8> {
         Counted::Practices => b'P',
         Counted::Carriers => b'C',
         Counted::Nodes => b'N',
+        Counted::Routes => b'F',
         Counted::Limits => b'V',
     };
     join(b'#', &[&[letter]])

@@ -2,6 +2,7 @@
 //!
 //! The cluster's level is replicated and only rises, and only to what every present node has registered. A command of
 //! a higher level is refused before it takes effect, so a node of an older version never meets one it cannot apply.
+use carillon_proto::internal::CarrierRecord;
 use carillon_proto::internal::meta_command::Kind;
 
 /// Highest level that this program understands.
@@ -19,6 +20,11 @@ pub const LEVEL_OPT_OUT: u32 = 4;
 /// all of it, because no program was ever released with a part of it.
 pub const LEVEL_DELIVERY: u32 = 5;
 
+/// An account that older programs would store without the half of it.
+fn beyond_smpp(record: &CarrierRecord) -> bool {
+    record.twilio.is_some() || !record.contract.is_empty() || record.baa != 0
+}
+
 /// The level that a command needs.
 pub fn needed(kind: &Kind) -> u32 {
     match kind {
@@ -31,7 +37,15 @@ pub fn needed(kind: &Kind) -> u32 {
         Kind::PutLimit(_) | Kind::DropLimit(_) | Kind::SetLane(_) | Kind::EaseLane(_) | Kind::TakeCap(_) => {
             LEVEL_DELIVERY
         }
+        Kind::RestoreMeta(command)
+            if command.rows.iter().flat_map(|rows| &rows.carriers).any(beyond_smpp) =>
+        {
+            LEVEL_DELIVERY
+        }
+        Kind::PutHours(_) => LEVEL_DELIVERY,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
+        Kind::SetBreaker(_) | Kind::PutRoute(_) | Kind::DropRoute(_) => LEVEL_DELIVERY,
+        Kind::PutCarrier(command) if command.carrier.as_ref().is_some_and(beyond_smpp) => LEVEL_DELIVERY,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)
         | Kind::PutCarrier(_)

@@ -16,16 +16,22 @@
 //! | `S` | ShareRecord: which nodes may send |
 //! | `L` | feature level of the cluster(4) |
 //! | `T` node_id(8) | TokenRecord of a node that may join |
+//! | `H` | HoursRecord: the rules of the hours, if they were ever replaced |
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
+//! | `F` route_no(4) | RouteRecord |
+//! | `f` name | route_no(4) |
+//! | `b` carrier_no(4) | BreakerRecord |
 //! | `V` limit_no(4) | LimitRecord |
 //! | `D` limit_no(4) | CapRecord: what is taken of a daily cap |
 //! | `E` carrier_no(4) | LaneRecord: paused, eased |
-//! | `#` `P`, `C`, `N` or `V` | the last number given out(4) |
+//! | `#` `P`, `C`, `N`, `F` or `V` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
 mod apply;
 mod check;
+mod gather;
+mod hours;
 mod keys;
 pub mod level;
 mod limits;
@@ -34,11 +40,13 @@ pub mod place;
 pub mod planner;
 mod replicas;
 mod restore;
+pub mod routes;
 mod rows;
 mod shares;
 mod view;
 
 pub use apply::{MetaEffects, MetaRefusal, apply};
+pub use gather::Gatherer;
 pub use limits::{EASE_PERMILLE_MIN, UNPUBLISHED_MAX, applies, ease_permille};
 pub use members::{may_become, word as status_word};
 pub use rows::is_present;
@@ -49,6 +57,8 @@ pub use view::{DataKeyId, MetaView};
 pub const PRACTICES_MAX: u32 = 100_000;
 /// Carrier accounts of a cluster, at most.
 pub const CARRIERS_MAX: u32 = 1_000;
+/// Routes of a cluster, at most.
+pub const ROUTES_MAX: u32 = 1_000;
 /// Limits besides those of the accounts, at most.
 pub const LIMITS_MAX: usize = 512;
 /// Nodes of a cluster, at most.

@@ -88,6 +88,11 @@ pub(super) fn rows(tables: &mut dyn Tables, command: RestoreMeta) -> Outcome {
         tables.put(keys::practice(practice.practice_no), encode(practice));
         raise(tables, Counted::Practices, practice.practice_no)?;
     }
+    for route in &backup.routes {
+        tables.put(keys::route_name(&route.name), route.route_no.to_be_bytes().to_vec());
+        tables.put(keys::route(route.route_no), encode(route));
+        raise(tables, Counted::Routes, route.route_no)?;
+    }
     for key in &backup.data_keys {
         tables.put(keys::data_key(key.practice_no, key.epoch), encode(key));
     }

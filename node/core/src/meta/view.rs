@@ -4,8 +4,9 @@ use super::{keys, share_of};
 use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
-    Bootstrap, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, LaneRecord, LimitRecord, MetaNode,
-    PartitionRecord, PracticeRecord, ShareRecord, TokenRecord,
+    Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord,
+    LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord,
+    TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -32,12 +33,17 @@ pub struct MetaView {
     pub practice_numbers: BTreeMap<String, BTreeMap<String, u32>>,
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
+    pub routes: BTreeMap<u32, RouteRecord>,
+    /// What operators want of breakers; a carrier without a row decides by itself.
+    pub breakers: BTreeMap<u32, BreakerRecord>,
     /// Limits besides those of the accounts, by number.
     pub limits: BTreeMap<u32, LimitRecord>,
     /// State of lanes that is not the usual one, by carrier.
     pub lanes: BTreeMap<u32, LaneRecord>,
     /// What is taken of daily caps, by limit.
     pub caps: BTreeMap<u32, CapRecord>,
+    /// The rules of the hours; version 0 = those built in.
+    pub hours: HoursRecord,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -57,6 +63,7 @@ impl MetaView {
         view.shares = rows::shares(tables)?;
         view.level = rows::level(tables)?;
         view.tokens = rows::tokens(tables)?;
+        view.hours = super::hours::record(tables)?;
         view.restore = super::restore::record(tables)?;
         each(tables, b'P', |record: PracticeRecord| {
             let of_tenant = view.practice_numbers.entry(record.tenant.clone()).or_default();
@@ -65,6 +72,10 @@ impl MetaView {
         })?;
         each(tables, b'C', |record: CarrierRecord| {
             view.carriers.insert(record.carrier_no, record);
+        })?;
+        each(tables, b'F', |record: RouteRecord| drop(view.routes.insert(record.route_no, record)))?;
+        each(tables, b'b', |record: BreakerRecord| {
+            view.breakers.insert(record.carrier_no, record);
         })?;
         each(tables, b'K', |record: DataKeyRecord| {
             view.data_keys.insert((record.practice_no, record.epoch), record);

@@ -193,6 +193,24 @@ fn a_drained_node_leads_nothing_until_it_is_active_again() {
 }
 
 #[test]
+fn a_node_whose_clock_is_off_leads_nothing_as_long_as_another_one_can() {
+    let mut world = World::new(7, 3, 12);
+    settle(&mut world);
+    world.nodes.get_mut(&2).unwrap().clock_off = true;
+    settle(&mut world);
+    assert!(world.groups.values().all(|g| g.leader.map(node_of) != Some(2)));
+    assert!((1..=12).all(|p| voters(&world.view(), p) == [1, 2, 3]), "its replicas stay");
+    // Nobody is left who could lead in their place: they stay where they are.
+    let all_off = |world: &mut World, off| world.nodes.values_mut().for_each(|node| node.clock_off = off);
+    all_off(&mut world, true);
+    settle(&mut world);
+    assert!(world.groups.values().all(|g| g.leader.is_some()));
+    all_off(&mut world, false);
+    settle(&mut world);
+    check(&world, true);
+}
+
+#[test]
 fn moves_are_few_at_a_time() {
     let mut world = World::new(6, 3, 64);
     settle(&mut world);

@@ -34,6 +34,7 @@ pub struct Node {
     pub up: bool,
     /// Its disk is gone.
     pub lost: bool,
+    pub clock_off: bool,
     silent_ms: u64,
     shares_epoch: u64,
     pub replicas: BTreeMap<u32, u64>,
@@ -250,6 +251,7 @@ impl World {
                     alive: node.up,
                     silent_ms: node.silent_ms,
                     stopping: false,
+                    clock_off: node.clock_off,
                     meta_applied: node
                         .replicas
                         .get(&0)

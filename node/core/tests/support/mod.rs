@@ -132,7 +132,7 @@ impl World {
         let followed: Vec<DueEntry> = self.schedule.values().cloned().collect();
         assert_eq!(due, followed, "a scheduler that follows the effects sees table D");
         let flying = query::in_flight_page(&self.tables, None, usize::MAX).unwrap();
-        let (mut waiting, mut in_flight, mut queued) = (0, 0, 0);
+        let (mut waiting, mut in_flight, mut queued, mut dead) = (0, 0, 0, 0);
         for (key, row) in rows.iter().filter(|(k, _)| k[0] == b'S') {
             let id = keys::decode_status(key).unwrap();
             let status = MessageStatus::decode(row.clone()).unwrap();
@@ -156,12 +156,19 @@ impl World {
             assert_eq!(status.waiting_reason != 0, state == MessageState::Waiting);
             let numbers: Vec<u32> = status.attempts.iter().map(|a| a.number).collect();
             assert!(numbers.is_sorted() && numbers.len() <= 16);
+            let open = status.dead_letter.clone().unwrap_or_default();
+            let open = open.listed && open.dropped.is_empty() && open.replayed_as.is_empty();
+            let listed = rows.contains_key(&keys::dead_letter(status.practice_no, &id));
+            assert_eq!(listed, open && state == MessageState::Dead, "Y row in {state:?}");
+            dead += usize::from(listed);
             let guarded = rows.contains_key(&keys::quarantine(status.practice_no, &id));
             assert!(!guarded || state == MessageState::Unknown, "Q row in {state:?}");
         }
         assert_eq!((due.len(), flying.len()), (waiting, in_flight), "no row of D or F without its message");
         let by_recipient = rows.keys().filter(|key| keys::decode_queued(key).is_some()).count();
         assert_eq!(by_recipient, queued, "no row of N without its message");
+        let listed = rows.keys().filter(|key| keys::decode_dead_letter(key).is_some()).count();
+        assert_eq!(listed, dead, "no row of Y without its message");
         let base = query::events_base(&self.tables).unwrap();
         let block = query::events_after(&self.tables, base + self.index - 1, 9).unwrap();
         let block = block.into_iter().filter(|(index, _)| *index == base + self.index).collect::<Vec<_>>();
@@ -239,6 +246,7 @@ pub fn spec(n: u64) -> Accept {
         carrier_no: CARRIER,
         retry: Some(retry()),
         indexed_by_recipient: true,
+        dead_letter_listed: true,
         ..Default::default()
     }
 }
@@ -265,6 +273,29 @@ pub fn cancel_reference(n: u8) -> Kind {
     Kind::CancelByReference(CancelByReference { practice_no: PRACTICE, reference_index: index(n) })
 }
 
+/// Version `version` of reference 1 changes message `n` alone.
+pub fn update(n: u64, version: u64, change: impl FnOnce(&mut MessageUpdate)) -> Kind {
+    let mut one = MessageUpdate { message_id: id(n).to_bytes(), ..Default::default() };
+    change(&mut one);
+    updates(version, version as u8, vec![one])
+}
+
+/// `content` tells repeats from conflicts.
+pub fn updates(version: u64, content: u8, updates: Vec<MessageUpdate>) -> Kind {
+    Kind::UpdateByReference(UpdateByReference {
+        practice_no: PRACTICE,
+        reference_index: index(1),
+        version,
+        content_mac: index(content),
+        updates,
+    })
+}
+
+pub fn drop_dead_letter(n: u64, reason: &str) -> Kind {
+    let reason = reason.to_owned();
+    Kind::DropDeadLetter(DropDeadLetter { message_id: id(n).to_bytes(), practice_no: PRACTICE, reason })
+}
+
 pub fn begin(n: u64, attempt_no: u32, term: u64) -> Kind {
     Kind::BeginAttempt(BeginAttempt {
         message_id: id(n).to_bytes(),
@@ -273,6 +304,7 @@ pub fn begin(n: u64, attempt_no: u32, term: u64) -> Kind {
         term,
         send_by_ms: START_MS + 2_000,
         node_id: 1,
+        sender: String::new(),
     })
 }
 

@@ -28,6 +28,8 @@ pub fn row(n: u64, due_ms: u64) -> DueEntry {
         deadline_ms: 0,
         carrier_no: CARRIER,
         attempt_no: 1,
+        open_until_ms: 0,
+        hours_stamp: 0,
     }
 }
 

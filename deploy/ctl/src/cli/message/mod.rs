@@ -1,7 +1,7 @@
 //! Messages as a tenant sees them: hand one over, look at it, take it back. Speaks the public API, for first steps and for support.
 mod problem;
 mod send;
-mod show;
+pub(super) mod show;
 
 use super::Verdict;
 use super::output::{Format, print};
@@ -9,7 +9,7 @@ use carillon_ctl::lab::{Lab, Plane};
 use carillon_proto::errors;
 use carillon_proto::public::messages_client::MessagesClient;
 use carillon_proto::public::{
-    CancelMessagesRequest, CancelResult, GetMessageRequest, MessageState, MessageView,
+    CancelMessagesRequest, CancelResult, ExplainMessageRequest, GetMessageRequest, MessageState, MessageView,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use clap::{Args, Subcommand};
@@ -62,6 +62,12 @@ pub enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Why it has not left yet, what binds it, and when it will probably leave.
+    Explain {
+        #[command(flatten)]
+        api: Api,
+        id: String,
+    },
     /// Take messages back, if that is still possible: by id, or all that have an external reference.
     Cancel {
         #[command(flatten)]
@@ -86,6 +92,12 @@ struct Router {
 
 impl Api {
     fn connect(&self) -> anyhow::Result<Router> {
+        let (channel, address) = self.channel()?;
+        Ok(Router { client: MessagesClient::new(channel), address })
+    }
+
+    /// A connection for any service of the router, and how it is called in errors.
+    pub(super) fn channel(&self) -> anyhow::Result<(Channel, String)> {
         let (address, files) = match (&self.lab, &self.api, &self.cert, &self.key, &self.ca) {
             (Some(dir), ..) => {
                 let lab = Lab::open(dir)?;
@@ -98,11 +110,11 @@ impl Api {
         };
         tls::install_provider();
         let channel = tls::channel(&address, tls::client_config(&files)?, None)?;
-        Ok(Router { client: MessagesClient::new(channel), address })
+        Ok((channel, address))
     }
 }
 
-fn request<T>(body: T) -> tonic::Request<T> {
+pub(super) fn request<T>(body: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(body);
     request.set_timeout(DEADLINE);
     request
@@ -120,6 +132,14 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             let answer = router.client.get_message(request(call)).await;
             let message = answer.map_err(|s| Problem::of("look the message up", &router.address, &s))?;
             show::fields(format, &show::message(&message.into_inner()))?;
+            Ok(Verdict::Done)
+        }
+        Command::Explain { api, id } => {
+            let call = ExplainMessageRequest { message_id: id };
+            let mut router = api.connect()?;
+            let answer = router.client.explain_message(request(call)).await;
+            let explained = answer.map_err(|s| Problem::of("explain the message", &router.address, &s))?;
+            show::fields(format, &show::explained(&explained.into_inner()))?;
             Ok(Verdict::Done)
         }
         Command::Cancel { api, ids, reference, practice } => {

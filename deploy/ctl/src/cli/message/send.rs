@@ -155,7 +155,11 @@ fn describe(accepted: &AcceptedMessage, validate_only: bool) -> Value {
         "encoding": show::word(accepted.encoding().as_str_name(), "ENCODING_"),
         "segments": accepted.segments,
         "time_zone": accepted.time_zone,
+        "first_send": accepted.first_send_time.as_ref().map(ToString::to_string),
     });
+    if accepted.expires_in_quiet_hours {
+        value["expires_in_quiet_hours"] = json!(true);
+    }
     if validate_only {
         value["valid"] = json!(true);
     } else {

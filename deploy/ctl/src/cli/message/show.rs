@@ -1,6 +1,6 @@
 //! A message as lines of a terminal, or as JSON.
 use crate::cli::output::{Format, print};
-use carillon_proto::public::{Message, Outcome};
+use carillon_proto::public::{ExplainMessageResponse, Message, Outcome};
 use serde_json::{Value, json};
 
 /// `REMINDER` for `MESSAGE_CLASS_REMINDER`.
@@ -15,7 +15,7 @@ pub fn message(message: &Message) -> Value {
         .iter()
         .map(|a| {
             let outcome = Outcome::try_from(a.outcome).unwrap_or(Outcome::Unspecified);
-            json!({ "number": a.number, "carrier": a.carrier, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
+            json!({ "number": a.number, "carrier": a.carrier, "sender": a.sender, "outcome": word(outcome.as_str_name(), "OUTCOME_"),
                 "code": a.carrier_code, "segments": a.segments, "begin": time(&a.begin_time), "end": time(&a.end_time) })
         })
         .collect();
@@ -45,6 +45,34 @@ pub fn message(message: &Message) -> Value {
         "segments": message.segments,
         "attempts": attempts,
     })
+}
+
+/// The message with everything that it waits for.
+pub fn explained(answer: &ExplainMessageResponse) -> Value {
+    let time = |t: &Option<_>| t.as_ref().map(ToString::to_string);
+    let holds: Vec<Value> = answer
+        .holds
+        .iter()
+        .map(|hold| {
+            json!({ "reason": word(hold.reason().as_str_name(), "WAITING_REASON_"), "limit": hold.limit,
+                "until": time(&hold.until) })
+        })
+        .collect();
+    let mut value = json!({
+        "summary": answer.summary,
+        "binds": answer.binding_limit,
+        "holds": holds,
+        "position": answer.position,
+        "leaves_about": time(&answer.estimated_send_time),
+        "will_expire": answer.will_expire,
+        "lower_bound": answer.lower_bound,
+    });
+    if let (Some(all), Some(about)) = (value.as_object_mut(), &answer.message)
+        && let Value::Object(fields) = message(about)
+    {
+        all.extend(fields);
+    }
+    value
 }
 
 /// Fields that say something, one in a line; or JSON.

@@ -2,6 +2,7 @@
 use super::super::config::{SmppConfig, SmppTuning};
 use super::*;
 use crate::clear::Clear;
+use crate::contract::{ContractHandle, SMPP_GENERIC};
 use carillon_proto::internal::SmppSettings;
 use futures::FutureExt as _;
 
@@ -18,7 +19,9 @@ fn pool(binds: u32, window: u32) -> Arc<Pool> {
         ..SmppSettings::default()
     };
     let (password, tuning) = (Clear::new(String::new()), SmppTuning::default());
-    let config = SmppConfig { carrier: "test".into(), settings, password, default_ca_pem: None, tuning };
+    let contract = ContractHandle::built_in(SMPP_GENERIC).unwrap();
+    let carrier = "test".into();
+    let config = SmppConfig { carrier, settings, password, contract, default_ca_pem: None, tuning };
     Pool::new(Account::check(config).unwrap())
 }
 

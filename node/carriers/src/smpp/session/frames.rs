@@ -38,10 +38,14 @@ impl Session {
         }
         match header.command {
             CommandId::SubmitSmResp => {
-                let id = match &pdu {
-                    Some(Pdu::SubmitSmResp(resp)) => Some(resp.message_id().as_str()),
+                let resp = match &pdu {
+                    Some(Pdu::SubmitSmResp(resp)) => Some(resp),
                     _ => None,
                 };
+                if let Some(percent) = resp.and_then(pdu::congestion) {
+                    self.shared.pool.congested(percent);
+                }
+                let id = resp.map(|resp| resp.message_id().as_str());
                 let carrier_ref = id
                     .filter(|id| header.status == status::OK && !id.is_empty())
                     .map(|id| self.shared.ids.answered(id));
@@ -84,7 +88,7 @@ impl Session {
         carrier_ref: Option<String>,
         now: Instant,
     ) {
-        let meaning = if nack { status::of_nack(status) } else { status::of_submit(status) };
+        let meaning = status::meaning(&self.shared.pool.account.contract.get(), status, nack);
         let shared = self.shared.clone();
         if let Some(waiting) = self.in_flight.remove(sequence) {
             if meaning.pauses > 0 {
@@ -109,7 +113,7 @@ impl Session {
 
 /// The outcome was reported as ambiguous, or nobody waited: the truth goes to the sink.
 fn report_late(shared: &Shared, tag: Tag, status: u32, nack: bool, carrier_ref: Option<String>) {
-    let meaning = if nack { status::of_nack(status) } else { status::of_submit(status) };
+    let meaning = status::meaning(&shared.pool.account.contract.get(), status, nack);
     shared.pool.meters.late_answers.increment(1);
     tracing::info!(
         carrier = shared.pool.account.carrier,

@@ -46,6 +46,8 @@ pub struct NodeSeen {
     pub meta_applied: u64,
     /// Epoch of the shares that it keeps to, and has kept to for as long as the widest window of a limit.
     pub shares_epoch: u64,
+    /// Its clock is too far from the others'.
+    pub clock_off: bool,
     /// Replica id by group.
     pub replicas: BTreeMap<u32, u64>,
     /// Groups whose replica is out of service, whatever raft says of its log.
@@ -218,12 +220,14 @@ impl Round<'_> {
     }
 
     /// May lead: a leader of a partition must be able to send. Where nodes have fixed shares it needs one now and after the
-    /// change under way.
+    /// change under way. One whose
+    /// clock is off would stamp what it accepts with a wrong time.
     fn may_lead(&self, node_id: u64, group: u32) -> bool {
         let shares = &self.view.shares;
         let sends = self.view.leases()
             || shares.senders.contains(&node_id) && (!shares.changing || shares.next.contains(&node_id));
-        self.takes_replicas(node_id) && (group == 0 || sends)
+        let clock_off = self.seen.nodes.get(&node_id).is_some_and(|n| n.clock_off);
+        self.takes_replicas(node_id) && !clock_off && (group == 0 || sends)
     }
 
     /// Nothing is to be done for this row.

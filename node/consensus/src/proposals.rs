@@ -1,7 +1,6 @@
 //! Proposals of one group on their way into the log and back: what waits to be appended, and who waits for which entry.
 //!
-//! A mirror of the decisions of `node/src/engine/cell.rs`, where waiters are channels. Here they are notes that are handed
-//! back and never called.
+//! Generic over the waiter: a node's shard uses channels, the simulator uses notes. Waiters are handed back and never called.
 //!
 //! Invariants
 //!  - A caller's commands are never split over two entries.
@@ -10,10 +9,15 @@
 //!  - The clock that is stamped into batches never goes back.
 //!
 //! Does not: bound what is pushed (the caller admits), talk to waiters.
-use carillon_consensus::batch::{BatchLimits, cut};
-use carillon_consensus::{Group, Proposal, ProposeError};
-use prost::bytes::Bytes;
+use crate::batch::{BatchLimits, cut};
+use crate::{CommittedEntry, EntryKind, Group, Proposal, ProposeError};
+use bytes::Bytes;
+use carillon_proto::internal::{Command, CommandBatch, LeaderStart, command::Kind};
+use prost::Message as _;
 use std::collections::VecDeque;
+
+/// What a command costs in an entry besides its own bytes.
+const COMMAND_OVERHEAD_BYTES: usize = 8;
 
 /// A caller's commands, not appended yet.
 #[derive(Debug)]
@@ -22,6 +26,31 @@ pub struct Pending<W> {
     /// What they count against the limit of an entry.
     pub bytes: usize,
     pub waiter: W,
+}
+
+impl<W> Pending<W> {
+    pub fn new(commands: Vec<Bytes>, waiter: W) -> Self {
+        let bytes = commands.iter().map(|command| command.len() + COMMAND_OVERHEAD_BYTES).sum();
+        Self { commands, bytes, waiter }
+    }
+
+    /// A new leader's own first command.
+    pub fn leader_start(term: u64, node_id: u64, waiter: W) -> Self {
+        let command = Command { kind: Some(Kind::LeaderStart(LeaderStart { term, node_id })) };
+        Self::new(vec![command.encode_to_vec().into()], waiter)
+    }
+}
+
+/// Whether an entry begins with `LeaderStart` of this node, in the entry's own term.
+pub fn is_leader_start(entry: &CommittedEntry, node_id: u64) -> bool {
+    if entry.kind != EntryKind::Normal {
+        return false;
+    }
+    let Ok(batch) = CommandBatch::decode(entry.data.clone()) else { return false };
+    matches!(
+        batch.commands.first(),
+        Some(Command { kind: Some(Kind::LeaderStart(start)) }) if start.node_id == node_id && start.term == entry.term
+    )
 }
 
 /// Number of commands and who waits for their results, in entry order.
@@ -33,6 +62,14 @@ struct EntryWaiters<W> {
     term: u64,
     index: u64,
     parts: Parts<W>,
+}
+
+/// What one round of appending brought.
+#[derive(Debug)]
+pub struct Appended<W> {
+    /// Commands of each new entry.
+    pub entries: Vec<usize>,
+    pub refused: Vec<(W, ProposeError)>,
 }
 
 /// What became of the waiters of a committed entry.
@@ -70,27 +107,26 @@ impl<W> Proposals<W> {
     }
 
     /// Appends what waits as long as fewer than `in_flight_max` entries wait for apply: the rest waits and so makes
-    /// larger entries under load (natural batching, no timer). Returns the waiters of what was refused.
-    pub fn append(
-        &mut self,
-        group: &mut Group,
-        clock_ms: u64,
-        in_flight_max: usize,
-    ) -> Vec<(W, ProposeError)> {
-        let mut refused = Vec::new();
-        // While leadership is being handed over everything waits, because raft would drop it.
+    /// larger entries under load (natural batching, no timer). While leadership is being handed over everything waits,
+    /// because raft would drop it: it fails with the new leader's name a moment later, or goes on here.
+    pub fn append(&mut self, group: &mut Group, clock_ms: u64, in_flight_max: usize) -> Appended<W> {
+        let mut appended = Appended { entries: Vec::new(), refused: Vec::new() };
         while !self.pending.is_empty() && self.waiters.len() < in_flight_max && !group.is_handing_over() {
             let (commands, parts) = self.next_entry();
             self.now_ms = self.now_ms.max(clock_ms);
             let whole = BatchLimits { commands_max: usize::MAX, bytes_max: usize::MAX };
             let mut batches = cut(self.now_ms, &commands, whole);
             let data = batches.pop().expect("one batch without limits").data;
+            appended.entries.push(commands.len());
             match group.propose(data) {
                 Ok(Proposal { term, index }) => self.waiters.push_back(EntryWaiters { term, index, parts }),
-                Err(error) => refused.extend(parts.into_iter().map(|(_, waiter)| (waiter, error.clone()))),
+                Err(error) => {
+                    let refused = parts.into_iter().map(|(_, waiter)| (waiter, error.clone()));
+                    appended.refused.extend(refused);
+                }
             }
         }
-        refused
+        appended
     }
 
     /// Takes as much as fits into one entry, at least one caller's.
@@ -112,7 +148,8 @@ impl<W> Proposals<W> {
     }
 
     /// This replica leads a new term: gives back who waits for an entry that its log no longer has. Their indexes may be
-    /// higher than those of the new term, so they would stand before its waiters and use up its room for ever.
+    /// higher than those of the new term, so they would stand before its waiters ([`Proposals::take`] looks at the front) and
+    /// use up the room of [`Proposals::append`] for ever: a leader that never appends.
     pub fn take_overwritten(&mut self, group: &Group) -> Vec<W> {
         let ours = |entry: &EntryWaiters<W>| group.term_at(entry.index) == Some(entry.term);
         let (kept, gone): (VecDeque<_>, VecDeque<_>) = self.waiters.drain(..).partition(ours);

@@ -1,58 +1,63 @@
-//! Turns what the nodes say into what the planner looks at: who answers, for how long each leader has led, how much each group does.
-use carillon_core::meta::planner::{Conf, GroupSeen, NodeSeen, Progress, Seen};
+//! Turns what the nodes say into what the planner looks at: who answers, for how long each leader has led, how much each group
+//! does.
+//!
+//! Times are milliseconds of the observer's monotonic clock, from wherever it begins. Bounded by nodes and groups.
+use super::planner::{Conf, GroupSeen, NodeSeen, Progress, Seen};
 use carillon_proto::internal::{LedGroup, SeeResponse};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 /// A node that has not answered for this long counts as down.
-const ALIVE: Duration = Duration::from_secs(2);
+const ALIVE_MS: u64 = 2_000;
 /// Weight of the newest measurement of the load, in percent: half of it is forgotten in about ten seconds.
 const NEWEST_PERCENT: u64 = 4;
 
-/// Memory of one term as steward. Bounded by nodes and groups.
+/// Memory of one term as steward.
+#[derive(Debug)]
 pub struct Gatherer {
-    started: Instant,
-    heard: BTreeMap<u64, (Instant, SeeResponse)>,
+    started_ms: u64,
+    heard: BTreeMap<u64, (u64, SeeResponse)>,
     leaders: BTreeMap<u32, Led>,
 }
 
+#[derive(Debug)]
 struct Led {
     replica_id: u64,
     term: u64,
-    since: Instant,
-    measured: Instant,
+    since_ms: u64,
+    measured_ms: u64,
     last_index: u64,
     /// Entries in a thousand seconds.
     load: u64,
 }
 
 impl Gatherer {
-    pub fn new(now: Instant) -> Self {
-        Self { started: now, heard: BTreeMap::new(), leaders: BTreeMap::new() }
+    pub fn new(now_ms: u64) -> Self {
+        Self { started_ms: now_ms, heard: BTreeMap::new(), leaders: BTreeMap::new() }
     }
 
-    pub fn hear(&mut self, node_id: u64, answer: SeeResponse, now: Instant) {
-        self.heard.insert(node_id, (now, answer));
+    pub fn hear(&mut self, node_id: u64, answer: SeeResponse, now_ms: u64) {
+        self.heard.insert(node_id, (now_ms, answer));
     }
 
     /// Everything about these nodes. A node that never answered has been silent since we began to ask.
-    pub fn seen(&mut self, nodes: impl Iterator<Item = u64>, now: Instant) -> Seen {
+    pub fn seen(&mut self, nodes: impl Iterator<Item = u64>, now_ms: u64) -> Seen {
         let mut seen = Seen::default();
         let mut led: BTreeMap<u32, (u64, LedGroup)> = BTreeMap::new();
         for node_id in nodes {
-            let Some((at, answer)) = self.heard.get(&node_id) else {
-                let silent_ms = millis(now.saturating_duration_since(self.started));
+            let Some((at_ms, answer)) = self.heard.get(&node_id) else {
+                let silent_ms = now_ms.saturating_sub(self.started_ms);
                 seen.nodes.insert(node_id, NodeSeen { silent_ms, ..Default::default() });
                 continue;
             };
-            let silent = now.saturating_duration_since(*at);
-            let alive = silent < ALIVE;
+            let silent_ms = now_ms.saturating_sub(*at_ms);
+            let alive = silent_ms < ALIVE_MS;
             let node = NodeSeen {
                 alive,
-                silent_ms: millis(silent),
+                silent_ms,
                 stopping: answer.stopping,
                 meta_applied: answer.meta_applied,
                 shares_epoch: answer.shares_epoch,
+                clock_off: answer.clock_off,
                 replicas: answer.replicas.iter().map(|r| (r.group, r.replica_id)).collect(),
                 blocked: answer.replicas.iter().filter(|r| !r.blocked.is_empty()).map(|r| r.group).collect(),
             };
@@ -66,32 +71,32 @@ impl Gatherer {
             }
         }
         for (number, (replica_id, group)) in led {
-            let known = self.measure(number, replica_id, &group, now);
+            let known = self.measure(number, replica_id, &group, now_ms);
             seen.groups.insert(number, group_seen(replica_id, group, known));
         }
         seen
     }
 
     /// For how long it has led in ms, and its load.
-    fn measure(&mut self, number: u32, replica_id: u64, group: &LedGroup, now: Instant) -> (u64, u64) {
+    fn measure(&mut self, number: u32, replica_id: u64, group: &LedGroup, now_ms: u64) -> (u64, u64) {
         let led = self.leaders.entry(number).or_insert_with(|| Led {
             replica_id,
             term: group.term,
-            since: now,
-            measured: now,
+            since_ms: now_ms,
+            measured_ms: now_ms,
             last_index: group.last_index,
             load: 0,
         });
         if (led.replica_id, led.term) != (replica_id, group.term) {
-            (led.replica_id, led.term, led.since) = (replica_id, group.term, now);
+            (led.replica_id, led.term, led.since_ms) = (replica_id, group.term, now_ms);
         }
-        let elapsed_ms = millis(now.saturating_duration_since(led.measured));
+        let elapsed_ms = now_ms.saturating_sub(led.measured_ms);
         let entries = group.last_index.saturating_sub(led.last_index);
         if let Some(rate) = entries.saturating_mul(1_000_000).checked_div(elapsed_ms) {
             led.load = (led.load * (100 - NEWEST_PERCENT) + rate.min(1 << 40) * NEWEST_PERCENT) / 100;
-            (led.measured, led.last_index) = (now, group.last_index);
+            (led.measured_ms, led.last_index) = (now_ms, group.last_index);
         }
-        (millis(now.saturating_duration_since(led.since)), led.load)
+        (now_ms.saturating_sub(led.since_ms), led.load)
     }
 }
 
@@ -117,10 +122,6 @@ fn group_seen(leader: u64, group: LedGroup, (led_ms, load): (u64, u64)) -> Group
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,37 +137,34 @@ mod tests {
 
     #[test]
     fn the_later_term_leads_and_silence_is_counted_from_the_last_word() {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let mut gatherer = Gatherer::new(start);
-        gatherer.hear(1, answer(7, 1, 5, 10), at(0));
-        gatherer.hear(2, answer(7, 2, 6, 12), at(1_000));
-        let seen = gatherer.seen([1, 2, 3].into_iter(), at(1_500));
+        let mut gatherer = Gatherer::new(0);
+        gatherer.hear(1, answer(7, 1, 5, 10), 0);
+        gatherer.hear(2, answer(7, 2, 6, 12), 1_000);
+        let seen = gatherer.seen([1, 2, 3].into_iter(), 1_500);
         assert_eq!((seen.groups[&7].leader, seen.groups[&7].led_ms), (2, 0));
         assert_eq!(
             [1, 2, 3].map(|id| (seen.nodes[&id].alive, seen.nodes[&id].silent_ms)),
             [(true, 1_500), (true, 500), (false, 1_500)]
         );
         // Node 2 falls silent: its word no longer counts, and the leader of before has led anew.
-        let seen = gatherer.seen([1, 2].into_iter(), at(3_500));
+        let seen = gatherer.seen([1, 2].into_iter(), 3_500);
         assert!(!seen.nodes[&1].alive && seen.groups.is_empty());
-        gatherer.hear(1, answer(7, 1, 7, 20), at(3_600));
-        gatherer.seen([1, 2].into_iter(), at(3_600));
-        gatherer.hear(1, answer(7, 1, 7, 20), at(4_000));
-        assert_eq!(gatherer.seen([1, 2].into_iter(), at(4_100)).groups[&7].led_ms, 500);
+        gatherer.hear(1, answer(7, 1, 7, 20), 3_600);
+        gatherer.seen([1, 2].into_iter(), 3_600);
+        gatherer.hear(1, answer(7, 1, 7, 20), 4_000);
+        assert_eq!(gatherer.seen([1, 2].into_iter(), 4_100).groups[&7].led_ms, 500);
     }
 
     #[test]
     fn load_is_smoothed_and_an_idle_group_has_none() {
-        let start = Instant::now();
-        let mut gatherer = Gatherer::new(start);
+        let mut gatherer = Gatherer::new(0);
         let (mut index, mut loads) = (0, Vec::new());
         for second in 0..200_u64 {
-            let now = start + Duration::from_secs(second);
+            let now_ms = second * 1_000;
             index += if second < 100 { 50 } else { 0 };
-            gatherer.hear(1, answer(1, 1, 1, index), now);
-            gatherer.hear(2, answer(2, 2, 1, 9), now);
-            let seen = gatherer.seen([1, 2].into_iter(), now);
+            gatherer.hear(1, answer(1, 1, 1, index), now_ms);
+            gatherer.hear(2, answer(2, 2, 1, 9), now_ms);
+            let seen = gatherer.seen([1, 2].into_iter(), now_ms);
             assert_eq!(seen.groups[&2].load, 0, "nothing happens");
             loads.push(seen.groups[&1].load);
         }

@@ -1,0 +1,79 @@
+//! Calls of the operator plane about what is being delivered.
+use crate::admin::{Admin, AdminError};
+use carillon_proto::admin::{
+    BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, GetForecastRequest,
+    GetForecastResponse, ListBreakersRequest, ListDeadLettersRequest, ListDeadLettersResponse,
+    ListRoutesRequest, PutRouteRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
+    SetBreakerRequest,
+};
+use carillon_proto::internal::{BreakerMode, RouteRecord, SetBreaker};
+use std::time::Duration;
+use tonic::Request;
+
+/// A node may read a million rows for one answer.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn long<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(TIMEOUT);
+    request
+}
+
+impl Admin {
+    pub async fn list_dead_letters(
+        &self,
+        request: ListDeadLettersRequest,
+    ) -> Result<ListDeadLettersResponse, AdminError> {
+        let answer = self.delivery.clone().list_dead_letters(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("list of dead letters", s))?.into_inner())
+    }
+
+    pub async fn replay_dead_letters(
+        &self,
+        request: ReplayDeadLettersRequest,
+    ) -> Result<ReplayDeadLettersResponse, AdminError> {
+        let answer = self.delivery.clone().replay_dead_letters(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("replay of dead letters", s))?.into_inner())
+    }
+
+    pub async fn drop_dead_letters(
+        &self,
+        request: DropDeadLettersRequest,
+    ) -> Result<DropDeadLettersResponse, AdminError> {
+        let answer = self.delivery.clone().drop_dead_letters(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("drop of dead letters", s))?.into_inner())
+    }
+
+    pub async fn forecast(&self, request: GetForecastRequest) -> Result<GetForecastResponse, AdminError> {
+        let answer = self.delivery.clone().get_forecast(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("forecast", s))?.into_inner())
+    }
+
+    pub async fn put_route(&self, route: RouteRecord) -> Result<(), AdminError> {
+        let answer = self.delivery.clone().put_route(long(PutRouteRequest { route: Some(route) })).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the route", s))
+    }
+
+    pub async fn drop_route(&self, name: &str) -> Result<(), AdminError> {
+        let answer = self.delivery.clone().drop_route(long(DropRouteRequest { name: name.to_owned() })).await;
+        answer.map(drop).map_err(|s| AdminError::of("removal of the route", s))
+    }
+
+    /// In the order in which they are looked at.
+    pub async fn routes(&self) -> Result<Vec<RouteRecord>, AdminError> {
+        let answer = self.delivery.clone().list_routes(long(ListRoutesRequest {})).await;
+        Ok(answer.map_err(|s| AdminError::of("list of routes", s))?.into_inner().routes)
+    }
+
+    pub async fn set_breaker(&self, carrier: &str, mode: BreakerMode) -> Result<(), AdminError> {
+        let breaker = Some(SetBreaker { carrier: carrier.to_owned(), mode: mode as i32 });
+        let answer = self.delivery.clone().set_breaker(long(SetBreakerRequest { breaker })).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the breaker", s))
+    }
+
+    /// Of the lanes of the node that is asked.
+    pub async fn breakers(&self) -> Result<Vec<BreakerStatus>, AdminError> {
+        let answer = self.delivery.clone().list_breakers(long(ListBreakersRequest {})).await;
+        Ok(answer.map_err(|s| AdminError::of("list of breakers", s))?.into_inner().breakers)
+    }
+}

@@ -1,0 +1,70 @@
+//! Another carrier for what waits, and never for what a carrier may have.
+mod support;
+
+use carillon_core::{Refusal, ScheduleChange};
+use carillon_proto::internal::command::Kind;
+use carillon_proto::internal::{Reroute, UnknownPolicy};
+use carillon_proto::public::{MessageState, Outcome};
+use support::*;
+
+const OTHER: u32 = CARRIER + 1;
+
+fn reroute(n: u64, from_carrier_no: u32, to_carrier_no: u32, due_ms: u64) -> Kind {
+    Kind::Reroute(Reroute { message_id: id(n).to_bytes(), from_carrier_no, to_carrier_no, due_ms })
+}
+
+#[test]
+fn a_message_that_waits_is_begun_on_its_new_carrier() {
+    let mut world = World::new();
+    world.done(accept(1));
+    let effects = world.run([reroute(1, CARRIER, OTHER, 0)]);
+    assert!(effects.events.is_empty(), "its state did not change");
+    let moved = effects.schedule.iter().any(|c| matches!(c, ScheduleChange::Due(e) if e.carrier_no == OTHER));
+    assert!(moved, "{:?}", effects.schedule);
+    assert_eq!(
+        world.one(reroute(1, CARRIER, OTHER, 0)),
+        refused(Refusal::WrongState(MessageState::Accepted))
+    );
+    world.begin(1);
+    assert_eq!(
+        world.one(reroute(1, OTHER, CARRIER, 0)),
+        refused(Refusal::WrongState(MessageState::InFlight))
+    );
+}
+
+#[test]
+fn a_failed_attempt_goes_elsewhere_without_the_rest_of_its_pause() {
+    let mut world = World::new();
+    world.done(accept(1));
+    world.begin(1);
+    world.done(outcome(1, 1, Outcome::Transient, &[]));
+    let backoff_ms = world.status(1).due_ms;
+    assert!(backoff_ms > world.now_ms);
+    world.done(reroute(1, CARRIER, OTHER, world.now_ms));
+    assert_eq!((world.status(1).due_ms, world.status(1).carrier_no), (world.now_ms, OTHER));
+    world.done(reroute(1, OTHER, CARRIER, world.now_ms + 9_000_000));
+    assert_eq!(world.status(1).due_ms, world.now_ms, "never later");
+}
+
+#[test]
+fn what_a_carrier_may_have_never_goes_to_another() {
+    let mut world = World::new();
+    world.done(accept_with(1, |a| a.retry = Some(with_policy(UnknownPolicy::ResendOnce))));
+    world.done(accept(2));
+    for n in [1, 2] {
+        world.begin(n);
+        world.done(outcome(n, 1, Outcome::Ambiguous, &[]));
+    }
+    assert_eq!((world.state(1), world.state(2)), (MessageState::Waiting, MessageState::Unknown));
+    for n in [1, 2] {
+        assert_eq!(
+            world.one(reroute(n, CARRIER, OTHER, 0)),
+            refused(Refusal::WrongState(MessageState::Unknown))
+        );
+        assert_eq!(world.status(n).carrier_no, CARRIER);
+    }
+    world.done(outcome(2, 1, Outcome::NotSent, &[]));
+    world.done(reroute(2, CARRIER, OTHER, 0));
+    assert_eq!(world.one(reroute(77, CARRIER, OTHER, 0)), refused(Refusal::NotFound));
+    assert_eq!(world.one(reroute(2, CARRIER, 0, 0)), refused(Refusal::Malformed));
+}

@@ -1,0 +1,143 @@
+//! Why a message has not left yet, in words of operation: everything that it waits for, and what binds.
+//!
+//! Pure: takes what the tables, the lane and the forecast say, and gives reasons. Nothing here names a patient.
+use crate::forecast::Departure;
+use carillon_core::message::state_of;
+use carillon_proto::internal::MessageStatus;
+use carillon_proto::public::{MessageState, Outcome, WaitingReason};
+
+/// A lane as it stands, on the node that would send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneState {
+    /// Of the carrier account.
+    pub name: String,
+    /// It exists on this node and has a share.
+    pub configured: bool,
+    /// The carrier can be reached.
+    pub connected: bool,
+    /// This node's share.
+    pub segments_per_second: u32,
+    /// The carrier asked for a pause until then; 0 = it did not.
+    pub paused_until_ms: u64,
+    /// The breaker is open until then; 0 = it is not.
+    pub breaker_until_ms: u64,
+    /// An operator closed it.
+    pub closed_by_operator: bool,
+}
+
+/// One thing that a message waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub reason: WaitingReason,
+    pub limit: String,
+    /// 0 = not known.
+    pub until_ms: u64,
+}
+
+/// Why, and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// The one that ends last first; one whose end is not known ends last.
+    pub holds: Vec<Hold>,
+    pub binding_limit: String,
+    pub summary: String,
+}
+
+/// Explains a message. `departure` is its place in the forecast of its lane, if it waits.
+pub fn explain(
+    status: &MessageStatus,
+    lane: &LaneState,
+    departure: Option<&Departure>,
+    now_ms: u64,
+) -> Explanation {
+    let state = state_of(status);
+    if !matches!(state, MessageState::Accepted | MessageState::Waiting) {
+        return Explanation { summary: elsewhere(status), ..Explanation::default() };
+    }
+    let mut holds: Vec<Hold> = of_message(status, now_ms).into_iter().chain(of_lane(lane, now_ms)).collect();
+    let ahead = departure.map_or(0, |d| d.position);
+    let leaves_ms = departure.and_then(|d| d.at_ms).unwrap_or(0);
+    if lane.configured && ahead > 0 {
+        let limit = format!("carrier {}: {} segments/s", lane.name, lane.segments_per_second);
+        holds.push(Hold { reason: WaitingReason::LaneLimit, limit, until_ms: leaves_ms });
+    }
+    holds.sort_by_key(|hold| std::cmp::Reverse(if hold.until_ms == 0 { u64::MAX } else { hold.until_ms }));
+    let binding_limit = match holds.first() {
+        Some(hold) => hold.limit.clone(),
+        None => format!("carrier {}: {} segments/s", lane.name, lane.segments_per_second),
+    };
+    let summary = match holds.first() {
+        Some(hold) if ahead > 0 => format!("waits for {}; {ahead} messages go before it", hold.limit),
+        Some(hold) => format!("waits for {}", hold.limit),
+        None => "is about to be sent".to_owned(),
+    };
+    Explanation { holds, binding_limit, summary }
+}
+
+/// What the message itself waits for.
+fn of_message(status: &MessageStatus, now_ms: u64) -> Option<Hold> {
+    if status.due_ms <= now_ms {
+        return None;
+    }
+    let reason = match WaitingReason::try_from(status.waiting_reason).unwrap_or(WaitingReason::Unspecified) {
+        WaitingReason::Unspecified => WaitingReason::Schedule,
+        known => known,
+    };
+    let last = status.attempts.last().map(|attempt| (attempt.number, attempt.code.as_str()));
+    let limit = match (reason, last) {
+        (WaitingReason::Schedule, _) => "its time to be sent".to_owned(),
+        (WaitingReason::QuietHours, _) => "the end of the recipient's quiet hours".to_owned(),
+        (WaitingReason::DailyCap, _) => "the reset of a daily cap".to_owned(),
+        (WaitingReason::FrequencyCap, _) => "the recipient's frequency cap".to_owned(),
+        (WaitingReason::Paused, _) => "the end of a pause by an operator".to_owned(),
+        (_, Some((number, code))) => format!("the retry after attempt {number} ({code})"),
+        (reason, None) => reason.as_str_name().trim_start_matches("WAITING_REASON_").to_ascii_lowercase(),
+    };
+    Some(Hold { reason, limit, until_ms: status.due_ms })
+}
+
+/// What keeps its lane.
+fn of_lane(lane: &LaneState, now_ms: u64) -> Vec<Hold> {
+    let mut holds = Vec::new();
+    let mut hold = |reason, limit: String, until_ms| holds.push(Hold { reason, limit, until_ms });
+    let name = &lane.name;
+    if lane.closed_by_operator {
+        hold(WaitingReason::BreakerOpen, format!("carrier {name}: opened by an operator"), 0);
+    } else if lane.breaker_until_ms > now_ms {
+        let what = format!("carrier {name}: breaker open after failures");
+        hold(WaitingReason::BreakerOpen, what, lane.breaker_until_ms);
+    }
+    if !lane.configured {
+        hold(WaitingReason::LaneLimit, format!("carrier {name}: no share of its limit on this node"), 0);
+    } else if !lane.connected {
+        hold(WaitingReason::BreakerOpen, format!("carrier {name}: not connected"), 0);
+    }
+    if lane.paused_until_ms > now_ms {
+        let what = format!("carrier {name}: asked for a pause");
+        hold(WaitingReason::LaneLimit, what, lane.paused_until_ms);
+    }
+    holds
+}
+
+/// A message that does not wait.
+fn elsewhere(status: &MessageStatus) -> String {
+    let code = status.attempts.last().map_or("", |attempt| attempt.code.as_str());
+    let detail = if status.detail.is_empty() { code } else { status.detail.as_str() };
+    let with = |text: &str| if detail.is_empty() { text.to_owned() } else { format!("{text} ({detail})") };
+    match state_of(status) {
+        MessageState::InFlight => "an attempt is under way".to_owned(),
+        MessageState::Submitted => "the carrier has it; its receipt has not come".to_owned(),
+        MessageState::Unknown => {
+            let lost = status.attempts.iter().filter(|a| a.outcome == Outcome::Ambiguous as i32).count();
+            with(&format!("held: the carrier's answer to {lost} attempts was lost"))
+        }
+        MessageState::Delivered => "delivered".to_owned(),
+        MessageState::Undelivered => with("not delivered"),
+        MessageState::Expired => "expired before it could be handed over".to_owned(),
+        MessageState::Canceled => "taken back in time".to_owned(),
+        MessageState::Rejected => with("refused by the carrier for good"),
+        MessageState::OptedOut => "the recipient opted out".to_owned(),
+        MessageState::Dead => with("dead letter: all retries are spent"),
+        MessageState::Unspecified | MessageState::Accepted | MessageState::Waiting => String::new(),
+    }
+}

@@ -1,0 +1,293 @@
+//! Appointments and failover, as the simulator runs them: mirrors of `node/src/edge/update.rs` and `node/src/delivery/failover.rs`, and what
+//! must hold of them (I10).
+use super::client::{Answer, Request, TENANT, practice_name};
+use super::engine::Refused;
+use super::node::Waiter;
+use super::plan::Fault;
+use super::plant::Plant;
+use super::rng::{hash, mix};
+use super::world::World;
+use carillon_core::message::{is_final, state_of, waits};
+use carillon_core::meta::level::LEVEL_DELIVERY;
+use carillon_core::{CommandResult, Disposition, MemTables, Updated, keys, query};
+use carillon_delivery::PRIORITIES;
+use carillon_proto::MessageId;
+use carillon_proto::internal::{
+    BeginAttempt, Command, MessageStatus, MessageUpdate, Reroute, UpdateByReference, command::Kind,
+};
+use carillon_proto::public::Outcome;
+use prost::bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// External references of each practice.
+const REFERENCES: u64 = 64;
+/// Octets of a text before the version that it was changed to.
+pub const TEXT_BYTES: usize = 16;
+/// Messages that one round moves.
+const MOVES_MAX: usize = 8;
+
+/// Which appointment a message belongs to.
+pub fn reference_of(content: u64) -> u64 {
+    mix(content ^ 0x5eed) % REFERENCES
+}
+
+pub fn reference_index(reference: u64) -> keys::Index {
+    let mut index = [3_u8; 16];
+    index[..8].copy_from_slice(&reference.to_be_bytes());
+    index
+}
+
+/// The version that a text was changed to, 0 for the first one.
+fn version_of(text: &[u8]) -> u64 {
+    text.get(TEXT_BYTES..TEXT_BYTES + 8).and_then(|rest| rest.try_into().ok()).map_or(0, u64::from_be_bytes)
+}
+
+/// What was promised about changes: kept by the oracle.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The version of each (practice, reference) that took effect last.
+    versions: BTreeMap<(u32, Bytes), u64>,
+    /// The text that a message must have when an attempt begins.
+    texts: BTreeMap<MessageId, u64>,
+    /// (practice, key) of messages with a key, and how often each came into being.
+    pub accepted: BTreeMap<(u64, u64), u32>,
+}
+
+impl World {
+    /// A call that changes every message of an appointment.
+    pub fn update_arrives(
+        &mut self,
+        node: usize,
+        partition: u32,
+        (op, call_no): (u64, u32),
+        (practice, reference, version): (u32, u64, u64),
+    ) {
+        let meta = &self.nodes[node].meta;
+        let Some(record) = meta.practice(TENANT, &practice_name(practice)).cloned() else {
+            return self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
+        };
+        if meta.level < LEVEL_DELIVERY {
+            return self.reply(node, op, call_no, Answer::TooOld);
+        }
+        let index = reference_index(reference);
+        let store = &self.nodes[node].stores[&partition];
+        let Ok(rows) = query::of_reference(store, record.practice_no, &index) else {
+            return self.reply(node, op, call_no, Answer::Refused(Refused::Busy));
+        };
+        let now_ms = self.wall_ms(node);
+        let live = rows.iter().filter(|row| !is_final(state_of(&row.status)));
+        let updates = live.map(|row| {
+            let draw = mix(hash(row.message_id.as_bytes()) ^ version);
+            let message_id = row.message_id.to_bytes();
+            match draw % 8 {
+                0 => MessageUpdate { message_id, cancel: true, ..Default::default() },
+                1 => MessageUpdate { message_id, ..Default::default() },
+                _ => {
+                    let old = row.payload.accept.as_ref().map(|a| a.sealed_body.to_vec()).unwrap_or_default();
+                    let text = [&old[..TEXT_BYTES.min(old.len())], &version.to_be_bytes()].concat();
+                    let later = if draw >> 8 & 1 == 0 { now_ms + (draw >> 12) % 3_000 } else { 0 };
+                    MessageUpdate {
+                        message_id,
+                        not_before_ms: later,
+                        sealed_body: text.into(),
+                        encoding: 1,
+                        segments: row.status.segments,
+                        ..Default::default()
+                    }
+                }
+            }
+        });
+        let command = UpdateByReference {
+            practice_no: record.practice_no,
+            reference_index: index.to_vec().into(),
+            version,
+            content_mac: reference_index(hash(&version.to_be_bytes())).to_vec().into(),
+            updates: updates.collect(),
+        };
+        if self.planted(Plant::UpdateAssumed) {
+            let told = Answer::Updated(Updated { duplicate: true, outcomes: Vec::new() });
+            self.reply(node, op, call_no, told);
+        }
+        let command = Command { kind: Some(Kind::UpdateByReference(command)) };
+        self.propose(node, partition, vec![command], Waiter::Call { op, call_no, id: None });
+    }
+
+    /// A client was told that a version took effect.
+    pub fn update_told(&mut self, (practice, reference, version): (u32, u64, u64), updated: &Updated) {
+        // There was nothing to change.
+        if updated.outcomes.is_empty() && !updated.duplicate {
+            return;
+        }
+        let name = practice_name(practice);
+        let practice_no =
+            self.nodes.iter().find_map(|node| node.meta.practice(TENANT, &name)).map_or(0, |p| p.practice_no);
+        let key = (practice_no, Bytes::copy_from_slice(&reference_index(reference)));
+        let known = self.oracle.changes.versions.get(&key).copied().unwrap_or(0);
+        if known < version {
+            self.oracle.fail(format!(
+                "I10 version {version} of reference {reference} was acknowledged, {known} took effect"
+            ));
+        }
+    }
+
+    /// In the order of the log: what an update did.
+    pub fn follow_update(
+        &mut self,
+        node: usize,
+        partition: u32,
+        command: &UpdateByReference,
+        result: &CommandResult,
+    ) {
+        let updated = match result {
+            CommandResult::Updated(updated) => updated,
+            _ => return self.trace.count("update_refused"),
+        };
+        if updated.duplicate {
+            return self.trace.count("update_repeated");
+        }
+        if updated.outcomes.is_empty() {
+            return;
+        }
+        self.trace.count("update_took_effect");
+        let doubt = updated.outcomes.iter().any(|o| o.disposition == Disposition::InDoubt);
+        if doubt {
+            self.trace.count("update_in_doubt");
+        }
+        let key = (command.practice_no, command.reference_index.clone());
+        self.note(&[60, command.version, hash(&command.reference_index)], || {
+            format!("update p{partition} version {} {:x?}", command.version, command.reference_index)
+        });
+        let store = self.nodes[node].stores[&partition].tables();
+        let wrong = self.oracle.changes.took_effect(&key, command, updated, store);
+        wrong.into_iter().for_each(|text| self.oracle.fail(text));
+    }
+
+    /// In the order of the log: an attempt begins.
+    pub fn follow_begin(&mut self, begin: &BeginAttempt, text: &[u8], status: &MessageStatus) {
+        let Ok(id) = MessageId::from_bytes(&begin.message_id) else { return };
+        let (has, must) = (version_of(text), self.oracle.changes.texts.get(&id).copied().unwrap_or(0));
+        if has < must {
+            self.oracle.fail(format!(
+                "I10 attempt {} of message {id} begins with the text of version {has} after {must} took effect",
+                begin.attempt_no
+            ));
+        }
+        let lost = status.attempts.iter().find(|a| {
+            a.number < begin.attempt_no
+                && a.outcome == Outcome::Ambiguous as i32
+                && a.carrier_no != begin.carrier_no
+        });
+        if let Some(lost) = lost {
+            self.oracle.fail(format!(
+                "I10 attempt {} of message {id} goes to carrier {}, and carrier {} may have it",
+                begin.attempt_no, begin.carrier_no, lost.carrier_no
+            ));
+        }
+        let moved = status.attempts.iter().any(|a| a.carrier_no != begin.carrier_no);
+        if moved {
+            self.trace.count("attempt_on_another_carrier");
+        }
+    }
+
+    /// Failover asks for what waits on a carrier, whatever apply will say to it. Here at random: a carrier is given up now and then.
+    pub fn failover(&mut self, node: usize) {
+        if self.calm || !self.rng.care.chance(40) || self.nodes[node].meta.level < LEVEL_DELIVERY {
+            return;
+        }
+        let lanes: Vec<u32> = self.nodes[node].wing.lanes.keys().copied().collect();
+        if lanes.len() < 2 {
+            return;
+        }
+        let from = self.rng.care.pick(&lanes);
+        let to = self.rng.care.pick(&lanes);
+        let now_ms = self.wall_ms(node);
+        for partition in 1..=self.plan.partitions {
+            if from == to || !self.nodes[node].leads(partition) {
+                continue;
+            }
+            let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
+            let pages =
+                PRIORITIES.iter().map(|p| query::due_page(store, *p, None, now_ms + 1_000, MOVES_MAX));
+            let rows = pages.filter_map(Result::ok).flatten();
+            let ids: Vec<MessageId> =
+                rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
+            let commands: Vec<Command> = ids
+                .into_iter()
+                .map(|id| {
+                    let reroute = Reroute {
+                        message_id: id.to_bytes(),
+                        from_carrier_no: from,
+                        to_carrier_no: to,
+                        due_ms: now_ms,
+                    };
+                    Command { kind: Some(Kind::Reroute(reroute)) }
+                })
+                .collect();
+            if !commands.is_empty() {
+                self.trace.count("failover");
+                self.propose(node, partition, commands, Waiter::Nobody);
+            }
+        }
+    }
+
+    /// The next change of an appointment, or the last one again.
+    pub fn draw_update(&mut self) -> Option<Request> {
+        // Versions of a cluster that is lost end with it: the oracle does not follow them into the next one.
+        if self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseAll { .. })) {
+            return None;
+        }
+        let clients = &mut self.clients;
+        if self.rng.care.chance(6) {
+            let practice = self.rng.care.below(u64::from(self.plan.practices)) as u32;
+            return Some(Request::Series { practice, key: self.rng.care.next() >> 8 });
+        }
+        if !self.rng.care.chance(60) || clients.appointments.is_empty() {
+            return None;
+        }
+        let (practice, reference) = self.rng.care.pick(&clients.appointments);
+        let version = clients.versions.entry((practice, reference)).or_insert(0);
+        let again = *version > 0 && self.rng.care.chance(200);
+        let older = *version > 1 && self.rng.care.chance(100);
+        if !again {
+            *version += 1;
+        }
+        let version = if older { *version - 1 } else { *version };
+        Some(Request::Update { practice, reference, version })
+    }
+}
+
+impl Changes {
+    /// Versions rise, and after the entry every message of the reference that can still be sent has what was decided for it.
+    fn took_effect(
+        &mut self,
+        key: &(u32, Bytes),
+        command: &UpdateByReference,
+        updated: &Updated,
+        store: &MemTables,
+    ) -> Option<String> {
+        let before = self.versions.insert(key.clone(), command.version).unwrap_or(0);
+        if before >= command.version {
+            return Some(format!("I10 version {} took effect after {before}", command.version));
+        }
+        let index: keys::Index = key.1.as_ref().try_into().ok()?;
+        for row in query::of_reference(store, key.0, &index).ok()? {
+            let id = row.message_id;
+            let Some(outcome) = updated.outcomes.iter().find(|o| o.message_id == id) else {
+                return Some(format!("I10 message {id} is not in the answer about its reference"));
+            };
+            let update = command.updates.iter().find(|u| u.message_id == id.to_bytes());
+            let Some(update) = update.filter(|u| !u.sealed_body.is_empty()) else { continue };
+            let text = row.payload.accept.as_ref().map(|a| version_of(&a.sealed_body)).unwrap_or(0);
+            match outcome.disposition {
+                Disposition::Updated if text < command.version && waits(state_of(&row.status)) => {
+                    return Some(format!("I10 message {id} has version {text} after {}", command.version));
+                }
+                Disposition::Updated | Disposition::InDoubt => {
+                    self.texts.insert(id, version_of(&update.sealed_body));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
