@@ -96,6 +96,8 @@ pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) ->
                 segments: sms.segments,
                 place,
                 not_before_local: spec.not_before_local,
+                ordered: spec.ordered,
+                allow_duplicate: spec.allow_duplicate,
             };
             Ok(Checked { message, sms })
         }
