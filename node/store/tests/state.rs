@@ -191,6 +191,26 @@ fn durable_applied_lags_until_a_flush_and_a_crash_loses_exactly_the_rest() {
 }
 
 #[test]
+fn a_failed_write_is_told_to_every_later_commit_and_readers_go_on() {
+    let dir = tempdir().unwrap();
+    let state = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+    commit_one(&state, 1, 1);
+    commit_one(&state, 2, 1);
+    // Tables can no longer be made.
+    std::fs::remove_dir_all(dir.path().join("write-back")).unwrap();
+    let error = state.flush(1).unwrap_err();
+    assert!(!error.is_damage(), "{error}");
+    let other = state.replica(2).unwrap();
+    let mut batch = other.batch().expect("whoever begins a batch is not to blame");
+    batch.put(b"M9".to_vec(), vec![1]);
+    assert_eq!(batch.commit().unwrap_err(), error);
+    assert!(other.get(b"M9").unwrap().is_none());
+    assert!(state.replica(1).unwrap().get(b"M1").unwrap().is_some());
+    assert_eq!(state.flush(2).unwrap_err(), error);
+    assert_eq!(state.durable_applied(1).unwrap(), None);
+}
+
+#[test]
 fn scans_keep_their_bounds() {
     let dir = tempdir().unwrap();
     let state = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
