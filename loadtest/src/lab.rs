@@ -41,6 +41,11 @@ pub struct Lab {
     pub nodes: Vec<LabNode>,
     /// host:port of the carrier simulator's side port.
     pub smsc_http: String,
+    /// Processes besides the nodes; unknown in a lab that an older launcher made.
+    #[serde(default)]
+    pub router_pid: Option<u32>,
+    #[serde(default)]
+    pub smsc_pid: Option<u32>,
     #[serde(skip)]
     pub dir: PathBuf,
 }

@@ -20,6 +20,7 @@ fn load(served: &Served, pace: Pace, unfinished_max: u64) -> Load {
         batch: 20,
         window: 4,
         unfinished_max,
+        processes: Vec::new(),
     };
     Load::new(vec![served.client(), served.client()], feed, config)
 }

@@ -139,7 +139,7 @@ pub struct Tuning {
     pub proposals_in_flight_max: usize,
     /// Block cache of the state store. Default 32 MiB.
     pub block_cache_bytes: usize,
-    /// All memtables together. Default 64 MiB.
+    /// Committed rows of all partitions that wait in memory before they are written to tables. Default 64 MiB.
     pub write_buffers_bytes: usize,
     /// Bytes of the raft log on disk above which files are freed. 64 MiB to 16 GiB, default 256 MiB.
     pub log_bytes_max: u64,

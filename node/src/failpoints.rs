@@ -24,7 +24,7 @@
 //! | `apply::after_batch` | applier | rows and applied index are written; nobody knows yet |
 //! | `apply::after_answers` | applier | callers were answered |
 //! | `apply::write_error` | applier | the write of the state fails |
-//! | `state::before_flush`, `state::after_flush` | maintenance | memtables of a group go to disk |
+//! | `state::before_flush`, `state::after_flush` | maintenance | rows of a group go to disk |
 //! | `recovery::before_replay`, `recovery::after_batch` | start | entries beyond the durable state are applied again |
 //! | `send::before_intent` | worker | attempts are about to be proposed |
 //! | `send::after_intent` | worker | they are committed; no byte has left |

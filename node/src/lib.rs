@@ -12,6 +12,7 @@ pub mod hours;
 pub mod leave;
 pub mod meta;
 pub mod node;
+pub mod planes;
 pub mod restore;
 pub mod retention;
 pub mod seal;

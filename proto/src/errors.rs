@@ -39,6 +39,11 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         R::IdempotencyKeyReused => {
             (Code::AlreadyExists, None, "use a new key, or repeat exactly the same content")
         }
+        R::DuplicateContent => (
+            Code::AlreadyExists,
+            None,
+            "set allow_duplicate if it is meant; metadata message_id is the first one",
+        ),
         R::Overloaded => (Code::ResourceExhausted, Some(200), "retry after the delay in RetryInfo"),
         R::PartitionUnavailable => {
             (Code::Unavailable, Some(500), "repeat with the same idempotency key after the delay")

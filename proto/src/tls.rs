@@ -12,13 +12,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is read from a socket at once: rustls asks for 4 KiB at a time, and each time would be a system call.
+const READ_BYTES: usize = 32 << 10;
 /// Handshakes at a time on one listener; more wait in the kernel's backlog.
 const HANDSHAKES_MAX: usize = 256;
 
@@ -111,10 +113,13 @@ pub struct PeerInfo {
     pub identity: Option<Arc<Identity>>,
 }
 
+/// A socket that is read in large pieces.
+type Socket = BufReader<TcpStream>;
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct TlsConnection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Socket>,
     info: PeerInfo,
 }
 
@@ -196,7 +201,8 @@ pub fn incoming(
 
 async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> Option<TlsConnection> {
     let _best_effort = tcp.set_nodelay(true);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+    let socket = Socket::with_capacity(READ_BYTES, tcp);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => {
             let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let identity = leaf.and_then(|leaf| Identity::of_certificate(leaf)).map(Arc::new);
@@ -244,7 +250,8 @@ pub fn channel(address: &str, config: Arc<ClientConfig>, expect: Option<Role>) -
         async move {
             let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
-            let mut stream = TlsConnector::from(config).connect(name, tcp).await?;
+            let socket = Socket::with_capacity(READ_BYTES, tcp);
+            let mut stream = TlsConnector::from(config).connect(name, socket).await?;
             if let Some(expect) = expect {
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let found = leaf.and_then(|leaf| Identity::of_certificate(leaf)).map(|i| i.role);

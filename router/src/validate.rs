@@ -58,9 +58,16 @@ pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) ->
     if Priority::try_from(spec.priority).is_err() {
         bad.add("priority", Fault::UNKNOWN_PRIORITY);
     }
-    let place = check_place(&spec, practice, recipient.as_deref(), &mut bad);
+    let zone_known = spec.time_zone.is_empty() || local_time::zone(&spec.time_zone).is_some();
+    let place = place_of(&spec, practice, recipient.as_deref()).filter(|_| zone_known);
     let local_ms = check_local(&spec, place.as_ref(), &mut bad);
     let times = check_times(spec.not_before, local_ms, spec.expires_at, spec.deadline, now_ms, &mut bad);
+    if !zone_known {
+        bad.add("time_zone", Fault::UNKNOWN_TIME_ZONE);
+    }
+    if !spec.region.is_empty() && !place::is_region(&spec.region) {
+        bad.add("region", Fault::MALFORMED_REGION);
+    }
     check_key("idempotency_key", &spec.idempotency_key, &mut bad);
     check_key("external_reference", &spec.external_reference, &mut bad);
     check_labels(&spec.labels, &mut bad);
@@ -89,6 +96,8 @@ pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) ->
                 segments: sms.segments,
                 place,
                 not_before_local: spec.not_before_local,
+                ordered: spec.ordered,
+                allow_duplicate: spec.allow_duplicate,
             };
             Ok(Checked { message, sms })
         }
@@ -134,26 +143,14 @@ fn check_recipient(recipient: Option<Recipient>, bad: &mut Violations) -> Option
 }
 
 /// Where the recipient may be; `None` if something that decides it is missing or wrong.
-fn check_place(
-    spec: &MessageSpec,
-    practice: Option<&Practice>,
-    number: Option<&str>,
-    bad: &mut Violations,
-) -> Option<Place> {
-    let zone_known = spec.time_zone.is_empty() || local_time::zone(&spec.time_zone).is_some();
-    if !zone_known {
-        bad.add("time_zone", Fault::UNKNOWN_TIME_ZONE);
-    }
-    if !spec.region.is_empty() && !place::is_region(&spec.region) {
-        bad.add("region", Fault::MALFORMED_REGION);
-    }
-    let (practice, number, true) = (practice?, number?, zone_known) else { return None };
+fn place_of(spec: &MessageSpec, practice: Option<&Practice>, number: Option<&str>) -> Option<Place> {
+    let practice = practice?;
     Some(place::resolve(place::Known {
         message_zone: &spec.time_zone,
         message_region: &spec.region,
         practice_zone: &practice.time_zone,
         recipient_zones: practice.recipient_zones,
-        number,
+        number: number?,
     }))
 }
 

@@ -6,11 +6,12 @@ use carillon_proto::admin::delivery_admin_client::DeliveryAdminClient;
 use carillon_proto::admin::{
     BalanceLeadersRequest, CheckHoursRequest, CheckHoursResponse, CreateTokenRequest, CreateTokenResponse,
     GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse, MovePartitionRequest, NodeAction,
-    PutCarrierRequest, PutHoursRequest, PutPracticeRequest, RepairReplicaRequest, ScrubRequest,
-    ScrubResponse, SetLogFilterRequest, SetNodeRequest, TransferLeaderRequest,
+    PausePracticeRequest, PutCarrierRequest, PutHoursRequest, PutPolicyRequest, PutPracticeRequest,
+    RepairReplicaRequest, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetNodeRequest,
+    TransferLeaderRequest,
 };
 use carillon_proto::identity::Role;
-use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPractice};
+use carillon_proto::internal::{CarrierRecord, PracticeRecord, PutPolicy, PutPractice};
 use carillon_proto::tls::{self, TlsError, TlsFiles};
 use carillon_proto::transport::Cause;
 use std::time::{Duration, Instant};
@@ -126,6 +127,18 @@ impl Admin {
     pub async fn check_hours(&self, check: CheckHoursRequest) -> Result<CheckHoursResponse, AdminError> {
         let answer = self.client.clone().check_hours(Self::request(check)).await;
         Ok(answer.map_err(|s| AdminError::of("look at the hours", s))?.into_inner())
+    }
+
+    pub async fn put_policy(&self, policy: PutPolicy) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.put_policy(Self::request(PutPolicyRequest { policy: Some(policy) })).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the policy", s))
+    }
+
+    pub async fn pause_practice(&self, pause: PausePracticeRequest) -> Result<(), AdminError> {
+        let mut client = self.client.clone();
+        let answer = client.pause_practice(Self::request(pause)).await;
+        answer.map(drop).map_err(|s| AdminError::of("pause of the practice", s))
     }
 
     pub async fn transfer_leader(&self, partition: u32, to_node: u64) -> Result<(), AdminError> {

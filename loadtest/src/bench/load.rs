@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::cost::{Cost, Process, Watch};
 use super::feed::Feed;
 use super::measure::{Health, Summary};
 use super::pacer::{Paced, pace};
@@ -51,6 +52,8 @@ pub struct LoadConfig {
     pub window: usize,
     /// Accepted messages that are not finished, at most (closed loop only).
     pub unfinished_max: u64,
+    /// Whose cost is measured.
+    pub processes: Vec<Process>,
 }
 
 /// What came of it.
@@ -68,6 +71,7 @@ pub struct LoadResult {
     pub response: Summary,
     pub service: Summary,
     pub health: Health,
+    pub cost: Cost,
 }
 
 impl std::fmt::Display for LoadResult {
@@ -88,7 +92,8 @@ impl std::fmt::Display for LoadResult {
         }
         writeln!(f, "  response time  {}", self.response)?;
         writeln!(f, "  service time   {}", self.service)?;
-        writeln!(f, "  generator      {}", self.health)
+        writeln!(f, "  generator      {}", self.health)?;
+        write!(f, "{}", self.cost)
     }
 }
 
@@ -126,6 +131,9 @@ impl Load {
         for client in &self.clients {
             connections.push(Connection::open(client, self.shared.clone(), deadline).await?);
         }
+        let shared = &self.shared;
+        let watch = Watch::between(self.config.processes.clone(), shared.measure_from, shared.send_until);
+        let watch = tokio::spawn(watch);
         let (seen, paced) = match self.config.pace {
             Pace::Max => (self.closed(connections).await?, Paced::default()),
             Pace::Rate(rate) => self.open(connections, rate).await?,
@@ -154,6 +162,7 @@ impl Load {
             response,
             service,
             health: health.judge(paced_p99_ms),
+            cost: watch.await??.of_each(seen.accepted_measured),
         })
     }
 

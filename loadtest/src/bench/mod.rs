@@ -5,6 +5,7 @@
 //! bottleneck says INVALID.
 
 pub mod codec;
+pub mod cost;
 pub mod ctl;
 pub mod e2e;
 pub mod failover;
@@ -17,6 +18,7 @@ pub mod measure;
 pub mod numbers;
 pub mod pacer;
 pub mod recovery;
+pub mod scheduled;
 pub mod stream;
 
 use std::path::PathBuf;
@@ -105,6 +107,8 @@ pub enum Command {
     Restart(recovery::RestartArgs),
     /// What callers of other partitions notice while a node fetches a large partition's snapshot.
     Install(recovery::InstallArgs),
+    /// What many messages of the far future cost each node in memory.
+    Scheduled(scheduled::Args),
     /// What the disk can do: 64 KiB append + fdatasync.
     Fsync {
         /// A directory on the disk.
@@ -202,6 +206,7 @@ impl Bench {
             batch: usize::from(args.batch),
             window: usize::from(args.window),
             unfinished_max: if far { u64::MAX } else { args.unfinished_max },
+            processes: cost::processes(&self.lab),
         };
         Ok((clients, feed, config))
     }
@@ -272,6 +277,12 @@ pub async fn run(command: Command) -> anyhow::Result<Verdict> {
             println!("install of a snapshot\n{result}");
             keep(args.load.json.as_ref(), &result)?;
             Ok(verdict(!result.is_valid(), result.held()))
+        }
+        Command::Scheduled(args) => {
+            let result = scheduled::run(&args).await?;
+            println!("scheduled\n{result}");
+            keep(args.load.json.as_ref(), &result)?;
+            Ok(verdict(false, result.held()))
         }
         Command::Fsync { dir, secs } => {
             let length = Duration::from_secs(secs);

@@ -205,6 +205,7 @@ pub async fn e2e_run(bench: &Bench, args: &LoadArgs, pace: Pace) -> anyhow::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::cost::Cost;
     use crate::bench::measure::Health;
     use std::collections::BTreeMap;
 
@@ -222,6 +223,7 @@ mod tests {
             response,
             service: response,
             health: Health::default(),
+            cost: Cost::default(),
         }
     }
 

@@ -3,7 +3,8 @@
 //! Owns: the pace, on a thread of its own, because tokio's timers step in milliseconds.
 //! Invariants: the n-th batch is intended at `start + n / rate`, and its response time counts from there, so a stalled
 //! cluster cannot hide its stall. A batch that is over [`SKIP_AFTER`] behind is skipped and counted; what is less
-//! late goes out at once.
+//! late goes out at once. The pacer's own lag counts from the intended time too, but from no earlier than the moment at which
+//! the windows had room again: catching up after a stall of the cluster is not the pacer's fault.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Paced {
 /// Sends a batch every `every` over `senders` in turn, from `start` until `until`.
 pub fn pace(senders: &[Sender], every: Duration, start: Instant, until: Instant) -> Paced {
     let (mut paced, mut next_sender) = (Paced::default(), 0);
+    // When the last wait for room ended: until then it was the cluster that held the pacer up.
+    let mut held_until = start;
     for n in 0u32.. {
         let intended = start + every.saturating_mul(n);
         if intended >= until {
@@ -61,9 +64,12 @@ pub fn pace(senders: &[Sender], every: Duration, start: Instant, until: Instant)
             continue;
         };
         next_sender = at + 1;
-        if !waited {
-            paced.lag.record(woke - intended, 1);
-            paced.late += u64::from(woke - intended > LATE);
+        if waited {
+            held_until = Instant::now();
+        } else {
+            let lag = woke.saturating_duration_since(intended.max(held_until));
+            paced.lag.record(lag, 1);
+            paced.late += u64::from(lag > LATE);
         }
         paced.batches += 1;
         if !senders[at].send(intended) {

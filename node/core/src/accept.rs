@@ -1,8 +1,9 @@
 //! Accept: a message comes into being, once for each idempotency key.
 //!
 //! The most frequent command: it reads one row if there is an idempotency key and normally none otherwise, and writes
-//! M, S, D and, where given, I, X and N. An opt-out is not looked for here but where it counts, when an attempt is to begin.
+//! M, S, D and, where given, I, X, N, G and J. An opt-out is not looked for here but where it counts, when an attempt is to begin.
 use crate::dead_letter;
+use crate::duplicate;
 use crate::effect::{CommandResult, Refusal};
 use crate::keys::{self, Index};
 use crate::message::{Message, Step};
@@ -35,9 +36,13 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
             Err(answer) => return Ok(answer),
         },
     };
+    if let Some(message_id) = duplicate::find(turn, &accept)? {
+        return Ok(CommandResult::SameContent { message_id });
+    }
     if !turn.highest.admits(turn.tables, &id)? {
         return Ok(CommandResult::Refused(Refusal::Malformed));
     }
+    duplicate::note(turn, &accept);
     if let Some(key) = key {
         let record = IdempotencyRecord {
             message_id: accept.message_id.clone(),
@@ -68,7 +73,13 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
 
 /// What table M keeps: not what its key, the idempotency row or the status says anyway.
 fn stored(accept: Accept, now_ms: u64) -> MessagePayload {
-    let accept = Accept { message_id: Bytes::new(), content_mac: Bytes::new(), retry: None, ..accept };
+    let accept = Accept {
+        message_id: Bytes::new(),
+        content_mac: Bytes::new(),
+        retry: None,
+        duplicate_window_ms: 0,
+        ..accept
+    };
     MessagePayload { accept: Some(accept), accepted_at_ms: now_ms }
 }
 
@@ -108,6 +119,8 @@ fn check(accept: &Accept) -> Option<Indexes> {
         && known(priority.is_ok(), priority == Ok(Priority::Unspecified))
         && accept.retry.as_ref().is_some_and(|r| r.attempts_max > 0)
         && (!accept.indexed_by_recipient || accept.recipient_index.len() == keys::INDEX_BYTES)
+        && (!accept.ordered || accept.indexed_by_recipient)
+        && index(&accept.duplicate_index).is_some()
         && (indexes.idempotency.is_none() || accept.content_mac.len() == keys::INDEX_BYTES);
     possible.then_some(indexes)
 }
@@ -130,6 +143,8 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         dead_letter: accept.dead_letter_listed.then(|| DeadLetter { listed: true, ..Default::default() }),
         open_until_ms: accept.open_until_ms,
         hours_stamp: accept.hours_stamp,
+        due_by_practice: accept.due_by_practice,
+        ordered: accept.ordered,
         ..Default::default()
     }
 }

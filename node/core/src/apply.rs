@@ -11,8 +11,8 @@ use crate::records::{self, applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, OptOuts, Restored, Turn};
 use crate::{
-    accept, attempt, cancel, dead_letter, keys, leader, opt_out, outcome, quarantine, receipt, reroute,
-    restore, retire, schedule, series, update,
+    accept, attempt, cancel, dead_letter, keys, leader, opt_out, order, outcome, quarantine, receipt,
+    reroute, restore, retire, schedule, series, update,
 };
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
@@ -81,10 +81,12 @@ impl Applier {
             term: meta.term,
             leader_start_term: self.last.leader_start_term,
             permits: self.permits,
+            wakes: Vec::new(),
         };
         effects.results.reserve(batch.commands.len());
         for command in batch.commands {
             let result = run(&mut turn, command)?;
+            order::wake(&mut turn)?;
             digest.add(&summary(&result));
             if let CommandResult::Retired(retired) = &result {
                 [retired.messages, retired.keys, retired.event_blocks]
@@ -180,6 +182,7 @@ fn summary(result: &CommandResult) -> [u8; 2] {
         CommandResult::Accepted => [1, 0],
         CommandResult::Duplicate { .. } => [2, 0],
         CommandResult::KeyReused { .. } => [3, 0],
+        CommandResult::SameContent { .. } => [63, 0],
         CommandResult::Canceled(outcomes) => [4, outcomes.len() as u8],
         CommandResult::Begun(_) | CommandResult::Done => [5, 0],
         CommandResult::Refused(refusal) => match refusal {
@@ -198,6 +201,9 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::VersionReused => [41, 0],
             Refusal::MovedOn => [42, 0],
             Refusal::QuietHours => [19, 0],
+            Refusal::FrequencyCap => [60, 0],
+            Refusal::Burst => [61, 0],
+            Refusal::OutOfTurn => [62, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
         CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],

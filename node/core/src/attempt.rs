@@ -1,14 +1,15 @@
 //! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
 //!
 //! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
-//! exactly the attempts that the leader believes, inside the recipient's hours. Of two that race, the second finds another state or number. A recipient who
-//! has opted out gets nothing: the message ends here instead.
+//! exactly the attempts and the carrier that the leader believes, inside the recipient's hours. Of two that race, the second finds
+//! another state or number; one that races with a reroute finds another carrier, or a lost answer of the one would be followed by
+//! a resend over the other. A recipient who has opted out gets nothing: the message ends here instead. One whose recipient has had enough, or whose turn it is not, waits.
 use crate::effect::{CommandResult, Permit, Refusal};
 use crate::message::{self, Message, Step, next_attempt_no};
-use crate::opt_out;
 use crate::records::{self, corrupt};
 use crate::tables::TableError;
 use crate::turn::Turn;
+use crate::{frequency, opt_out, order};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{AttemptRecord, BeginAttempt};
 use carillon_proto::public::{MessageState, Outcome, WaitingReason};
@@ -37,6 +38,15 @@ pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResu
         // A sender that stalls must not write after the hours.
         until_ms => begin.send_by_ms.min(until_ms),
     };
+    if order::hold(turn, &mut message)? {
+        return Ok(CommandResult::Refused(Refusal::OutOfTurn));
+    }
+    if let Some(rule) = &begin.frequency
+        && let Some(recipient) = opt_out::recipient(turn, &message)?
+        && let Some(refusal) = frequency::admit(turn, &mut message, &recipient, rule)?
+    {
+        return Ok(CommandResult::Refused(refusal));
+    }
     message.push_attempt(AttemptRecord {
         number: begin.attempt_no,
         carrier_no: begin.carrier_no,
@@ -64,7 +74,8 @@ fn clean_sender(sender: &str) -> String {
 
 fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {
     let (state, status) = (message.state(), &message.status);
-    if !message::waits(state) || begin.attempt_no != next_attempt_no(status) {
+    let stale = begin.attempt_no != next_attempt_no(status) || begin.carrier_no != status.carrier_no;
+    if !message::waits(state) || stale {
         Some(Refusal::WrongState(state))
     } else if status.expires_at_ms <= turn.now_ms {
         Some(Refusal::Expired)

@@ -13,6 +13,8 @@ pub enum CommandResult {
     Duplicate { message_id: MessageId },
     /// Accept, PutSeries: the key named another content.
     KeyReused { message_id: MessageId },
+    /// Accept: the fuse for duplicates knows the content, of this message.
+    SameContent { message_id: MessageId },
     /// Cancel, CancelByReference: one answer for each message concerned.
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
@@ -25,7 +27,7 @@ pub enum CommandResult {
     Resolved(Resolved),
     /// UpdateByReference: what became of each message.
     Updated(Updated),
-    /// The command does not fit the present state; nothing was changed (but see `Refusal::OptedOut`).
+    /// The command does not fit the present state; nothing was changed (but see the refusals of BeginAttempt).
     Refused(Refusal),
 }
 
@@ -142,6 +144,12 @@ pub enum Refusal {
     Malformed,
     /// BeginAttempt: the recipient has opted out. The message has ended.
     OptedOut,
+    /// BeginAttempt: the recipient has got as many messages as the policy allows. The message waits.
+    FrequencyCap,
+    /// BeginAttempt: the recipient gets so many messages that something must be wrong. Nothing was changed.
+    Burst,
+    /// BeginAttempt: an ordered message goes before it. The message waits.
+    OutOfTurn,
     /// The partition is being restored from a backup; try again later.
     Restoring,
     /// Restore: the partition holds something else than this backup.
@@ -166,7 +174,7 @@ pub enum ScheduleChange {
     /// The message waits until `due_ms`.
     Due(DueEntry),
     /// The message no longer waits (begun, canceled, expired).
-    Gone { message_id: MessageId, priority: u8, due_ms: u64 },
+    Gone { message_id: MessageId, priority: u8, flow: u32, due_ms: u64 },
 }
 
 /// One row of table D, decoded.
@@ -174,6 +182,8 @@ pub enum ScheduleChange {
 pub struct DueEntry {
     pub message_id: MessageId,
     pub priority: u8,
+    /// Which part of table D the row is in: its practice's, or (0) the one from before feature level 5.
+    pub flow: u32,
     pub due_ms: u64,
     pub practice_no: u32,
     pub class: i32,

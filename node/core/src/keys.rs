@@ -7,12 +7,16 @@
 //! | M | message_id(16) | what never changes of a message |
 //! | S | slot(2) message_id(16) | what changes of a message |
 //! | I | practice_no(4) idempotency index(16) | the message that a key names |
-//! | D | priority(1) due_ms(8) message_id(16) | a message that waits (ACCEPTED, WAITING) |
+//! | D | priority(1) due_ms(8) message_id(16) | a message that waits (ACCEPTED, WAITING); accepted below feature level 5 |
+//! | D | priority + 16 (1) practice_no(4) due_ms(8) message_id(16) | a message that waits (ACCEPTED, WAITING) |
 //! | F | message_id(16) | a message in flight |
 //! | R | carrier_no(4) hash(16) | a carrier's reference |
 //! | X | practice_no(4) reference index(16) message_id(16) | an external reference; no value |
 //! | O | practice_no(4) recipient index(16) | an opt-out |
 //! | N | practice_no(4) recipient index(16) message_id(16) | a message that waits, by its recipient; no value |
+//! | G | practice_no(4) recipient index(16) message_id(16) | an ordered message that is not handed over; no value |
+//! | H | day(4) practice_no(4) recipient index(16) | messages begun for a recipient on a day |
+//! | J | practice_no(4) content index(16) | the last message with this content |
 //! | E | entry index(8) | the events of one entry |
 //! | K | accepted_ms(8) practice_no(4) idempotency index(16) | a key that outlives its message; no value |
 //! | P | nothing | how far retention has come |
@@ -159,24 +163,70 @@ pub fn decode_idempotency(key: &[u8]) -> Option<(u32, Index)> {
     Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
 }
 
-/// Table D.
-pub fn due(priority: u8, due_ms: u64, id: &MessageId) -> Vec<u8> {
-    join(b'D', &[&[priority], &due_ms.to_be_bytes(), id.as_bytes()])
+/// Marks the rows of table D that are sorted by practice.
+const BY_PRACTICE: u8 = 16;
+
+/// Position of a row of table D.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueKey {
+    pub priority: u8,
+    /// The practice, or 0: a row of before feature level 5, among those of all practices.
+    pub flow: u32,
+    pub due_ms: u64,
+    pub message_id: MessageId,
 }
 
-pub fn decode_due(key: &[u8]) -> Option<(u8, u64, MessageId)> {
-    let mut rest = body(key, b'D', 25)?;
-    let [priority] = take(&mut rest)?;
-    let due_ms = u64::from_be_bytes(take(&mut rest)?);
-    Some((priority, due_ms, MessageId::from_bytes(rest).ok()?))
-}
-
-/// The rows of table D with this priority that are due at or before `until_ms`.
-pub fn due_range(priority: u8, until_ms: u64) -> KeyRange {
-    KeyRange {
-        start: join(b'D', &[&[priority]]),
-        end: prefix_end(&join(b'D', &[&[priority], &until_ms.to_be_bytes()])),
+/// Table D. The rows of one priority and one practice are a flow: they are read without meeting those of another practice.
+pub fn due(priority: u8, flow: u32, due_ms: u64, id: &MessageId) -> Vec<u8> {
+    match flow {
+        0 => join(b'D', &[&[priority], &due_ms.to_be_bytes(), id.as_bytes()]),
+        _ => join(
+            b'D',
+            &[&[priority | BY_PRACTICE], &flow.to_be_bytes(), &due_ms.to_be_bytes(), id.as_bytes()],
+        ),
     }
+}
+
+pub fn decode_due(key: &[u8]) -> Option<DueKey> {
+    let by_practice = *key.get(1)? & BY_PRACTICE != 0;
+    let mut rest = body(key, b'D', if by_practice { 29 } else { 25 })?;
+    let [priority] = take(&mut rest)?;
+    let flow = if by_practice { u32::from_be_bytes(take(&mut rest)?) } else { 0 };
+    let due_ms = u64::from_be_bytes(take(&mut rest)?);
+    let message_id = MessageId::from_bytes(rest).ok()?;
+    (by_practice == (flow > 0)).then_some(DueKey {
+        priority: priority & !BY_PRACTICE,
+        flow,
+        due_ms,
+        message_id,
+    })
+}
+
+/// The rows of one flow of table D, earliest first.
+pub fn due_range(priority: u8, flow: u32) -> KeyRange {
+    match flow {
+        0 => KeyRange::of_prefix(&join(b'D', &[&[priority]])),
+        _ => KeyRange::of_prefix(&join(b'D', &[&[priority | BY_PRACTICE], &flow.to_be_bytes()])),
+    }
+}
+
+/// The flows of the same priority after this one.
+pub fn due_flows_after(priority: u8, flow: u32) -> KeyRange {
+    let all = KeyRange::of_prefix(&join(b'D', &[&[priority | BY_PRACTICE]]));
+    match flow {
+        0 => all,
+        _ => KeyRange { start: due_range(priority, flow).end, end: all.end },
+    }
+}
+
+/// All rows of table D after those of one flow.
+pub fn due_after_flow(priority: u8, flow: u32) -> KeyRange {
+    KeyRange { start: due_range(priority, flow).end, end: prefix_end(b"D") }
+}
+
+/// All rows of table D.
+pub fn due_all() -> KeyRange {
+    KeyRange::of_prefix(b"D")
 }
 
 /// Table F.
@@ -265,6 +315,49 @@ pub fn queued_range(practice_no: u32, recipient: &Index) -> KeyRange {
     KeyRange::of_prefix(&join(b'N', &[&practice_no.to_be_bytes(), recipient]))
 }
 
+/// Table G.
+pub fn ordered(practice_no: u32, recipient: &Index, id: &MessageId) -> Vec<u8> {
+    join(b'G', &[&practice_no.to_be_bytes(), recipient, id.as_bytes()])
+}
+
+pub fn decode_ordered(key: &[u8]) -> Option<(u32, Index, MessageId)> {
+    let mut rest = body(key, b'G', 36)?;
+    let practice_no = u32::from_be_bytes(take(&mut rest)?);
+    let recipient = take(&mut rest)?;
+    Some((practice_no, recipient, MessageId::from_bytes(rest).ok()?))
+}
+
+/// The ordered messages of one recipient that are not handed over, in the order in which they go.
+pub fn ordered_range(practice_no: u32, recipient: &Index) -> KeyRange {
+    KeyRange::of_prefix(&join(b'G', &[&practice_no.to_be_bytes(), recipient]))
+}
+
+/// Table H.
+pub fn frequency(day: u32, practice_no: u32, recipient: &Index) -> Vec<u8> {
+    join(b'H', &[&day.to_be_bytes(), &practice_no.to_be_bytes(), recipient])
+}
+
+pub fn decode_frequency(key: &[u8]) -> Option<(u32, u32, Index)> {
+    let mut rest = body(key, b'H', 24)?;
+    let day = u32::from_be_bytes(take(&mut rest)?);
+    Some((day, u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
+}
+
+/// What was counted on the days before this one.
+pub fn frequency_before(day: u32) -> KeyRange {
+    KeyRange { start: vec![b'H'], end: join(b'H', &[&day.to_be_bytes()]) }
+}
+
+/// Table J.
+pub fn duplicate(practice_no: u32, content: &Index) -> Vec<u8> {
+    join(b'J', &[&practice_no.to_be_bytes(), content])
+}
+
+pub fn decode_duplicate(key: &[u8]) -> Option<(u32, Index)> {
+    let mut rest = body(key, b'J', 20)?;
+    Some((u32::from_be_bytes(take(&mut rest)?), take(&mut rest)?))
+}
+
 /// Table E.
 pub fn events(index: u64) -> Vec<u8> {
     join(b'E', &[&index.to_be_bytes()])
@@ -339,76 +432,4 @@ pub fn applied() -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(time_ms: u64, slot: u16, random: u64) -> MessageId {
-        MessageId::new(time_ms, Slot::new(slot).unwrap(), random)
-    }
-
-    #[test]
-    fn every_key_decodes_to_what_was_encoded() {
-        let (a, h) = (id(7_000, 4095, u64::MAX), [0xabu8; 16]);
-        assert_eq!(decode_payload(&payload(&a)), Some(a));
-        assert_eq!(decode_status(&status(&a)), Some(a));
-        assert_eq!(decode_idempotency(&idempotency(u32::MAX, &h)), Some((u32::MAX, h)));
-        assert_eq!(decode_due(&due(4, u64::MAX, &a)), Some((4, u64::MAX, a)));
-        assert_eq!(decode_in_flight(&in_flight(&a)), Some(a));
-        assert_eq!(decode_receipt(&receipt(9, &h)), Some((9, h)));
-        assert_eq!(decode_reference(&reference(9, &h, &a)), Some((9, h, a)));
-        assert_eq!(decode_opt_out(&opt_out(9, &h)), Some((9, h)));
-        assert_eq!(decode_queued(&queued(9, &h, &a)), Some((9, h, a)));
-        assert_eq!(decode_events(&events(77)), Some(77));
-        assert_eq!(decode_kept_key(&kept_key(7, 9, &h)), Some((7, 9, h)));
-        assert_eq!(decode_quarantine(&quarantine(9, &a)), Some((9, a)));
-    }
-
-    #[test]
-    fn foreign_short_and_long_keys_do_not_decode() {
-        let a = id(7_000, 12, 1);
-        let mut wrong_slot = status(&a);
-        wrong_slot[2] ^= 1;
-        assert_eq!(decode_status(&wrong_slot), None);
-        assert_eq!(decode_status(&payload(&a)), None);
-        assert_eq!(decode_due(&due(1, 1, &a)[..24]), None);
-        assert_eq!(decode_events(&successor(&events(1))), None);
-        assert_eq!(decode_in_flight(b""), None);
-    }
-
-    #[test]
-    fn key_order_is_due_order_and_ranges_are_exact() {
-        let (a, b) = (id(1, 0, 0), id(2, 0, 0));
-        assert!(due(1, 9, &b) < due(1, 10, &a) && due(1, u64::MAX, &a) < due(2, 0, &a));
-        let range = due_range(1, 10);
-        let inside = |k: &[u8]| range.start.as_slice() <= k && k < range.end.as_slice();
-        assert!(inside(&due(1, 0, &a)) && inside(&due(1, 10, &b)));
-        assert!(!inside(&due(1, 11, &a)) && !inside(&due(2, 0, &a)));
-        let all = due_range(1, u64::MAX);
-        assert!(due(1, u64::MAX, &b) < all.end && all.end <= due(2, 0, &a));
-        let kept = kept_keys(5, 6);
-        let inside = |k: &[u8]| kept.start.as_slice() <= k && k < kept.end.as_slice();
-        let h = [0xffu8; 16];
-        assert!(inside(&kept_key(5, 0, &h)) && inside(&kept_key(6, u32::MAX, &h)));
-        assert!(!inside(&kept_key(4, u32::MAX, &h)) && !inside(&kept_key(7, 0, &[0; 16])));
-        assert!(payload(&a) < payload(&b), "payloads are in the order of time");
-        assert!(events_after(5).start > events(5) && events_after(5).start <= events(6));
-    }
-
-    #[test]
-    fn a_slot_range_holds_exactly_its_slots() {
-        let (first, last) = (Slot::new(255).unwrap(), Slot::new(256).unwrap());
-        let range = status_range(first, last);
-        for (slot, expected) in [(254, false), (255, true), (256, true), (257, false)] {
-            let key = status(&id(u64::MAX >> 16, slot, u64::MAX));
-            assert_eq!(range.start <= key && key < range.end, expected, "{slot}");
-        }
-    }
-
-    /// Pinned: a change here makes stored receipts unfindable.
-    #[test]
-    fn carrier_reference_hash_is_pinned() {
-        assert_eq!(carrier_ref_hash("1a2b3c").map(|b| format!("{b:02x}")).concat(), PINNED);
-        assert_ne!(carrier_ref_hash("1a2b3c"), carrier_ref_hash("1A2B3C"));
-    }
-    const PINNED: &str = "5de77af84ae820b2d2438526e06b2091";
-}
+mod tests;

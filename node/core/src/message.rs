@@ -27,6 +27,9 @@ pub const ATTEMPTS_KEPT_MAX: usize = 16;
 /// canceled instead of tried again.
 pub const DETAIL_CANCEL_REQUESTED: &str = "cancel_requested";
 
+/// An end of hours that is always over.
+const HOURS_CLOSED_MS: u64 = 1;
+
 /// Code of the attempt that stands for what a cluster may have done after its backup, and detail of the messages in quarantine.
 pub const RESTORE_GUARD: &str = "restore_guard";
 
@@ -102,6 +105,11 @@ pub const fn waits(state: MessageState) -> bool {
 /// The state in a record; `Unspecified` for one that is not known.
 pub fn state_of(status: &MessageStatus) -> MessageState {
     MessageState::try_from(status.state).unwrap_or(MessageState::Unspecified)
+}
+
+/// An ordered message in this state holds up the ones after it.
+pub const fn holds_up(state: MessageState) -> bool {
+    waits(state) || matches!(state, MessageState::InFlight)
 }
 
 /// The number that the next attempt will have.
@@ -186,13 +194,19 @@ impl Message {
     /// One of a backup; `None` when its record makes no sense.
     pub fn restored(id: MessageId, status: MessageStatus) -> Option<Self> {
         let state = MessageState::try_from(status.state).ok()?;
-        let possible = state != MessageState::Unspecified && (1..=4).contains(&status.priority);
+        let possible = state != MessageState::Unspecified
+            && (1..=4).contains(&status.priority)
+            && (!status.ordered || status.recipient_index.len() == keys::INDEX_BYTES);
         possible.then_some(Self { id, status, stored: Stored { state, reason: 0, due_ms: 0 } })
     }
 
     /// Goes on as the backup says: rows and schedule, and no event, because nothing happened.
     pub fn go_on(mut self, turn: &mut Turn) {
         let none = Stored { state: MessageState::Unspecified, reason: 0, due_ms: 0 };
+        if self.status.waiting_reason == WaitingReason::Order as i32 {
+            // What it waited for may be at rest now, and will not wake it.
+            self.status.due_ms = turn.now_ms.min(self.status.expires_at_ms);
+        }
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, none, self.stored);
         self.save(turn);
@@ -294,10 +308,20 @@ impl Message {
     pub fn refile(&mut self, turn: &mut Turn, due_ms: u64) {
         let from = self.stored;
         assert!(waits(from.state), "only what waits has a due time, this is {:?}", from.state);
+        if due_ms < from.due_ms {
+            self.forget_hours();
+        }
         self.status.due_ms = due_ms.min(self.status.expires_at_ms);
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, from, self.stored);
         self.save(turn);
+    }
+
+    /// It may go at another time than the one that its hours were computed for. Nothing begins before they are computed anew.
+    pub fn forget_hours(&mut self) {
+        if self.status.hours_stamp != 0 {
+            (self.status.hours_stamp, self.status.open_until_ms) = (0, HOURS_CLOSED_MS);
+        }
     }
 
     /// Goes on waiting as before; what the scheduler knows of it has changed.
@@ -323,14 +347,15 @@ impl Message {
 
     /// Rows of D, F and N follow from the states.
     fn move_rows(&self, turn: &mut Turn, from: Stored, to: Stored) {
-        let priority = self.priority();
+        let (priority, flow) = (self.priority(), self.flow());
         if waits(from.state) && (!waits(to.state) || from.due_ms != to.due_ms) {
-            turn.tables.delete(keys::due(priority, from.due_ms, &self.id));
-            turn.schedule.push(ScheduleChange::Gone { message_id: self.id, priority, due_ms: from.due_ms });
+            turn.tables.delete(keys::due(priority, flow, from.due_ms, &self.id));
+            let (message_id, due_ms) = (self.id, from.due_ms);
+            turn.schedule.push(ScheduleChange::Gone { message_id, priority, flow, due_ms });
         }
         if waits(to.state) {
             let entry = self.due_entry(priority);
-            let (key, row) = (keys::due(priority, to.due_ms, &self.id), encode(&due_record(&entry)));
+            let (key, row) = (keys::due(priority, flow, to.due_ms, &self.id), encode(&due_record(&entry)));
             match waits(from.state) && from.due_ms == to.due_ms {
                 true => turn.tables.put(key, row),
                 false => turn.tables.put_new(key, row),
@@ -343,6 +368,17 @@ impl Message {
             match waits(to.state) {
                 true => turn.tables.put_new(key, Vec::new()),
                 false => turn.tables.delete(key),
+            }
+        }
+        if let Some(recipient) = self.ordered_recipient()
+            && holds_up(from.state) != holds_up(to.state)
+        {
+            let key = keys::ordered(self.status.practice_no, &recipient, &self.id);
+            if holds_up(to.state) {
+                turn.tables.put_new(key, Vec::new());
+            } else {
+                turn.tables.delete(key);
+                turn.wakes.push((self.status.practice_no, recipient));
             }
         }
         if from.state == MessageState::InFlight && to.state != MessageState::InFlight {
@@ -374,8 +410,19 @@ impl Message {
         })
     }
 
+    /// Whose messages go one after the other, if this is one of them.
+    pub fn ordered_recipient(&self) -> Option<keys::Index> {
+        let recipient = self.status.ordered.then_some(self.status.recipient_index.as_ref())?;
+        Some(recipient.try_into().expect("accept admits ordered messages with 16 bytes only"))
+    }
+
     fn priority(&self) -> u8 {
         u8::try_from(self.status.priority).expect("accept admits priorities 1 to 4 only")
+    }
+
+    /// Where its rows of table D are.
+    fn flow(&self) -> u32 {
+        if self.status.due_by_practice { self.status.practice_no } else { 0 }
     }
 
     fn due_entry(&self, priority: u8) -> DueEntry {
@@ -383,6 +430,7 @@ impl Message {
         DueEntry {
             message_id: self.id,
             priority,
+            flow: self.flow(),
             due_ms: status.due_ms,
             practice_no: status.practice_no,
             class: status.class,

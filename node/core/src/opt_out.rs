@@ -57,6 +57,12 @@ pub(crate) fn concerns(turn: &mut Turn, message: &Message) -> Result<bool, Table
     if !turn.opt_outs.any(turn.tables)? {
         return Ok(false);
     }
+    let Some(recipient) = recipient(turn, message)? else { return Ok(false) };
+    Ok(turn.tables.get(&keys::opt_out(message.status.practice_no, &recipient))?.is_some())
+}
+
+/// Keyed hash of its recipient; `None`: one that cannot be compared, which cannot be opted out or counted.
+pub(crate) fn recipient(turn: &Turn, message: &Message) -> Result<Option<Index>, TableError> {
     let mut recipient = message.status.recipient_index.clone();
     if recipient.is_empty() {
         let payload = records::payload(turn.tables, &message.id)?;
@@ -64,9 +70,7 @@ pub(crate) fn concerns(turn: &mut Turn, message: &Message) -> Result<bool, Table
         recipient =
             accept.ok_or_else(|| corrupt('M', "missing for a message that table S knows"))?.recipient_index;
     }
-    // A message without a recipient that can be compared cannot be opted out of.
-    let Ok(recipient) = Index::try_from(recipient.as_ref()) else { return Ok(false) };
-    Ok(turn.tables.get(&keys::opt_out(message.status.practice_no, &recipient))?.is_some())
+    Ok(Index::try_from(recipient.as_ref()).ok())
 }
 
 /// For one that waits.

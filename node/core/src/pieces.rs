@@ -21,8 +21,8 @@ pub fn next_piece(
     let start = if after.key.is_empty() { range.start } else { after.key.to_vec() };
     let (mut rows, mut room, mut last) = (Vec::new(), bytes_max, true);
     tables.scan(&start, &range.end, &mut |key, value| {
-        // In flight and queued follow from the statuses.
-        if matches!(key.first(), Some(b'F' | b'N')) {
+        // In flight, queued and ordered follow from the statuses.
+        if matches!(key.first(), Some(b'F' | b'N' | b'G')) {
             return true;
         }
         let append = key == after.key.as_ref();

@@ -180,36 +180,118 @@ fn by_reference(
     Ok((found, next))
 }
 
-/// Waiting messages of one priority with `due_ms <= until_ms`, earliest first, after the position `after`.
+/// A flow of table D: the rows of one priority and one practice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueFlow {
+    pub priority: u8,
+    pub flow: u32,
+    /// Of its first row.
+    pub due_ms: u64,
+}
+
+/// The flows that have rows, after the one given, at most `limit`. Each costs one look-up, however many rows it has.
+pub fn due_flows(
+    tables: &dyn ReadTables,
+    after: Option<(u8, u32)>,
+    limit: usize,
+) -> Result<Vec<DueFlow>, TableError> {
+    let mut range = after.map_or_else(keys::due_all, |(priority, flow)| keys::due_after_flow(priority, flow));
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let next =
+            collect(tables, &range, 1, |key, _| keys::decode_due(key).ok_or_else(|| corrupt('D', "key")))?;
+        let Some(keys::DueKey { priority, flow, due_ms, .. }) = next.first().copied() else { break };
+        found.push(DueFlow { priority, flow, due_ms });
+        range = keys::due_after_flow(priority, flow);
+    }
+    Ok(found)
+}
+
+/// Part of a flow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DuePage {
+    pub entries: Vec<DueEntry>,
+    /// Due time of the first row after `entries`; `None` = there is none.
+    pub next_due_ms: Option<u64>,
+}
+
+/// Waiting messages of one flow with `due_ms <= until_ms`, earliest first, after the position `after`.
 pub fn due_page(
     tables: &dyn ReadTables,
-    priority: u8,
+    (priority, flow): (u8, u32),
     after: Option<(u64, MessageId)>,
     until_ms: u64,
     limit: usize,
-) -> Result<Vec<DueEntry>, TableError> {
-    let range = keys::due_range(priority, until_ms);
+) -> Result<DuePage, TableError> {
+    let range = keys::due_range(priority, flow);
     let range = match after {
-        Some((due_ms, id)) => range.after(&keys::due(priority, due_ms, &id)),
+        Some((due_ms, id)) => range.after(&keys::due(priority, flow, due_ms, &id)),
         None => range,
     };
-    collect(tables, &range, limit, |key, row| {
-        let (priority, due_ms, message_id) = keys::decode_due(key).ok_or_else(|| corrupt('D', "key"))?;
-        let record: DueRecord = decode('D', row)?;
-        Ok(DueEntry {
-            message_id,
-            priority,
-            due_ms,
-            practice_no: record.practice_no,
-            class: record.class,
-            segments: record.segments,
-            expires_at_ms: record.expires_at_ms,
-            deadline_ms: record.deadline_ms,
-            carrier_no: record.carrier_no,
-            attempt_no: record.attempt_no,
-            open_until_ms: record.open_until_ms,
-            hours_stamp: record.hours_stamp,
-        })
+    let (mut page, mut error) = (DuePage::default(), None);
+    tables.scan(&range.start, &range.end, &mut |key, row| {
+        let Some(key) = keys::decode_due(key) else {
+            error = Some(corrupt('D', "key"));
+            return false;
+        };
+        if key.due_ms > until_ms || page.entries.len() >= limit {
+            page.next_due_ms = Some(key.due_ms);
+            return false;
+        }
+        match due_entry(&key, row) {
+            Ok(entry) => page.entries.push(entry),
+            Err(e) => error = Some(e),
+        }
+        error.is_none()
+    })?;
+    error.map_or(Ok(page), Err)
+}
+
+/// A place in a sweep over all flows of a priority: flow, due time, message.
+pub type DuePlace = (u32, u64, MessageId);
+
+/// Waiting messages of one priority with `due_ms <= until_ms`, after a place: one flow after the other, each earliest first. For
+/// those who look at everything; an order among practices it is not.
+pub fn due_sweep(
+    tables: &dyn ReadTables,
+    priority: u8,
+    after: Option<DuePlace>,
+    until_ms: u64,
+    limit: usize,
+) -> Result<Vec<DueEntry>, TableError> {
+    let (mut found, mut flow) = (Vec::new(), Some(after.map_or(0, |(flow, ..)| flow)));
+    let mut from = after.map(|(_, due_ms, id)| (due_ms, id));
+    while let Some(at) = flow.filter(|_| found.len() < limit) {
+        found.extend(due_page(tables, (priority, at), from.take(), until_ms, limit - found.len())?.entries);
+        let next = collect(tables, &keys::due_flows_after(priority, at), 1, |key, _| {
+            keys::decode_due(key).ok_or_else(|| corrupt('D', "key"))
+        })?;
+        flow = next.first().map(|key| key.flow);
+    }
+    Ok(found)
+}
+
+/// Where to go on after this row.
+pub fn due_place(entry: &DueEntry) -> DuePlace {
+    (entry.flow, entry.due_ms, entry.message_id)
+}
+
+fn due_entry(key: &keys::DueKey, row: &[u8]) -> Result<DueEntry, TableError> {
+    let record: DueRecord = decode('D', row)?;
+    Ok(DueEntry {
+        message_id: key.message_id,
+        priority: key.priority,
+        flow: key.flow,
+        due_ms: key.due_ms,
+        practice_no: record.practice_no,
+        class: record.class,
+        segments: record.segments,
+        expires_at_ms: record.expires_at_ms,
+        deadline_ms: record.deadline_ms,
+        carrier_no: record.carrier_no,
+        attempt_no: record.attempt_no,
+        open_until_ms: record.open_until_ms,
+        hours_stamp: record.hours_stamp,
     })
 }
 

@@ -3,10 +3,10 @@
 //!
 //! | table of the backup | what becomes of it |
 //! |---|---|
-//! | M, I, X, R, E, K, O, Q | as it is |
+//! | M, I, X, R, E, K, O, Q, H, J | as it is |
 //! | S | as it is, if nothing can have happened since; otherwise the message goes into quarantine ([`fate`]) |
 //! | P | the later of both |
-//! | D, F, N | not taken: they follow from S |
+//! | D, F, N, G | not taken: they follow from S |
 //! | A, B | not taken: this partition has its own log |
 //!
 //! Invariants
@@ -127,6 +127,8 @@ fn fits(row: &RestoreRow) -> bool {
         Some(b'V') => keys::decode_version(key).is_some(),
         Some(b'W') => keys::decode_series(key).is_some() || keys::decode_series_due(key).is_some(),
         Some(b'Y') => keys::decode_dead_letter(key).is_some(),
+        Some(b'H') => keys::decode_frequency(key).is_some(),
+        Some(b'J') => keys::decode_duplicate(key).is_some(),
         _ => false,
     }
 }

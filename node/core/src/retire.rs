@@ -2,7 +2,7 @@
 //!
 //! Table E is the index: its blocks are in the order of time, and the event that made a message final is in one of them.
 //! So retention walks E from its front, drops each block that is old enough, and with it the messages that became final in
-//! it: their rows of M, S, X and R, and of I unless the key must live on. Nothing is written in advance for it and nothing
+//! it: their rows of M, S, X, R and J, and of I unless the key must live on. Nothing is written in advance for it and nothing
 //! is scanned twice; table P remembers the place.
 //!
 //! | | lives until |
@@ -11,6 +11,7 @@
 //! | message that is not final (UNKNOWN and held, too) | for ever |
 //! | event | it is older than the cutoff |
 //! | idempotency key | its message is gone *and* it is older than its own cutoff (table K holds those between) |
+//! | counter of a recipient's messages (table H) | no cap looks at its day any more |
 //!
 //! Deterministic: cutoffs come with the command, never fall, and are never later than the clock of the tables. Bounded: a
 //! command stops after `limit` rows, and finishes the block it is in.
@@ -21,6 +22,7 @@ use crate::records::{self, corrupt, decode, encode};
 use crate::tables::TableError;
 use crate::turn::Turn;
 use crate::update;
+use crate::{duplicate, frequency};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Accept, EventBlock, MessageStatus, RetentionRecord, Retire};
 use carillon_proto::public::MessageState;
@@ -67,7 +69,10 @@ pub(crate) fn retire(turn: &mut Turn, command: &Retire) -> Result<CommandResult,
     };
     let limit = command.limit.clamp(1, RETIRE_LIMIT_MAX) as usize;
     let mut retired = Retired::default();
-    let looked_at = kept_keys(turn, &mut record, limit, &mut retired)?;
+    let mut looked_at = kept_keys(turn, &mut record, limit, &mut retired)?;
+    if looked_at < limit {
+        looked_at += frequency::retire(turn, limit - looked_at)?;
+    }
     if looked_at < limit {
         blocks(turn, &mut record, limit - looked_at, &mut retired)?;
     } else {
@@ -179,6 +184,7 @@ fn message(
     {
         turn.tables.delete(keys::dead_letter(status.practice_no, id));
     }
+    duplicate::forget(turn, &accept, id)?;
     key(turn, &accept, payload.accepted_at_ms, keys_before_ms, retired)?;
     retired.messages += 1;
     Ok(())

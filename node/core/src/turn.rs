@@ -23,6 +23,8 @@ pub(crate) struct Turn<'a> {
     pub leader_start_term: u64,
     /// Hand over payloads with permissions.
     pub permits: bool,
+    /// Recipients (of a practice) whose next ordered message may go on.
+    pub wakes: Vec<(u32, keys::Index)>,
 }
 
 /// Whether there is any opt-out at all. A memo of what table O says, so that partitions without one read nothing for it.

@@ -149,7 +149,10 @@ fn now(turn: &mut Turn, message: &mut Message, update: &MessageUpdate) -> Result
     let (now_ms, due_ms) = (turn.now_ms, message.status.due_ms);
     match update.not_before_ms {
         0 => message.refile(turn, due_ms),
-        later if later > now_ms => message.advance(turn, Step::wait(WaitingReason::Schedule, later)),
+        later if later > now_ms => {
+            message.forget_hours();
+            message.advance(turn, Step::wait(WaitingReason::Schedule, later));
+        }
         _ => message.refile(turn, now_ms),
     }
     Ok(())

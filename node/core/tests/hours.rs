@@ -2,7 +2,7 @@
 mod support;
 
 use carillon_core::{CommandResult, DETAIL_QUIET_HOURS, Refusal};
-use carillon_proto::internal::{Accept, SetHours, command::Kind};
+use carillon_proto::internal::{Accept, MessageUpdate, Reroute, SetHours, UpdateByReference, command::Kind};
 use carillon_proto::public::{MessageState, Outcome, WaitingReason};
 use support::*;
 
@@ -127,4 +127,46 @@ fn a_retry_has_the_hours_of_its_message() {
     assert!(status.due_ms > START_MS && status.open_until_ms == START_MS + 12_000);
     world.now_ms = START_MS + 30_000;
     assert_eq!(world.one(begin(1, 2, 1)), refused(Refusal::QuietHours));
+}
+
+/// Moved to another time by its sender, or to another carrier at once: the old window says nothing about it.
+#[test]
+fn a_message_that_is_moved_to_another_time_has_no_hours_until_they_are_computed_anew() {
+    let reroute = |n: u64| {
+        Kind::Reroute(Reroute {
+            message_id: id(n).to_bytes(),
+            from_carrier_no: CARRIER,
+            to_carrier_no: CARRIER + 1,
+            due_ms: START_MS,
+            ..Default::default()
+        })
+    };
+    let retime = |n: u64, not_before_ms: u64| {
+        let update = MessageUpdate { message_id: id(n).to_bytes(), not_before_ms, ..Default::default() };
+        Kind::UpdateByReference(UpdateByReference {
+            practice_no: PRACTICE,
+            reference_index: index(n as u8),
+            version: 1,
+            content_mac: index(99),
+            updates: vec![update],
+            ..Default::default()
+        })
+    };
+    let mut world = World::new();
+    for n in 1..=3 {
+        world.done(accept_with(n, |accept| {
+            at_night(accept);
+            accept.reference_index = index(n as u8);
+        }));
+    }
+    world.done(reroute(1));
+    world.done(retime(2, START_MS - 1));
+    world.done(retime(3, START_MS + 5_000));
+    world.now_ms = START_MS + 5_000;
+    for n in 1..=3 {
+        assert!(world.status(n).due_ms <= world.now_ms && world.status(n).hours_stamp == 0, "{n}");
+        assert_eq!(world.one(begin(n, 1, 1)), refused(Refusal::QuietHours), "{n}");
+        world.done(set_hours(n, 0, START_MS + 60_000));
+        world.begin(n);
+    }
 }

@@ -76,6 +76,7 @@ fn backup() -> MetaBackup {
             carrier_no: 3,
             ..Default::default()
         }],
+        policies: Vec::new(),
         data_keys: vec![DataKeyRecord {
             practice_no: 4,
             epoch: 2,

@@ -119,24 +119,56 @@ fn a_list_never_shows_what_the_caller_may_not_see() {
 #[test]
 fn due_pages_give_every_waiting_message_once_in_due_order() {
     let mut world = World::new();
-    for n in 1..=9u64 {
-        // Three share each due time.
-        world.done(accept_with(n, |a| a.not_before_ms = START_MS + 10 * (n % 3 + 1)));
+    for (flow, base) in [(0, 0), (PRACTICE, 100)] {
+        for n in 1..=9u64 {
+            // Three share each due time.
+            world.done(accept_with(base + n, |a| {
+                a.not_before_ms = START_MS + 10 * (n % 3 + 1);
+                a.due_by_practice = flow > 0;
+            }));
+        }
+        let (mut after, mut found) = (None, Vec::new());
+        loop {
+            let page = query::due_page(&world.tables, (3, flow), after, START_MS + 20, 2).unwrap();
+            let Some(last) = page.entries.last() else {
+                assert_eq!(page.next_due_ms, Some(START_MS + 30), "what is beyond the page is told");
+                break;
+            };
+            after = Some((last.due_ms, last.message_id));
+            found.extend(page.entries.iter().map(|e| (e.due_ms - START_MS, e.message_id)));
+        }
+        let expected: Vec<_> =
+            [(10, 3), (10, 6), (10, 9), (20, 1), (20, 4), (20, 7)].map(|(t, n)| (t, id(base + n))).into();
+        assert_eq!(found, expected);
     }
     world.done(accept_with(10, |a| a.priority = 1));
+    let urgent = query::due_page(&world.tables, (1, 0), None, u64::MAX, 10).unwrap();
+    assert_eq!((urgent.entries.len(), urgent.entries[0].message_id, urgent.next_due_ms), (1, id(10), None));
+    let none = query::due_page(&world.tables, (3, 0), None, u64::MAX, 0).unwrap();
+    assert_eq!((none.entries.len(), none.next_due_ms), (0, Some(START_MS + 10)));
+}
+
+#[test]
+fn every_flow_is_found_with_its_first_row_however_many_rows_others_have() {
+    let mut world = World::new();
+    world.done(accept_with(1, |a| a.not_before_ms = START_MS + 70));
+    for n in 2..=40 {
+        world.done(accept_with(n, |a| {
+            (a.practice_no, a.due_by_practice) = (5, true);
+            a.not_before_ms = START_MS + 100 - n;
+        }));
+    }
+    world.done(accept_with(41, |a| (a.practice_no, a.due_by_practice, a.priority) = (u32::MAX, true, 3)));
+    world.done(accept_with(42, |a| (a.practice_no, a.due_by_practice, a.priority) = (2, true, 4)));
+    let expected = [(3, 0, 70), (3, 5, 60), (3, u32::MAX, 0), (4, 2, 0)];
     let (mut after, mut found) = (None, Vec::new());
     loop {
-        let page = query::due_page(&world.tables, 3, after, START_MS + 20, 2).unwrap();
+        let page = query::due_flows(&world.tables, after, 3).unwrap();
         let Some(last) = page.last() else { break };
-        after = Some((last.due_ms, last.message_id));
-        found.extend(page.iter().map(|e| (e.due_ms - START_MS, e.message_id)));
+        after = Some((last.priority, last.flow));
+        found.extend(page.iter().map(|f| (f.priority, f.flow, f.due_ms - START_MS)));
     }
-    let expected: Vec<_> =
-        [(10, 3), (10, 6), (10, 9), (20, 1), (20, 4), (20, 7)].map(|(t, n)| (t, id(n))).into();
     assert_eq!(found, expected);
-    let urgent = query::due_page(&world.tables, 1, None, u64::MAX, 10).unwrap();
-    assert_eq!((urgent.len(), urgent[0].message_id, urgent[0].attempt_no), (1, id(10), 1));
-    assert!(query::due_page(&world.tables, 3, None, u64::MAX, 0).unwrap().is_empty());
 }
 
 #[test]
@@ -166,4 +198,26 @@ fn events_go_on_where_the_cursor_is() {
     assert_eq!(seen, expected);
     assert!(world.tables.rows().contains_key(&keys::events(3)));
     assert!(query::events_after(&world.tables, u64::MAX, 5).unwrap().is_empty());
+}
+
+#[test]
+fn a_sweep_meets_every_row_of_a_priority_once_whatever_its_flow() {
+    let mut world = World::new();
+    for n in 1..=30u64 {
+        world.done(accept_with(n, |a| {
+            (a.practice_no, a.due_by_practice) = (1 + (n % 5) as u32, n % 5 > 0);
+            a.priority = if n % 7 == 0 { 4 } else { 3 };
+            a.not_before_ms = START_MS + 10 * n;
+        }));
+    }
+    let (mut after, mut found) = (None, Vec::new());
+    loop {
+        let rows = query::due_sweep(&world.tables, 3, after, START_MS + 250, 4).unwrap();
+        let Some(last) = rows.last() else { break };
+        after = Some(query::due_place(last));
+        found.extend(rows.iter().map(|row| row.message_id));
+    }
+    found.sort_unstable();
+    let expected: Vec<_> = (1..=25).filter(|n| n % 7 != 0).map(id).collect();
+    assert_eq!(found, expected);
 }

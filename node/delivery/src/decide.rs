@@ -1,7 +1,7 @@
 //! The decision: which messages begin now, which have expired, and when to decide again.
 use crate::cells::{CellNo, Cells};
 use crate::scheduler::Scheduler;
-use crate::types::{Attempt, BeginDecision, Decision, Row, Stage, level_of, ms_until};
+use crate::types::{Attempt, BeginDecision, Decision, Row, Stage, ms_until};
 use carillon_proto::MessageId;
 use std::time::Duration;
 
@@ -43,17 +43,15 @@ impl Scheduler {
             let again_ms = hand_out(list, max, &mut put_off.closed, &mut self.counts.closed, (partition, id));
             return self.set_aside(no, now_ms.saturating_add(again_ms.unwrap_or(retry_ms)));
         }
-        let level = level_of(row.priority).expect("a row was put in under its level") as u8;
         let aged_ms = row.due_ms.saturating_add(self.config.ageing_ms);
-        let may_age = level > 0 && aged_ms > now_ms;
-        let next_ms = if may_age { aged_ms.min(row.expires_at_ms) } else { row.expires_at_ms };
+        let aged = aged_ms <= now_ms;
+        let next_ms = if aged { row.expires_at_ms } else { aged_ms.min(row.expires_at_ms) };
         let next_ms = match row.open_until_ms {
             until_ms if until_ms > 0 && stamp != 0 => next_ms.min(until_ms),
             _ => next_ms,
         };
-        let level = if may_age { level } else { level.saturating_sub(1) };
         self.leave_lane(no);
-        self.join_lane(no, level);
+        self.join_lane(no, aged);
         self.set_timer(no, Some(next_ms));
     }
 
@@ -69,20 +67,24 @@ impl Scheduler {
     /// Fills each lane's prefetch in order. The first message that does not fit stops its lane, so order
     /// holds.
     fn choose(&mut self, mono: Duration, decision: &mut Decision) {
-        let Self { config, cells, partitions, lanes, timers, counts, .. } = self;
+        let Self { config, cells, partitions, lanes, timers, counts, weights, begun_of, now_ms, .. } = self;
+        let urgent_until = now_ms.saturating_add(config.urgent_ms);
         for (carrier_no, lane) in lanes.iter_mut() {
             if lane.config.is_none() || lane.is_paused(mono) {
                 continue;
             }
-            while let Some((level, key, no)) = lane.first() {
+            while let Some(next) = lane.first(urgent_until) {
+                let no = next.no;
                 let segments = segments_of(cells, no);
                 if !lane.has_room(segments, config) {
                     break;
                 }
-                lane.remove(level, &key);
-                lane.attempt_begins(segments);
                 let cell = &mut cells[no];
                 let row = cell.row.as_mut().expect("a ready message has a row");
+                let aged = row.stage == Stage::Ready { aged: true };
+                let weight = weights.get(&next.practice_no).copied().unwrap_or(1);
+                lane.take(&next, aged, segments, weight);
+                *begun_of.entry(next.practice_no).or_default() += u64::from(segments);
                 row.stage = Stage::Held;
                 if let Some(at_ms) = row.timer_ms.take() {
                     timers.remove(&(at_ms, no));
@@ -92,6 +94,7 @@ impl Scheduler {
                     segments,
                     due_ms: row.due_ms,
                     priority: row.priority,
+                    flow: row.flow,
                     row_gone: false,
                     sent: false,
                 });

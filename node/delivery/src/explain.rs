@@ -21,8 +21,25 @@ pub struct LaneState {
     pub paused_until_ms: u64,
     /// The breaker is open until then; 0 = it is not.
     pub breaker_until_ms: u64,
-    /// An operator closed it.
+    /// An operator opened its breaker.
     pub closed_by_operator: bool,
+    /// An operator paused it.
+    pub paused_by_operator: bool,
+    /// Of the limits that the message needs besides the account's, the tightest one that is tighter; empty = none is.
+    pub tighter_limit: String,
+    /// A limit whose daily cap is used up; empty = none is.
+    pub cap_reached: String,
+}
+
+impl LaneState {
+    /// The limit that paces the message, with its rate.
+    fn pace(&self) -> String {
+        let rate = self.segments_per_second;
+        match self.tighter_limit.as_str() {
+            "" => format!("carrier {}: {rate} segments/s", self.name),
+            limit => format!("limit {limit}: {rate} segments/s"),
+        }
+    }
 }
 
 /// One thing that a message waits for.
@@ -58,13 +75,12 @@ pub fn explain(
     let ahead = departure.map_or(0, |d| d.position);
     let leaves_ms = departure.and_then(|d| d.at_ms).unwrap_or(0);
     if lane.configured && ahead > 0 {
-        let limit = format!("carrier {}: {} segments/s", lane.name, lane.segments_per_second);
-        holds.push(Hold { reason: WaitingReason::LaneLimit, limit, until_ms: leaves_ms });
+        holds.push(Hold { reason: WaitingReason::LaneLimit, limit: lane.pace(), until_ms: leaves_ms });
     }
     holds.sort_by_key(|hold| std::cmp::Reverse(if hold.until_ms == 0 { u64::MAX } else { hold.until_ms }));
     let binding_limit = match holds.first() {
         Some(hold) => hold.limit.clone(),
-        None => format!("carrier {}: {} segments/s", lane.name, lane.segments_per_second),
+        None => lane.pace(),
     };
     let summary = match holds.first() {
         Some(hold) if ahead > 0 => format!("waits for {}; {ahead} messages go before it", hold.limit),
@@ -106,6 +122,12 @@ fn of_lane(lane: &LaneState, now_ms: u64) -> Vec<Hold> {
     } else if lane.breaker_until_ms > now_ms {
         let what = format!("carrier {name}: breaker open after failures");
         hold(WaitingReason::BreakerOpen, what, lane.breaker_until_ms);
+    }
+    if lane.paused_by_operator {
+        hold(WaitingReason::Paused, format!("carrier {name}: paused by an operator"), 0);
+    }
+    if !lane.cap_reached.is_empty() {
+        hold(WaitingReason::DailyCap, format!("limit {}: its daily cap is used up", lane.cap_reached), 0);
     }
     if !lane.configured {
         hold(WaitingReason::LaneLimit, format!("carrier {name}: no share of its limit on this node"), 0);

@@ -1,18 +1,27 @@
 //! One lane: its ready messages in order, and how many attempts it may carry.
 //!
-//! The order is: level (priority, raised by ageing), then the earliest useful deadline, then due time, then
-//! message id. Fair shares between practices will go inside a level, in this file.
+//! The more urgent level goes first. So that nobody starves below it, a level with a message that has waited for longer than
+//! `ageing_ms` gets one segment in [`AGED_EVERY`] that pass it by: a share that is small enough to leave the urgent ones
+//! nearly all of the lane, and that is never nothing. Messages are not moved up for it: a million of old ones would then
+//! stand among the urgent ones, in front of those that are just as urgent and newer. Inside a level: `fair.rs`.
 use crate::cells::CellNo;
+use crate::fair::{Fair, ReadyKey};
 use crate::types::{LaneConfig, PRIORITIES, SchedulerConfig};
-use carillon_proto::MessageId;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long before its permit an attempt begins.
 const BEGIN_AHEAD: Duration = Duration::from_millis(200);
+/// Of so many segments that pass by a level with an aged message, the level gets one more.
+const AGED_EVERY: u64 = 8;
 
-/// Order inside a level: useful until, due, id.
-pub(crate) type ReadyKey = (u64, u64, MessageId);
+/// The message that goes next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Next {
+    pub level: usize,
+    pub practice_no: u32,
+    pub key: ReadyKey,
+    pub no: CellNo,
+}
 
 /// A lane. Without a configuration its messages wait.
 #[derive(Debug, Default)]
@@ -27,30 +36,63 @@ pub(crate) struct Lane {
     pub in_flight: u32,
     pub unsent_attempts: u32,
     unsent_segments: u64,
-    levels: [BTreeMap<ReadyKey, CellNo>; PRIORITIES.len()],
+    levels: [Fair; PRIORITIES.len()],
+    /// Segments that passed by each level while it had an aged message.
+    passed_by: [u64; PRIORITIES.len()],
 }
 
 impl Lane {
-    pub fn push(&mut self, level: u8, key: ReadyKey, no: CellNo) {
-        self.levels[usize::from(level)].insert(key, no);
+    pub fn push(&mut self, level: usize, practice_no: u32, key: ReadyKey, no: CellNo, aged: bool) {
+        self.levels[level].insert(practice_no, key, no, aged);
     }
 
-    pub fn remove(&mut self, level: u8, key: &ReadyKey) {
-        self.levels[usize::from(level)].remove(key);
+    pub fn remove(&mut self, level: usize, practice_no: u32, key: &ReadyKey, aged: bool) {
+        self.levels[level].remove(practice_no, key, aged);
     }
 
-    /// The message to begin next.
-    pub fn first(&self) -> Option<(u8, ReadyKey, CellNo)> {
-        let (level, queue) = (0u8..).zip(&self.levels).find(|(_, queue)| !queue.is_empty())?;
-        queue.first_key_value().map(|(key, no)| (level, *key, *no))
+    /// The message to begin next. `urgent_until`: useful deadlines before this are near.
+    pub fn first(&self, urgent_until: u64) -> Option<Next> {
+        let top = self.levels.iter().position(Fair::offers)?;
+        let entitled = |level: &usize| {
+            let fair = &self.levels[*level];
+            fair.aged() > 0 && fair.offers() && self.passed_by[*level] >= AGED_EVERY
+        };
+        let aged =
+            (top + 1..PRIORITIES.len()).rev().filter(entitled).max_by_key(|level| self.passed_by[*level]);
+        let level = aged.unwrap_or(top);
+        let (practice_no, key, no) = self.levels[level].first(urgent_until)?;
+        Some(Next { level, practice_no, key, no })
+    }
+
+    /// The message that [`Lane::first`] gave begins.
+    pub fn take(&mut self, next: &Next, aged: bool, segments: u32, weight: u32) {
+        let level = next.level;
+        self.levels[level].charge(next.practice_no, &next.key, aged, segments, weight);
+        let passing = u64::from(segments);
+        self.passed_by[level] = self.passed_by[level].saturating_sub(AGED_EVERY * passing);
+        for below in level + 1..PRIORITIES.len() {
+            let waits = self.levels[below].aged() > 0;
+            self.passed_by[below] = if waits { self.passed_by[below] + passing } else { 0 };
+        }
+        self.attempt_begins(segments);
+    }
+
+    /// Messages of a paused practice stay where they are.
+    pub fn pause_practice(&mut self, practice_no: u32, paused: bool) {
+        self.levels.iter_mut().for_each(|level| level.pause(practice_no, paused));
+    }
+
+    /// Practices that could be chosen.
+    pub fn practices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.levels.iter().flat_map(Fair::practices)
     }
 
     pub fn ready(&self) -> usize {
-        self.levels.iter().map(BTreeMap::len).sum()
+        self.levels.iter().map(Fair::ready).sum()
     }
 
     pub fn has_ready(&self) -> bool {
-        self.levels.iter().any(|queue| !queue.is_empty())
+        self.levels.iter().any(|level| level.ready() > 0)
     }
 
     pub fn is_paused(&self, mono: Duration) -> bool {
@@ -68,11 +110,10 @@ impl Lane {
 
     /// Nothing would be lost by dropping it.
     pub fn is_idle(&self, mono: Duration) -> bool {
-        self.config.is_none()
-            && self.breaker_max.is_none()
-            && self.in_flight == 0
-            && !self.has_ready()
-            && !self.is_paused(mono)
+        let holds = |level: &Fair| level.ready() > 0 || level.pauses();
+        let used =
+            self.config.is_some() || self.breaker_max.is_some() || self.in_flight > 0 || self.is_paused(mono);
+        !used && !self.levels.iter().any(holds)
     }
 
     /// True if an attempt of so many segments may begin now.
@@ -95,7 +136,7 @@ impl Lane {
         self.unsent_segments == 0 || self.unsent_segments + u64::from(segments) <= window
     }
 
-    pub fn attempt_begins(&mut self, segments: u32) {
+    fn attempt_begins(&mut self, segments: u32) {
         self.in_flight += 1;
         self.unsent_attempts += 1;
         self.unsent_segments += u64::from(segments);

@@ -22,6 +22,8 @@ pub mod breaker;
 mod cells;
 mod decide;
 pub mod explain;
+mod fair;
+mod flows;
 pub mod forecast;
 mod gate;
 pub mod hours;
@@ -36,9 +38,12 @@ mod stats;
 mod types;
 mod window;
 
+pub use fair::WEIGHT_MAX;
 pub use gate::{GateSettings, LaneGate, ShareError, WaitUntil, share};
+pub use paging::read_page;
 pub use scheduler::Scheduler;
 pub use stats::{LaneStats, SchedulerStats};
 pub use types::{
-    BeginDecision, BeginResult, ConfigError, Decision, LaneConfig, PRIORITIES, PageRequest, SchedulerConfig,
+    BeginDecision, BeginResult, ConfigError, Decision, LaneConfig, PRIORITIES, Page, PageRequest,
+    SchedulerConfig, Wanted,
 };

@@ -9,6 +9,9 @@ use crate::types::{Row, Stage, level_of};
 use carillon_core::DueEntry;
 use carillon_proto::MessageId;
 
+/// A message that is useful for no longer than this is taken beyond the bound of its window.
+const EXTRA_USEFUL_MS: u64 = 600_000;
+
 impl Scheduler {
     /// Table D holds this row. False if it lies beyond what the window knows: a page will bring it.
     pub(crate) fn put_row(&mut self, partition: u32, level: usize, entry: &DueEntry) -> bool {
@@ -20,13 +23,10 @@ impl Scheduler {
             return true;
         }
         self.remove_row(no);
-        let key = RowKey::of(entry.due_ms, entry.message_id);
-        let window = self.partitions.get_mut(&partition).map(|led| &mut led.windows[level]);
-        let Some(window) = window.filter(|window| key < window.bound(entry.carrier_no)) else {
+        if !self.admit(partition, level, entry, no) {
             self.cells.release_if_empty(no);
             return false;
-        };
-        window.insert(entry.carrier_no, key, no);
+        }
         let cell = &mut self.cells[no];
         cell.row = Some(Row::new(entry));
         if cell.attempt.is_none() {
@@ -36,28 +36,58 @@ impl Scheduler {
         true
     }
 
-    /// Keeps the window bounded. What is given up comes back with a page.
+    /// Puts the row into its flow's window, if it belongs there.
+    fn admit(&mut self, partition: u32, level: usize, entry: &DueEntry, no: CellNo) -> bool {
+        let horizon_end_ms = self.now_ms.saturating_add(self.config.horizon_ms);
+        let soon_ms = self.now_ms.saturating_add(EXTRA_USEFUL_MS);
+        let rows_max = self.config.window_entries_max;
+        let Some(led) = self.partitions.get_mut(&partition) else { return false };
+        // All flows are known: one that is new has no other row.
+        let unread_ms = (!led.discovery.done).then_some(0);
+        let flows = &mut led.levels[level];
+        flows.open(entry.flow, unread_ms);
+        let extra_max = flows.quota(rows_max) / 2;
+        let key = RowKey::of(entry.due_ms, entry.message_id);
+        let useful_until_ms = if entry.deadline_ms > 0 { entry.deadline_ms } else { entry.expires_at_ms };
+        flows
+            .change(entry.flow, |window| {
+                window.raise_where_empty(horizon_end_ms);
+                let known = key < window.bound(entry.carrier_no);
+                let extra = key.due_ms < horizon_end_ms
+                    && (entry.attempt_no > 1 || useful_until_ms < soon_ms)
+                    && window.extra(entry.carrier_no) < extra_max;
+                match known || extra {
+                    true => window.insert(entry.carrier_no, key, no),
+                    false => window.note_unknown(key),
+                }
+                known || extra
+            })
+            .unwrap_or(false)
+    }
+
+    /// Keeps the windows bounded. What is given up comes back with a page.
     fn evict(&mut self, partition: u32, level: usize) {
         let rows_max = self.config.window_entries_max;
-        while let Some(no) =
-            self.partitions.get_mut(&partition).and_then(|led| led.windows[level].evict(rows_max))
+        while let Some((flow, no)) =
+            self.partitions.get_mut(&partition).and_then(|led| led.levels[level].evict(rows_max))
         {
             self.stop_row(no);
             self.cells[no].row = None;
             self.cells.release_if_empty(no);
+            self.touch((partition, level, flow));
         }
     }
 
     /// Table D holds the row no longer.
-    pub(crate) fn row_is_gone(&mut self, partition: u32, id: MessageId, priority: u8, due_ms: u64) {
+    pub(crate) fn row_is_gone(&mut self, partition: u32, id: MessageId, at: (u8, u32, u64)) {
         let Some(no) = self.cells.find(partition, id) else { return };
         let cell = &mut self.cells[no];
         if let Some(attempt) = &mut cell.attempt
-            && (attempt.priority, attempt.due_ms) == (priority, due_ms)
+            && (attempt.priority, attempt.flow, attempt.due_ms) == at
         {
             attempt.row_gone = true;
         }
-        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == (priority, due_ms)) {
+        if cell.row.as_ref().is_some_and(|row| (row.priority, row.flow, row.due_ms) == at) {
             self.remove_row(no);
             self.cells.release_if_empty(no);
         }
@@ -70,15 +100,17 @@ impl Scheduler {
         if std::mem::replace(&mut attempt.row_gone, true) {
             return;
         }
-        let (priority, due_ms) = (attempt.priority, attempt.due_ms);
+        let at @ (priority, flow, due_ms) = (attempt.priority, attempt.flow, attempt.due_ms);
         let (partition, id) = (cell.partition, cell.id);
-        if cell.row.as_ref().is_some_and(|row| (row.priority, row.due_ms) == (priority, due_ms)) {
+        if cell.row.as_ref().is_some_and(|row| (row.priority, row.flow, row.due_ms) == at) {
             self.remove_row(no);
         }
         let level = level_of(priority).expect("a row was put in under its level");
         if let Some(led) = self.partitions.get_mut(&partition) {
             let notes_max = self.config.window_entries_max;
-            led.windows[level].note_gone(RowKey::of(due_ms, id), id, notes_max);
+            let key = RowKey::of(due_ms, id);
+            led.levels[level].change(flow, |window| window.note_gone(key, id, notes_max));
+            self.touch((partition, level, flow));
         }
     }
 
@@ -142,26 +174,27 @@ impl Scheduler {
         }
     }
 
-    /// Takes a ready row out of its lane's queue.
+    /// Takes a ready row out of its lane.
     pub(crate) fn leave_lane(&mut self, no: CellNo) {
         let cell = &mut self.cells[no];
         let Some(row) = &mut cell.row else { return };
-        if let Stage::Ready { level } = row.stage {
+        if let Stage::Ready { aged } = row.stage {
             row.stage = Stage::Held;
-            let key = (row.useful_until_ms(), row.due_ms, cell.id);
+            let level = level_of(row.priority).expect("a row was put in under its level");
             if let Some(lane) = self.lanes.get_mut(&row.carrier_no) {
-                lane.remove(level, &key);
+                lane.remove(level, row.practice_no, &row.ready_key(cell.id), aged);
             }
         }
     }
 
-    /// Puts the row into its lane's queue of this level.
-    pub(crate) fn join_lane(&mut self, no: CellNo, level: u8) {
+    /// Puts the row among the ready ones of its lane.
+    pub(crate) fn join_lane(&mut self, no: CellNo, aged: bool) {
         let cell = &mut self.cells[no];
         let Some(row) = &mut cell.row else { return };
-        row.stage = Stage::Ready { level };
-        let key = (row.useful_until_ms(), row.due_ms, cell.id);
-        self.lanes.entry(row.carrier_no).or_default().push(level, key, no);
+        row.stage = Stage::Ready { aged };
+        let level = level_of(row.priority).expect("a row was put in under its level");
+        let lane = self.lanes.entry(row.carrier_no).or_default();
+        lane.push(level, row.practice_no, row.ready_key(cell.id), no, aged);
     }
 
     /// Takes the row out of everything; the cell may be left empty.
@@ -169,10 +202,11 @@ impl Scheduler {
         self.stop_row(no);
         let cell = &mut self.cells[no];
         let Some(row) = cell.row.take() else { return };
-        let key = RowKey::of(row.due_ms, cell.id);
+        let (key, partition) = (RowKey::of(row.due_ms, cell.id), cell.partition);
         let level = level_of(row.priority).expect("a row was put in under its level");
-        if let Some(led) = self.partitions.get_mut(&cell.partition) {
-            led.windows[level].remove(row.carrier_no, key);
+        if let Some(led) = self.partitions.get_mut(&partition) {
+            led.levels[level].change(row.flow, |window| window.remove(row.carrier_no, key));
+            self.touch((partition, level, row.flow));
         }
     }
 }

@@ -7,10 +7,12 @@
 //! from the tables after it was asked for, and may be ahead of the changes that were passed.
 //!
 //! Bounds: `window_entries_max` rows for each of the four priorities of each led partition, as many notes
-//! while a page is read, and one attempt record for each attempt that the lanes may have in flight.
+//! while a page is read, one small record for each practice with rows in table D, and one attempt record for each attempt
+//! that the lanes may have in flight.
 //!
 //! Does not: propose, read tables, know raft terms.
 use crate::cells::{CellNo, Cells};
+use crate::flows::{Discovery, Flows};
 use crate::hours::Stamps;
 use crate::key::RowKey;
 use crate::lane::Lane;
@@ -31,8 +33,17 @@ pub struct Scheduler {
     /// When to look at which row again.
     pub(crate) timers: BTreeSet<(u64, CellNo)>,
     pub(crate) last_request_id: u64,
-    /// Where the last round of page requests ended: (partition, level).
-    pub(crate) page_cursor: (u32, usize),
+    /// Pages that are being read.
+    pub(crate) requests: BTreeMap<u64, Asked>,
+    /// Windows that want a page: from when on, and first come, first served.
+    pub(crate) wanting: BTreeSet<(u64, u64, Place)>,
+    pub(crate) last_listed: u64,
+    /// The lanes that can send.
+    pub(crate) configured: Vec<u32>,
+    /// Of practices whose weight is not 1.
+    pub(crate) weights: BTreeMap<u32, u32>,
+    /// Segments begun of each practice since fairness was last asked for.
+    pub(crate) begun_of: BTreeMap<u32, u64>,
     /// The wall clock at the last call that told it.
     pub(crate) now_ms: u64,
     pub(crate) counts: Counts,
@@ -40,10 +51,29 @@ pub struct Scheduler {
     pub(crate) stamps: Stamps,
 }
 
+/// A window: partition, level, flow.
+pub(crate) type Place = (u32, usize, u32);
+
+/// What a page is read for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked {
+    Flows(u32),
+    Rows(Place),
+}
+
+impl Asked {
+    fn partition(self) -> u32 {
+        match self {
+            Self::Flows(partition) | Self::Rows((partition, ..)) => partition,
+        }
+    }
+}
+
 /// A led partition.
 #[derive(Debug, Default)]
 pub(crate) struct Led {
-    pub windows: [Window; PRIORITIES.len()],
+    pub levels: [Flows; PRIORITIES.len()],
+    pub discovery: Discovery,
     /// Messages with an unresolved attempt.
     pub attempts: BTreeSet<MessageId>,
 }
@@ -68,7 +98,12 @@ impl Scheduler {
             lanes: BTreeMap::new(),
             timers: BTreeSet::new(),
             last_request_id: 0,
-            page_cursor: (0, 0),
+            requests: BTreeMap::new(),
+            wanting: BTreeSet::new(),
+            last_listed: 0,
+            configured: Vec::new(),
+            weights: BTreeMap::new(),
+            begun_of: BTreeMap::new(),
             now_ms: 0,
             counts: Counts::default(),
             stamps: Stamps::default(),
@@ -86,13 +121,15 @@ impl Scheduler {
     pub fn unlead(&mut self, partition: u32, now_ms: u64) {
         self.now_ms = now_ms;
         let Some(led) = self.partitions.remove(&partition) else { return };
+        self.requests.retain(|_, asked| asked.partition() != partition);
+        self.wanting.retain(|(.., place)| place.0 != partition);
         for id in led.attempts {
             if let Some(no) = self.cells.find(partition, id) {
                 self.close_attempt(no);
                 self.cells.release_if_empty(no);
             }
         }
-        for no in led.windows.iter().flat_map(Window::cells) {
+        for no in led.levels.iter().flat_map(Flows::iter).flat_map(|(_, window)| window.cells()) {
             self.stop_row(no);
             self.cells[no].row = None;
             self.cells.release_if_empty(no);
@@ -109,24 +146,31 @@ impl Scheduler {
             return;
         }
         match change {
-            ScheduleChange::Gone { message_id, priority, due_ms } => {
+            ScheduleChange::Gone { message_id, priority, flow, due_ms } => {
                 let Some(level) = self.level(*priority) else { return };
-                self.row_is_gone(partition, *message_id, *priority, *due_ms);
-                let notes_max = self.config.window_entries_max;
-                if let Some(led) = self.partitions.get_mut(&partition) {
-                    let key = RowKey::of(*due_ms, *message_id);
-                    led.windows[level].note_gone(key, *message_id, notes_max);
-                }
+                self.row_is_gone(partition, *message_id, (*priority, *flow, *due_ms));
+                let key = RowKey::of(*due_ms, *message_id);
+                self.note((partition, level, *flow), |window, notes_max| {
+                    window.note_gone(key, *message_id, notes_max);
+                });
             }
             ScheduleChange::Due(entry) => {
                 let Some(level) = self.level(entry.priority) else { return };
                 let taken = self.put_row(partition, level, entry);
-                let notes_max = self.config.window_entries_max;
-                if let Some(led) = self.partitions.get_mut(&partition) {
-                    let key = RowKey::of(entry.due_ms, entry.message_id);
-                    led.windows[level].note_due(key, entry, taken, notes_max);
-                }
+                let key = RowKey::of(entry.due_ms, entry.message_id);
+                self.note((partition, level, entry.flow), |window, notes_max| {
+                    window.note_due(key, entry, taken, notes_max);
+                });
             }
+        }
+    }
+
+    fn note(&mut self, place: Place, note: impl FnOnce(&mut Window, usize)) {
+        let (partition, level, flow) = place;
+        let notes_max = self.config.window_entries_max;
+        if let Some(led) = self.partitions.get_mut(&partition) {
+            led.levels[level].change(flow, |window| note(window, notes_max));
+            self.touch(place);
         }
     }
 
@@ -164,6 +208,7 @@ impl Scheduler {
     /// Makes the lane, or changes its share or capacity.
     pub fn set_lane(&mut self, config: LaneConfig) {
         self.lanes.entry(config.carrier_no).or_default().config = Some(config);
+        self.lanes_changed();
     }
 
     /// Messages of the lane wait until it is set again. Attempts in flight go on.
@@ -171,6 +216,29 @@ impl Scheduler {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
             lane.config = None;
         }
+        self.lanes_changed();
+    }
+
+    fn lanes_changed(&mut self) {
+        let usable = |(carrier_no, lane): (&u32, &Lane)| lane.config.is_some().then_some(*carrier_no);
+        let configured: Vec<u32> = self.lanes.iter().filter_map(usable).collect();
+        if configured != self.configured {
+            self.configured = configured;
+            self.touch_all();
+        }
+    }
+
+    /// The weight of a practice among the others, 1 to [`crate::WEIGHT_MAX`]; 1 at first.
+    pub fn set_weight(&mut self, practice_no: u32, weight: u32) {
+        match weight {
+            0 | 1 => self.weights.remove(&practice_no),
+            weight => self.weights.insert(practice_no, weight),
+        };
+    }
+
+    /// Nothing of the practice is begun on the lane until it is resumed. Its messages keep their places.
+    pub fn pause_practice(&mut self, carrier_no: u32, practice_no: u32, paused: bool) {
+        self.lanes.entry(carrier_no).or_default().pause_practice(practice_no, paused);
     }
 
     /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends
@@ -210,7 +278,7 @@ impl Scheduler {
         let ready: Vec<CellNo> = self
             .partitions
             .values()
-            .flat_map(|led| led.windows.iter().flat_map(Window::cells))
+            .flat_map(|led| led.levels.iter().flat_map(Flows::iter).flat_map(|(_, window)| window.cells()))
             .filter(|no| self.cells[*no].row.as_ref().is_some_and(|r| matches!(r.stage, Stage::Ready { .. })))
             .collect();
         for no in ready {

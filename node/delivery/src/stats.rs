@@ -1,4 +1,5 @@
 //! What the scheduler holds, for metrics, the admin API and explanations. Read-only.
+use crate::flows::Flows;
 use crate::scheduler::Scheduler;
 use crate::types::{Stage, ms_until};
 use std::collections::BTreeMap;
@@ -62,7 +63,7 @@ impl Scheduler {
             .collect();
         SchedulerStats {
             partitions: self.partitions.len(),
-            rows: self.partitions.values().flat_map(|led| &led.windows).map(|window| window.rows()).sum(),
+            rows: self.partitions.values().flat_map(|led| &led.levels).map(Flows::rows).sum(),
             messages: self.cells.len(),
             ready: lanes.iter().map(|lane| lane.ready).sum(),
             in_flight_attempts: lanes.iter().map(|lane| u64::from(lane.in_flight_attempts)).sum(),
@@ -82,11 +83,28 @@ impl Scheduler {
         self.lanes.get(&carrier_no).map_or(0, |lane| ms_until(lane.paused_until, mono))
     }
 
+    /// Jain's index of the segments that were begun since the last call, by weight, over the practices that still have ready
+    /// messages: 1 if all got the same, 1/n if one got everything. `None` with fewer than two of them. Counts anew.
+    pub fn take_fairness(&mut self) -> Option<f64> {
+        let begun = std::mem::take(&mut self.begun_of);
+        let mut practices: Vec<u32> = self.lanes.values().flat_map(crate::lane::Lane::practices).collect();
+        practices.sort_unstable();
+        practices.dedup();
+        let share = |practice_no: &u32| {
+            let weight = self.weights.get(practice_no).copied().unwrap_or(1);
+            begun.get(practice_no).copied().unwrap_or(0) as f64 / f64::from(weight)
+        };
+        let (sum, squares) =
+            practices.iter().map(share).fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
+        (practices.len() > 1 && squares > 0.0).then(|| sum * sum / (practices.len() as f64 * squares))
+    }
+
     /// The due time of each lane's oldest ready message. Windows are in order of due time, so this looks at
     /// few rows.
     fn oldest_due(&self) -> BTreeMap<u32, u64> {
         let mut oldest: BTreeMap<u32, u64> = BTreeMap::new();
-        for window in self.partitions.values().flat_map(|led| &led.windows) {
+        let flows = self.partitions.values().flat_map(|led| &led.levels).flat_map(Flows::iter);
+        for (_, window) in flows {
             for (carrier_no, mut cells) in window.lanes() {
                 let ready = cells.find_map(|no| {
                     let row = self.cells[no].row.as_ref()?;

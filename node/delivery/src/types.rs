@@ -1,5 +1,7 @@
 //! What goes into the scheduler and what comes out. Plain data.
+use crate::fair::ReadyKey;
 use carillon_core::DueEntry;
+use carillon_core::query::{DueFlow, DuePage};
 use carillon_proto::MessageId;
 use std::time::Duration;
 
@@ -17,8 +19,10 @@ pub struct SchedulerConfig {
     pub page_entries_max: usize,
     /// Pages being read at one moment, at most.
     pub pages_in_flight_max: usize,
-    /// A message that has been due for longer moves up one priority.
+    /// A priority with a message that has been due for longer gets a part of the lane, whatever is more urgent.
     pub ageing_ms: u64,
+    /// A message that is useful for no longer than this goes before its practice's turn, within bounds.
+    pub urgent_ms: u64,
     /// Segments begun but not sent on a lane: what the lane's share sends in this time, ...
     pub prefetch_ms: u64,
     /// ... but at least this many, ...
@@ -43,6 +47,7 @@ impl Default for SchedulerConfig {
             page_entries_max: 2_048,
             pages_in_flight_max: 16,
             ageing_ms: 300_000,
+            urgent_ms: 60_000,
             prefetch_ms: 100,
             prefetch_segments_min: 8,
             prefetch_attempts_max: 1_024,
@@ -90,17 +95,30 @@ pub struct LaneConfig {
     pub in_flight_max: u32,
 }
 
-/// Rows of table D that the scheduler wants: of `priority`, after position `after`, due before or at
-/// `until_ms`, in order, at most `limit`. Answer with [`crate::Scheduler::on_page`].
+/// Rows of table D that the scheduler wants. Read them with [`crate::read_page`] and answer with
+/// [`crate::Scheduler::on_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRequest {
     pub partition: u32,
-    pub priority: u8,
-    /// Exclusive; `None` = from the start.
-    pub after: Option<(u64, MessageId)>,
-    pub until_ms: u64,
-    pub limit: usize,
     pub request_id: u64,
+    pub wanted: Wanted,
+}
+
+/// What to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The flows that have rows, after this one, at most `limit`.
+    Flows { after: Option<(u8, u32)>, limit: usize },
+    /// Of one flow, after position `after` (exclusive; `None` = from the start), due before or at `until_ms`, in order, at
+    /// most `limit`.
+    Rows { priority: u8, flow: u32, after: Option<(u64, MessageId)>, until_ms: u64, limit: usize },
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Page {
+    Flows(Vec<DueFlow>),
+    Rows(DuePage),
 }
 
 /// Begin this attempt: propose it, and answer with [`crate::Scheduler::on_begun`].
@@ -156,6 +174,7 @@ pub(crate) struct Row {
     pub open_until_ms: u64,
     pub hours_stamp: u32,
     pub priority: u8,
+    pub flow: u32,
     pub stage: Stage,
     /// When the scheduler looks at the row again; it is in the timers under this time.
     pub timer_ms: Option<u64>,
@@ -166,8 +185,11 @@ pub(crate) struct Row {
 pub(crate) enum Stage {
     /// Not due yet, or offered again later.
     Waiting,
-    /// Due, in the lane's queue of this level.
-    Ready { level: u8 },
+    /// Due, among the ready messages of its lane.
+    Ready {
+        /// It has waited for too long.
+        aged: bool,
+    },
     /// Its expiry was decided, or new hours for it.
     Expiring,
     /// An attempt of the message is not resolved.
@@ -188,6 +210,7 @@ impl Row {
             open_until_ms: entry.open_until_ms,
             hours_stamp: entry.hours_stamp,
             priority: entry.priority,
+            flow: entry.flow,
             stage: Stage::Held,
             timer_ms: None,
         }
@@ -198,6 +221,7 @@ impl Row {
         let DueEntry {
             message_id: _,
             priority,
+            flow,
             due_ms,
             practice_no,
             class,
@@ -209,8 +233,8 @@ impl Row {
             open_until_ms,
             hours_stamp,
         } = *entry;
-        (self.priority, self.due_ms, self.practice_no, self.class, self.segments)
-            == (priority, due_ms, practice_no, class, segments)
+        (self.priority, self.flow, self.due_ms, self.practice_no, self.class, self.segments)
+            == (priority, flow, due_ms, practice_no, class, segments)
             && (self.expires_at_ms, self.deadline_ms, self.carrier_no, self.attempt_no)
                 == (expires_at_ms, deadline_ms, carrier_no, attempt_no)
             && (self.open_until_ms, self.hours_stamp) == (open_until_ms, hours_stamp)
@@ -220,6 +244,11 @@ impl Row {
     pub fn is_closed(&self, stamp: u32, now_ms: u64) -> bool {
         let over = self.open_until_ms > 0 && self.open_until_ms <= now_ms;
         stamp != 0 && (self.hours_stamp != stamp || over)
+    }
+
+    /// Its place among the ready messages of its practice.
+    pub fn ready_key(&self, id: MessageId) -> ReadyKey {
+        (self.useful_until_ms(), id)
     }
 
     /// The last moment at which sending is useful.
@@ -236,6 +265,7 @@ pub(crate) struct Attempt {
     /// The row that it was chosen for, ...
     pub due_ms: u64,
     pub priority: u8,
+    pub flow: u32,
     /// ... and whether that row is known to have left table D.
     pub row_gone: bool,
     pub sent: bool,

@@ -1,9 +1,14 @@
-//! What is known of one priority of one partition's table D: a bounded window.
+//! What is known of one flow of table D (one priority and practice of one partition): a bounded window.
 //!
 //! Rows below the frontier are known, except those of lanes that are behind: of these only the rows below the
-//! lane's own bound are known. A lane falls behind when the window is full and it holds the most rows: it
+//! lane's own bound are known. A lane falls behind when the windows are full and it holds the most rows: it
 //! gives up its last one. So a lane with a long backlog cannot hide the messages of other lanes, and the
-//! window stays bounded.
+//! window stays bounded. Of what is at or after the frontier only the first due time is known, so a flow whose messages are
+//! due next year costs a few words.
+//!
+//! A few rows beyond the bound may be held all the same (*extra*): those that came back from the carrier and those whose
+//! deadline is near. They would otherwise stand behind a backlog that they belong in front of. A page brings them again if they are
+//! given up.
 //!
 //! A page is read while changes go on. The messages that changed meanwhile are noted: for them the page is
 //! too old, and rows that arrived beyond the bound of that moment are offered again when the page has moved
@@ -20,18 +25,29 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Window {
     pub frontier: RowKey,
+    /// No row at or after the frontier is due before this; `None` = there is no such row.
+    next_due_ms: Option<u64>,
     lanes: BTreeMap<u32, LaneRows>,
     rows: usize,
     page: Option<PendingPage>,
     /// Turns between catching up and moving the frontier.
     caught_up_last: bool,
+    /// Its place among the windows that want a page.
+    pub listed: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Default)]
 struct LaneRows {
     rows: BTreeMap<RowKey, CellNo>,
+    extra: BTreeMap<RowKey, CellNo>,
     /// Some: the lane is behind, and of it only the rows below this are known.
     behind: Option<RowKey>,
+}
+
+impl LaneRows {
+    fn len(&self) -> usize {
+        self.rows.len() + self.extra.len()
+    }
 }
 
 /// A page that is being read.
@@ -44,38 +60,57 @@ pub(crate) struct PendingPage {
     pub until_ms: u64,
     /// Messages that changed since the request; a row that the window could not take is kept.
     pub changed: BTreeMap<MessageId, Option<DueEntry>>,
+    /// First due time at or after the frontier among what changed since the request.
+    next_due_ms: Option<u64>,
 }
 
-/// What the window needs.
+/// A page that the window wants at `at_ms`: of one lane or of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// A page, now: of one lane or of all.
-    Page {
-        lane: Option<u32>,
-    },
-    /// A page at this time.
-    At(u64),
-    Nothing,
+pub(crate) struct Need {
+    pub at_ms: u64,
+    pub lane: Option<u32>,
 }
 
-impl Default for Window {
-    fn default() -> Self {
-        Self { frontier: RowKey::START, lanes: BTreeMap::new(), rows: 0, page: None, caught_up_last: false }
-    }
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    a.into_iter().chain(b).min()
 }
 
 impl Window {
+    /// Nothing is known but that no row is due before `next_due_ms`, or (`None`) that there is none.
+    pub fn new(next_due_ms: Option<u64>) -> Self {
+        Self {
+            frontier: RowKey::START,
+            next_due_ms,
+            lanes: BTreeMap::new(),
+            rows: 0,
+            page: None,
+            caught_up_last: false,
+            listed: None,
+        }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub fn cells(&self) -> impl Iterator<Item = CellNo> + '_ {
-        self.lanes.values().flat_map(|lane| lane.rows.values().copied())
+    pub fn lanes_held(&self) -> usize {
+        self.lanes.len()
     }
 
-    /// The lanes with their rows in order of due time.
+    /// Nothing would be lost by dropping it.
+    pub fn is_idle(&self) -> bool {
+        self.lanes.is_empty() && self.page.is_none() && self.next_due_ms.is_none()
+    }
+
+    pub fn cells(&self) -> impl Iterator<Item = CellNo> + '_ {
+        self.lanes.values().flat_map(|lane| lane.rows.values().chain(lane.extra.values()).copied())
+    }
+
+    /// The lanes with their rows in order of due time, but for the extra ones, which are at the end.
     pub fn lanes(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = CellNo> + '_)> + '_ {
-        self.lanes.iter().map(|(carrier_no, lane)| (*carrier_no, lane.rows.values().copied()))
+        self.lanes
+            .iter()
+            .map(|(carrier_no, lane)| (*carrier_no, lane.rows.values().chain(lane.extra.values()).copied()))
     }
 
     /// Rows of the lane below this are known.
@@ -87,32 +122,64 @@ impl Window {
         self.lanes.get(&carrier_no).and_then(|lane| lane.behind)
     }
 
+    /// Where no row can be, the frontier moves without a page.
+    pub fn raise_where_empty(&mut self, horizon_end_ms: u64) {
+        let until_ms = self.next_due_ms.map_or(horizon_end_ms, |due_ms| due_ms.min(horizon_end_ms));
+        self.frontier = self.frontier.max(RowKey::start_of(until_ms));
+    }
+
+    /// There is a row that the window does not hold.
+    pub fn note_unknown(&mut self, key: RowKey) {
+        if key < self.frontier {
+            return;
+        }
+        self.next_due_ms = earlier(self.next_due_ms, Some(key.due_ms));
+        if let Some(page) = &mut self.page {
+            page.next_due_ms = earlier(page.next_due_ms, Some(key.due_ms));
+        }
+    }
+
+    pub fn set_next_due(&mut self, page: &PendingPage, next_due_ms: Option<u64>) {
+        self.next_due_ms = earlier(next_due_ms, page.next_due_ms);
+    }
+
+    /// A row below the bound, or one that the lane may hold in addition.
     pub fn insert(&mut self, carrier_no: u32, key: RowKey, no: CellNo) {
+        let bound = self.bound(carrier_no);
         let lane = self.lanes.entry(carrier_no).or_default();
-        if lane.rows.insert(key, no).is_none() {
+        let rows = if key < bound { &mut lane.rows } else { &mut lane.extra };
+        if rows.insert(key, no).is_none() {
             self.rows += 1;
         }
     }
 
+    /// Rows held beyond the bound of the lane.
+    pub fn extra(&self, carrier_no: u32) -> usize {
+        self.lanes.get(&carrier_no).map_or(0, |lane| lane.extra.len())
+    }
+
     pub fn remove(&mut self, carrier_no: u32, key: RowKey) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
-            if lane.rows.remove(&key).is_some() {
+            if lane.rows.remove(&key).or_else(|| lane.extra.remove(&key)).is_some() {
                 self.rows -= 1;
             }
             self.drop_if_empty(carrier_no);
         }
     }
 
-    /// Gives one row up if there are more than `rows_max`: the last row of the lane with the most rows.
-    /// Two rows for each lane always fit: with less, starving lanes would push each other out for ever.
-    pub fn evict(&mut self, rows_max: usize) -> Option<CellNo> {
-        if self.rows <= rows_max.max(2 * self.lanes.len()) {
-            return None;
+    /// Gives one row up: the last one of the lane with the most rows, and an extra one only if there is no other.
+    pub fn evict(&mut self) -> Option<CellNo> {
+        let (carrier_no, lane) = self.lanes.iter_mut().max_by_key(|(_, lane)| lane.len())?;
+        let carrier_no = *carrier_no;
+        let (key, no) = lane.rows.pop_last().or_else(|| lane.extra.pop_last())?;
+        // An extra one may lie below the frontier by now.
+        if key < self.frontier {
+            lane.behind = Some(lane.behind.map_or(key, |bound| bound.min(key)));
+        } else {
+            self.note_unknown(key);
         }
-        let lane = self.lanes.values_mut().max_by_key(|lane| lane.rows.len())?;
-        let (key, no) = lane.rows.pop_last()?;
         self.rows -= 1;
-        lane.behind = Some(lane.behind.map_or(key, |bound| bound.min(key)));
+        self.drop_if_empty(carrier_no);
         Some(no)
     }
 
@@ -124,34 +191,40 @@ impl Window {
     }
 
     fn drop_if_empty(&mut self, carrier_no: u32) {
-        if self.lanes.get(&carrier_no).is_some_and(|lane| lane.rows.is_empty() && lane.behind.is_none()) {
+        if self.lanes.get(&carrier_no).is_some_and(|lane| lane.len() == 0 && lane.behind.is_none()) {
             self.lanes.remove(&carrier_no);
         }
     }
 
-    /// What to read. `configured` are the lanes that can send.
-    pub fn need(&self, now_ms: u64, settings: &SchedulerConfig, configured: &[u32]) -> Need {
+    /// What to read, and when. `configured` are the lanes that can send; `quota` is the window's part of all rows.
+    pub fn need(
+        &self,
+        now_ms: u64,
+        settings: &SchedulerConfig,
+        configured: &[u32],
+        quota: usize,
+    ) -> Option<Need> {
         if self.page.is_some() {
-            return Need::Nothing;
+            return None;
         }
         let lanes = self.lanes.len().max(configured.len()).max(1);
-        let low = (settings.window_entries_max / lanes / 2).max(1);
+        let low = (quota / lanes / 2).max(1);
         let starving = self.lanes.iter().filter(|(_, lane)| lane.behind.is_some() && lane.rows.len() < low);
         let catch_up = starving.min_by_key(|(_, lane)| lane.rows.len()).map(|(carrier_no, _)| *carrier_no);
         // A full window still moves on while it has little for some lane that can send.
-        let hungry = self.rows < (settings.window_entries_max / 2).max(1)
+        let hungry = self.rows < (quota / 2).max(1)
             || configured.iter().any(|carrier_no| {
                 let lane = self.lanes.get(carrier_no);
                 lane.is_none_or(|lane| lane.behind.is_none() && lane.rows.len() < low)
             });
-        let move_on_at = self.frontier.due_ms.saturating_sub(settings.horizon_ms / 2);
-        let move_on = hungry && move_on_at <= now_ms;
+        let next_due_ms = self.next_due_ms.filter(|_| hungry);
+        let move_on_at = next_due_ms.map(|due_ms| due_ms.saturating_sub(settings.horizon_ms / 2));
         match catch_up {
-            Some(_) if move_on && self.caught_up_last => Need::Page { lane: None },
-            Some(carrier_no) => Need::Page { lane: Some(carrier_no) },
-            None if move_on => Need::Page { lane: None },
-            None if hungry => Need::At(move_on_at),
-            None => Need::Nothing,
+            Some(_) if self.caught_up_last && move_on_at.is_some_and(|at_ms| at_ms <= now_ms) => {
+                Some(Need { at_ms: 0, lane: None })
+            }
+            Some(carrier_no) => Some(Need { at_ms: 0, lane: Some(carrier_no) }),
+            None => move_on_at.map(|at_ms| Need { at_ms, lane: None }),
         }
     }
 
@@ -162,11 +235,8 @@ impl Window {
             None => (self.frontier, horizon_end_ms),
         };
         self.caught_up_last = lane.is_some();
-        self.page.insert(PendingPage { request_id, lane, from, until_ms, changed: BTreeMap::new() })
-    }
-
-    pub fn is_reading(&self) -> bool {
-        self.page.is_some()
+        let changed = BTreeMap::new();
+        self.page.insert(PendingPage { request_id, lane, from, until_ms, changed, next_due_ms: None })
     }
 
     pub fn awaits(&self, request_id: u64) -> bool {

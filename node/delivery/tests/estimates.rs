@@ -72,7 +72,12 @@ fn foreseen(rows: &[carillon_core::DueEntry], share: u32, ageing_ms: u64) -> For
 }
 
 /// Runs the backlog out; gives when each message left.
-fn run(rows: &[carillon_core::DueEntry], share: u32, config: SchedulerConfig) -> BTreeMap<u64, u64> {
+fn run(
+    rows: &[carillon_core::DueEntry],
+    share: u32,
+    config: SchedulerConfig,
+    more_come: bool,
+) -> BTreeMap<u64, u64> {
     let mut rig = Rig::new(config);
     rig.scheduler.set_lane(lane(CARRIER, share, 200));
     let gate = LaneGate::new(NonZeroU32::new(share).unwrap(), GateSettings::default(), Duration::ZERO);
@@ -81,7 +86,7 @@ fn run(rows: &[carillon_core::DueEntry], share: u32, config: SchedulerConfig) ->
     let segments: BTreeMap<u64, u32> = rows.iter().map(|e| (number(e.message_id), e.segments)).collect();
     let mut coming = BACKLOG;
     while lane.left_ms.range(..BACKLOG).count() < rows.len() {
-        if rig.now_ms >= T0 + (coming - BACKLOG + 1) * ARRIVAL_MS {
+        if more_come && rig.now_ms >= T0 + (coming - BACKLOG + 1) * ARRIVAL_MS {
             let entry = row(coming, rig.now_ms);
             rig.due(&carillon_core::DueEntry { expires_at_ms: T0 + 12 * 3_600_000, ..entry });
             coming += 1;
@@ -104,11 +109,11 @@ fn run(rows: &[carillon_core::DueEntry], share: u32, config: SchedulerConfig) ->
 
 #[test]
 fn the_median_estimate_in_a_steady_backlog_is_within_a_tenth() {
-    for share in [50, 200] {
+    for (share, more_come) in [(50, true), (200, true), (50, false)] {
         let config = SchedulerConfig::default();
         let rows = rows();
         let seen = foreseen(&rows, share, config.ageing_ms);
-        let left_ms = run(&rows, share, config);
+        let left_ms = run(&rows, share, config, more_come);
         let mut errors: Vec<u64> = seen
             .departures
             .iter()
@@ -125,6 +130,10 @@ fn the_median_estimate_in_a_steady_backlog_is_within_a_tenth() {
         println!("share {share}: median {median}, p95 {p95} thousandths; end {ends_ms} said, {end_ms} true");
         assert!(errors.len() > 2_500, "{}", errors.len());
         assert!(median < 100, "the median error is {median} thousandths at {share} segments/s");
-        assert!(ends_ms.abs_diff(end_ms) * 10 < end_ms, "the end was said to be {ends_ms} and is {end_ms}");
+        // Messages of the ordinary kind that come later pass those of bulk: then the end comes later, too.
+        assert!(
+            more_come || ends_ms.abs_diff(end_ms) * 10 < end_ms,
+            "the end was said to be {ends_ms} and is {end_ms}"
+        );
     }
 }

@@ -112,6 +112,18 @@ fn every_reason_is_told_and_the_one_that_ends_last_binds() {
 }
 
 #[test]
+fn tighter_limits_caps_and_pauses_are_named() {
+    let waits = status(MessageState::Accepted, WaitingReason::Unspecified, NOW);
+    let tighter = LaneState { tighter_limit: "brand".into(), ..lane() };
+    assert_eq!(explain(&waits, &tighter, None, NOW).binding_limit, "limit brand: 10 segments/s");
+    let capped = LaneState { cap_reached: "brand-day".into(), paused_by_operator: true, ..lane() };
+    let told = explain(&waits, &capped, None, NOW);
+    let reasons: Vec<_> = told.holds.iter().map(|hold| hold.reason).collect();
+    assert_eq!(reasons, [WaitingReason::Paused, WaitingReason::DailyCap]);
+    assert_eq!(told.holds[1].limit, "limit brand-day: its daily cap is used up");
+}
+
+#[test]
 fn a_free_lane_holds_nothing_and_what_does_not_wait_is_told_in_a_sentence() {
     let told = explain(&status(MessageState::Accepted, WaitingReason::Unspecified, NOW), &lane(), None, NOW);
     assert_eq!((told.holds.len(), told.binding_limit.as_str()), (0, "carrier main: 10 segments/s"));

@@ -1,14 +1,20 @@
 //! What a decision costs. The bound is wide, so that a busy machine does not fail it; the figure is printed.
 mod common;
 
+use carillon_core::query::DuePage;
 use carillon_core::{DueEntry, ScheduleChange};
-use carillon_delivery::{BeginResult, Scheduler, SchedulerConfig};
+use carillon_delivery::{BeginResult, Page, Scheduler, SchedulerConfig, Wanted};
 use carillon_proto::{MessageId, Slot};
 use common::{T0, gone, lane};
 use std::time::{Duration, Instant};
 
 const PARTITIONS: u32 = 16;
 const MESSAGES: u64 = 200_000;
+
+/// Of 500; a few send most.
+fn practice_of(random: u64) -> u32 {
+    1 + ((random >> 8) % 500 * ((random >> 24) % 500) / 500) as u32
+}
 
 fn entry(n: u64) -> DueEntry {
     // Scattered ids, deadlines and priorities.
@@ -17,6 +23,8 @@ fn entry(n: u64) -> DueEntry {
     DueEntry {
         message_id: id,
         priority: 1 + (random >> 20) as u8 % 4,
+        practice_no: practice_of(random),
+        flow: practice_of(random),
         deadline_ms: T0 + 60_000 + (random >> 40) % 1_000_000,
         ..common::row(n, T0 + n / 20)
     }
@@ -30,7 +38,11 @@ fn ten_thousand_decisions_a_second_cost_little() {
     let read_pages = |scheduler: &mut Scheduler, now_ms| {
         // Nothing is in table D that was not told.
         for page in scheduler.wants_pages(now_ms) {
-            scheduler.on_page(page.partition, page.request_id, Vec::new(), true);
+            let empty = match page.wanted {
+                Wanted::Flows { .. } => Page::Flows(Vec::new()),
+                Wanted::Rows { .. } => Page::Rows(DuePage::default()),
+            };
+            scheduler.on_page(page.partition, page.request_id, empty);
         }
     };
     (0..PARTITIONS).for_each(|_| read_pages(&mut scheduler, T0));
@@ -54,6 +66,7 @@ fn ten_thousand_decisions_a_second_cost_little() {
             let change = gone(&DueEntry {
                 message_id: begin.message_id,
                 priority: begin.priority,
+                flow: begin.practice_no,
                 ..common::row(0, begin.due_ms)
             });
             scheduler.on_change(begin.partition, &change);

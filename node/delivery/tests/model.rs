@@ -4,7 +4,7 @@
 mod common;
 
 use carillon_core::{DueEntry, ScheduleChange};
-use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::{BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig};
 use carillon_proto::MessageId;
 use common::{PARTITION, T0, TableD, gone, lane, number, row};
 use proptest::prelude::*;
@@ -12,12 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 const LANES: [u32; 3] = [7, 8, 9];
+/// Of each priority.
+const FLOWS: usize = 5;
 
 /// One random step; the numbers choose among what there is.
 type Step = (u8, u16, u16);
-
-/// Rows, and whether the end was reached.
-type Page = (Vec<DueEntry>, bool);
 
 /// What the apply thread tells the scheduler, in apply order.
 enum News {
@@ -133,14 +132,18 @@ impl World {
             14 => self.finish(a, b),
             _ => self.disturb(a, b),
         }
-        let bound = 4 * self.rows_max.max(2 * LANES.len());
+        let bound = 4 * self.rows_max.max(2 * FLOWS * LANES.len());
         assert!(self.scheduler.stats(self.now_ms, self.mono()).rows <= bound);
     }
 
     fn accept(&mut self, a: u64, b: u64) {
         self.made += 1;
         let due_ms = (T0 - 500).max(self.now_ms + b % 7 * (a % 500) - 300);
+        let practice_no = 1 + (a / 4 % 5) as u32;
         self.put(DueEntry {
+            practice_no,
+            // Practice 5 is of before the flows.
+            flow: practice_no % 5,
             priority: 1 + (a % 4) as u8,
             carrier_no: LANES[(b % 3) as usize],
             segments: 1 + (a % 3) as u32,
@@ -175,11 +178,11 @@ impl World {
             return;
         }
         let (request, answer) = self.pages.swap_remove(usize::from(pick) % self.pages.len());
-        let (rows, end) = answer.unwrap_or_else(|| self.table.page(&request));
+        let page = answer.unwrap_or_else(|| self.table.page(&request));
         if fail {
             self.scheduler.on_page_failed(PARTITION, request.request_id);
         } else {
-            self.scheduler.on_page(PARTITION, request.request_id, rows, end);
+            self.scheduler.on_page(PARTITION, request.request_id, page);
         }
     }
 
@@ -260,6 +263,9 @@ impl World {
             0 | 1 => {
                 let until = self.mono() + Duration::from_millis(u64::from(a) % 900);
                 self.scheduler.pause_lane(carrier_no, until);
+                let practice_no = 1 + u32::from(a % 5);
+                self.scheduler.pause_practice(carrier_no, practice_no, a.is_multiple_of(3));
+                self.scheduler.set_weight(practice_no, u32::from(a % 7));
             }
             2 => self.scheduler.remove_lane(carrier_no),
             3 | 4 => self.scheduler.set_lane(lane(carrier_no, 1 + u32::from(a), 1 + u32::from(b % 5))),
@@ -287,6 +293,7 @@ impl World {
         LANES.iter().for_each(|no| {
             self.scheduler.set_lane(lane(*no, 1_000, 100));
             self.scheduler.pause_lane(*no, Duration::ZERO);
+            (1..=5).for_each(|practice_no| self.scheduler.pause_practice(*no, practice_no, false));
         });
         let end_ms = self.now_ms + 3_700_000;
         for turn in 0.. {

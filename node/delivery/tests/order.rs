@@ -11,7 +11,7 @@ fn rig() -> Rig {
 }
 
 #[test]
-fn priority_goes_first_then_deadline_then_due_time_then_id() {
+fn priority_goes_first_then_deadline_then_acceptance() {
     let mut rig = rig();
     let soon = T0 + 60_000;
     let rows = [
@@ -22,7 +22,7 @@ fn priority_goes_first_then_deadline_then_due_time_then_id() {
         DueEntry { priority: 3, deadline_ms: soon - 1, ..row(4, T0 - 10) },
         DueEntry { priority: 2, ..row(5, T0 - 1) },
         DueEntry { priority: 1, ..row(6, T0) },
-        // The same deadline: due time, then id.
+        // The same deadline: id, which is the order of acceptance; whatever came back from the carrier is due later.
         DueEntry { priority: 4, expires_at_ms: soon, ..row(9, T0 - 5) },
         DueEntry { priority: 4, expires_at_ms: soon, ..row(8, T0 - 5) },
         DueEntry { priority: 4, expires_at_ms: soon, ..row(10, T0 - 6) },
@@ -30,38 +30,56 @@ fn priority_goes_first_then_deadline_then_due_time_then_id() {
     for entry in &rows {
         rig.due(entry);
     }
-    assert_eq!(rig.begin(), [6, 5, 4, 3, 2, 10, 8, 9, 1]);
+    assert_eq!(rig.begin(), [6, 5, 4, 3, 2, 8, 9, 10, 1]);
     assert!(rig.begin().is_empty(), "each is chosen once");
 }
 
-#[test]
-fn a_message_that_waited_long_moves_up_one_level_and_only_one() {
-    let mut rig = rig();
-    rig.scheduler.remove_lane(CARRIER);
+/// A backlog of each of these priorities, aged or fresh, on a lane that takes one segment at a time; what goes first.
+fn begun_of(backlog: &[(u8, u64)], count: usize) -> Vec<u8> {
+    let config = SchedulerConfig { prefetch_segments_min: 1, prefetch_ms: 0, ..SchedulerConfig::default() };
+    let mut rig = Rig::new(config);
     let hours = T0 + 10 * 3_600_000;
-    let old_bulk = DueEntry { priority: 4, expires_at_ms: hours, deadline_ms: T0 + 1, ..row(1, T0) };
-    rig.due(&old_bulk);
-    rig.decide();
-    let now = T0 + 300_000;
-    rig.at(now).fill();
-    rig.decide();
-    for (n, priority) in [(2, 4), (3, 3), (4, 2)] {
-        rig.due(&DueEntry { priority, expires_at_ms: hours, ..row(n, now) });
+    for (priority, due_ms) in backlog {
+        for n in 0..500 {
+            let n = u64::from(*priority) * 1_000 + n;
+            rig.due(&DueEntry { priority: *priority, expires_at_ms: hours, ..row(n, *due_ms) });
+        }
     }
-    rig.scheduler.set_lane(lane(CARRIER, 1_000, 100));
-    assert_eq!(rig.begin(), [4, 1, 3, 2], "among the normal ones its deadline is the earliest");
+    let mut begun = Vec::new();
+    while begun.len() < count {
+        let begin = rig.decide().begin;
+        assert_eq!(begin.len(), 1);
+        rig.scheduler.on_sent(PARTITION, begin[0].message_id);
+        begun.push(begin[0].priority);
+    }
+    begun
 }
 
 #[test]
-fn a_message_found_old_by_a_page_has_aged_already() {
+fn no_priority_starves_under_one_that_never_ends_and_aged_ones_take_a_small_share() {
+    let old = T0 - 300_000;
+    let count = |begun: &[u8], priority| begun.iter().filter(|p| **p == priority).count();
+    assert_eq!(begun_of(&[(2, T0), (4, T0)], 400), [2; 400], "nothing has aged");
+    let begun = begun_of(&[(2, T0), (4, old)], 450);
+    assert_eq!((count(&begun, 2), count(&begun, 4)), (400, 50), "one in nine");
+    let begun = begun_of(&[(1, T0), (3, old), (4, old)], 450);
+    assert!((350..=370).contains(&count(&begun, 1)), "{}", count(&begun, 1));
+    assert!(count(&begun, 3) >= 40 && count(&begun, 4) >= 35);
+}
+
+#[test]
+fn aged_messages_do_not_stand_before_new_ones_of_a_higher_priority() {
     let mut rig = rig();
-    rig.scheduler.unlead(PARTITION, T0);
+    rig.scheduler.remove_lane(CARRIER);
     let hours = T0 + 10 * 3_600_000;
-    rig.table.put(&DueEntry { priority: 4, expires_at_ms: hours, ..row(1, T0 - 300_000) });
-    rig.table.put(&DueEntry { priority: 3, expires_at_ms: hours + 1, ..row(2, T0) });
-    rig.scheduler.lead(PARTITION, T0);
-    rig.fill();
-    assert_eq!(rig.begin(), [1, 2]);
+    (0..1_000)
+        .for_each(|n| rig.due(&DueEntry { priority: 4, expires_at_ms: T0 + 400_000 + n, ..row(n, T0) }));
+    rig.decide();
+    rig.at(T0 + 300_000).fill();
+    rig.decide();
+    rig.due(&DueEntry { priority: 3, expires_at_ms: hours, ..row(2_000, T0 + 300_000) });
+    rig.scheduler.set_lane(lane(CARRIER, 1_000, 100));
+    assert_eq!(rig.begin()[0], 2_000);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The window over table D: bounded, and nothing is lost at its edges.
 mod common;
 
+use carillon_core::query::DuePage;
 use carillon_core::{DueEntry, ScheduleChange};
-use carillon_delivery::{BeginResult, SchedulerConfig};
+use carillon_delivery::{BeginResult, Page, SchedulerConfig, Wanted};
 use common::*;
 
 fn small() -> SchedulerConfig {
@@ -104,14 +105,15 @@ fn what_changes_while_a_page_is_read_wins_over_the_page() {
     rig.table.put(&canceled);
     rig.table.put(&kept);
     rig.scheduler.lead(PARTITION, T0);
+    rig.discover();
     let wanted = rig.scheduler.wants_pages(T0);
     let pages: Vec<_> = wanted.iter().map(|request| (request.request_id, rig.table.page(request))).collect();
     // Applied after the page was read, told before it arrives.
     rig.gone(&canceled);
     rig.due(&new);
     assert!(rig.begin().is_empty());
-    for (request_id, (rows, end)) in pages {
-        rig.scheduler.on_page(PARTITION, request_id, rows, end);
+    for (request_id, page) in pages {
+        rig.scheduler.on_page(PARTITION, request_id, page);
     }
     assert_eq!(rig.begin(), [2, 3]);
 }
@@ -130,12 +132,14 @@ fn a_cancel_that_overtakes_a_page_wins_also_while_a_lane_catches_up() {
     let (mut canceled, mut begun) = (Vec::new(), Vec::new());
     for _ in 0..200 {
         for request in rig.scheduler.wants_pages(T0) {
-            let (rows, end) = rig.table.page(&request);
-            if let Some(first) = rows.first() {
+            let page = rig.table.page(&request);
+            if let Page::Rows(rows) = &page
+                && let Some(first) = rows.entries.first()
+            {
                 canceled.push(number(first.message_id));
-                rig.gone(&first.clone());
+                rig.gone(first);
             }
-            rig.scheduler.on_page(PARTITION, request.request_id, rows, end);
+            rig.scheduler.on_page(PARTITION, request.request_id, page);
         }
         for begin in rig.decide().begin {
             begun.push(number(begin.message_id));
@@ -153,25 +157,34 @@ fn a_cancel_that_overtakes_a_page_wins_also_while_a_lane_catches_up() {
 fn too_many_changes_void_the_page_and_it_is_asked_for_again() {
     let mut rig = Rig::new(small());
     rig.scheduler.unlead(PARTITION, T0);
+    rig.table.put(&row(0, T0 - 100));
     rig.scheduler.lead(PARTITION, T0);
+    rig.discover();
     let wanted = rig.scheduler.wants_pages(T0);
-    (0..20).for_each(|n| rig.due(&row(n, T0 - 100 + n)));
+    assert_eq!(wanted.len(), 1);
+    (1..20).for_each(|n| rig.due(&row(n, T0 - 100 + n)));
     for request in &wanted {
-        rig.scheduler.on_page(PARTITION, request.request_id, Vec::new(), true);
+        rig.scheduler.on_page(PARTITION, request.request_id, Page::Rows(DuePage::default()));
     }
     assert_eq!(drain(&mut rig), (0..20).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_failed_page_is_asked_for_again_and_an_old_answer_is_ignored() {
-    let mut rig = Rig::new(small());
+    let mut rig = Rig::new(SchedulerConfig { page_entries_max: 4, ..small() });
     rig.scheduler.unlead(PARTITION, T0);
+    (1..=3).for_each(|n| rig.table.put(&row_of(n, u64::from(n), T0 - 100)));
     rig.scheduler.lead(PARTITION, T0);
+    let flows = rig.scheduler.wants_pages(T0);
+    assert_eq!((flows.len(), rig.scheduler.wants_pages(T0).len()), (1, 0));
+    rig.scheduler.on_page_failed(PARTITION, flows[0].request_id);
+    rig.discover();
     let wanted = rig.scheduler.wants_pages(T0);
-    assert_eq!((wanted.len(), rig.scheduler.wants_pages(T0).len()), (4, 0));
+    assert_eq!((wanted.len(), rig.scheduler.wants_pages(T0).len()), (3, 0));
     wanted.iter().for_each(|request| rig.scheduler.on_page_failed(PARTITION, request.request_id));
-    assert_eq!(rig.scheduler.wants_pages(T0).len(), 4);
-    rig.scheduler.on_page(PARTITION, wanted[2].request_id, vec![row(1, T0)], true);
+    assert_eq!(rig.scheduler.wants_pages(T0).len(), 3);
+    let old = DuePage { entries: vec![row_of(2, 2, T0)], next_due_ms: None };
+    rig.scheduler.on_page(PARTITION, wanted[1].request_id, Page::Rows(old));
     assert!(rig.begin().is_empty());
 }
 
@@ -179,13 +192,21 @@ fn a_failed_page_is_asked_for_again_and_an_old_answer_is_ignored() {
 fn pages_in_flight_are_bounded_and_every_window_gets_its_turn() {
     let config = SchedulerConfig { pages_in_flight_max: 3, ..small() };
     let mut rig = Rig::new(config);
-    (2..=6).for_each(|partition| rig.scheduler.lead(partition, T0));
+    for priority in 1..=4 {
+        for practice_no in 1..=5 {
+            let n = u64::from(priority) * 10 + u64::from(practice_no);
+            rig.table.put(&DueEntry { priority, ..row_of(practice_no, n, T0) });
+        }
+    }
+    rig.scheduler.lead(PARTITION, T0);
+    (0..7).for_each(|_| rig.discover());
     let mut asked = std::collections::BTreeSet::new();
     for _ in 0..7 {
         let wanted = rig.scheduler.wants_pages(T0);
         assert!(wanted.len() <= 3);
         for request in wanted {
-            asked.insert((request.partition, request.priority));
+            let Wanted::Rows { priority, flow, .. } = request.wanted else { panic!("{request:?}") };
+            asked.insert((priority, flow));
             // Always more to come: the busy windows must not shut the others out.
             rig.scheduler.on_page_failed(request.partition, request.request_id);
         }

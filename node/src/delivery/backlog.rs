@@ -1,23 +1,28 @@
 //! What waits on this node's lanes, read from table D of the partitions that it leads, and what the driver knows of a lane.
 //!
 //! Reads at most [`ROWS_MAX`] rows for one question, on a blocking thread; says so when there are more.
+use super::day::day_of;
 use super::driver::Local;
 use super::health::{BreakerLook, Health};
 use super::lanes::LaneTable;
 use super::leases::MonoClock;
 use crate::engine::NodeHandle;
 use carillon_carriers::connector::ConnectorState;
+use carillon_core::meta::MetaView;
 use carillon_core::query;
 use carillon_delivery::explain::LaneState;
-use carillon_delivery::forecast::{Capacity, Waiting};
+use carillon_delivery::forecast::{Capacity, DailyCap, Waiting};
+use carillon_delivery::lease::{LIMIT_BASE, common, stack};
 use carillon_delivery::{PRIORITIES, SchedulerConfig};
-use carillon_proto::internal::BreakerMode;
+use carillon_proto::internal::{BreakerMode, LimitRecord};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot};
 
 /// Rows read for one question.
 pub const ROWS_MAX: usize = 1_000_000;
 const PAGE: usize = 10_000;
+/// Days of 23 and 25 hours are near enough for what is more than one reset away.
+const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Rows by carrier.
 #[derive(Debug, Default)]
@@ -44,25 +49,75 @@ pub struct Looker {
 }
 
 impl Looker {
-    /// How a lane stands; a driver that is gone knows no pauses.
-    pub async fn lane(&self, carrier_no: u32, now_ms: u64) -> LaneState {
+    /// How a lane stands for messages of a practice (0 = any); a driver that is gone knows no pauses.
+    pub async fn lane(&self, carrier_no: u32, practice_no: u32, now_ms: u64) -> LaneState {
         let (reply, answer) = oneshot::channel();
         drop(self.local.send(Local::Look { carrier_no, reply }).await);
         let look: LaneLook = answer.await.unwrap_or_default();
         let lane = self.lanes.get(carrier_no);
-        let (breaker, held) = (self.breaker(carrier_no), self.lanes.held(carrier_no));
+        let breaker = self.breaker(carrier_no);
         let view = self.handle.meta();
+        let limits = self.limits(&view, carrier_no, practice_no);
         let name = view.carriers.get(&carrier_no).map(|c| c.name.clone()).unwrap_or_default();
         let until = |wait_ms: u64| if wait_ms > 0 { now_ms + wait_ms } else { 0 };
         LaneState {
             name,
             configured: lane.is_some(),
             connected: lane.as_ref().is_some_and(|l| l.connector.status().state == ConnectorState::Up),
-            segments_per_second: u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX),
+            segments_per_second: limits.segments_per_second,
+            tighter_limit: limits.tighter,
+            cap_reached: limits.cap_reached,
+            paused_by_operator: view.lanes.get(&carrier_no).is_some_and(|lane| lane.paused),
             paused_until_ms: until(look.paused_for_ms),
             breaker_until_ms: until(breaker.open_for_ms),
             closed_by_operator: breaker.open && breaker.mode == BreakerMode::Open,
         }
+    }
+
+    /// The pace of all limits that must grant. What this node holds follows its demand; without any it is an equal part that it would get.
+    fn limits(&self, view: &MetaView, carrier_no: u32, practice_no: u32) -> Limits {
+        let nodes = view.present().count().max(1) as f64;
+        let mut limits = Limits { segments_per_second: u32::MAX, ..Limits::default() };
+        for limit in stack(view, carrier_no, practice_no) {
+            let record = limit.checked_sub(LIMIT_BASE).and_then(|limit_no| view.limits.get(&limit_no));
+            let name = record.map(named).unwrap_or_default();
+            if self.lanes.cap_left(limit) == Some(0) {
+                limits.cap_reached.clone_from(&name);
+            }
+            let whole = match record {
+                // A day's cap has no pace of its own.
+                Some(record) if record.window_s == 0 => continue,
+                Some(record) => f64::from(record.amount) / f64::from(record.window_s),
+                None => view.carriers.get(&carrier_no).map_or(0.0, |c| f64::from(c.segments_per_second)),
+            };
+            let held = self.lanes.held_of(limit);
+            let pace = if self.lanes.waiting(limit) > 0 { held } else { held.max(whole / nodes) };
+            let pace = pace.ceil() as u32;
+            if pace < limits.segments_per_second {
+                (limits.segments_per_second, limits.tighter) = (pace, name);
+            }
+        }
+        limits
+    }
+
+    /// What may still leave of the tightest daily cap of a carrier, with this node's part of what nobody has taken.
+    pub fn daily(&self, carrier_no: u32, now_ms: u64) -> Option<DailyCap> {
+        let view = self.handle.meta();
+        let nodes = view.present().count().max(1) as u64;
+        let caps = common(&view, carrier_no).into_iter().filter_map(|limit| {
+            let record = view.limits.get(&limit.checked_sub(LIMIT_BASE)?).filter(|r| r.window_s == 0)?;
+            let (day, left) = day_of(&record.time_zone, now_ms)?;
+            let taken = view.caps.get(&record.limit_no).filter(|c| c.day == day).map_or(0, |c| c.taken);
+            let amount = u64::from(record.amount);
+            let own = u64::from(self.lanes.cap_left(limit).unwrap_or(0));
+            Some(DailyCap {
+                left: own + amount.saturating_sub(taken) / nodes,
+                resets_at_ms: now_ms + left.as_millis() as u64,
+                limit: amount / nodes,
+                period_ms: DAY_MS,
+            })
+        });
+        caps.min_by_key(|cap| cap.left)
     }
 
     pub fn breaker(&self, carrier_no: u32) -> BreakerLook {
@@ -81,10 +136,30 @@ impl Looker {
     }
 }
 
+/// The limits of a message taken together.
+#[derive(Debug, Default)]
+struct Limits {
+    segments_per_second: u32,
+    /// The tightest one, if it is not the account's own.
+    tighter: String,
+    cap_reached: String,
+}
+
+/// A limit in words of operation.
+fn named(record: &LimitRecord) -> String {
+    let scope = record.scope().as_str_name().trim_start_matches("LIMIT_SCOPE_").to_ascii_lowercase();
+    let parts = [scope, record.key.clone(), record.network.clone()];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join(" ")
+}
+
 /// What the lane can do with its present share.
 pub fn capacity(lane: &LaneState) -> Capacity {
     Capacity {
-        segments_per_second: if lane.closed_by_operator { 0 } else { lane.segments_per_second },
+        segments_per_second: match lane.closed_by_operator || lane.paused_by_operator {
+            true => 0,
+            false => lane.segments_per_second,
+        },
         closed_until_ms: lane.paused_until_ms.max(lane.breaker_until_ms),
         ageing_ms: SchedulerConfig::default().ageing_ms,
         daily: None,
@@ -101,10 +176,10 @@ fn read(handle: &NodeHandle, until_ms: u64) -> anyhow::Result<Backlog> {
             let tables = handle.local_tables(*partition)?;
             let mut after = None;
             loop {
-                let page = query::due_page(&*tables, priority, after, until_ms, PAGE.min(left))?;
+                let page = query::due_sweep(&*tables, priority, after, until_ms, PAGE.min(left))?;
                 let end = page.len() < PAGE.min(left);
                 left -= page.len();
-                after = page.last().map(|entry| (entry.due_ms, entry.message_id));
+                after = page.last().map(query::due_place);
                 for entry in page {
                     let row = Waiting {
                         message_id: entry.message_id,

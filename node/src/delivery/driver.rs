@@ -2,6 +2,8 @@
 //!
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
+mod begin;
+
 use super::agreement;
 use super::backlog::{LaneLook, Looker};
 use super::connect::Connect;
@@ -11,6 +13,7 @@ use super::grants::Grants;
 use super::health::Health;
 use super::lanes::{LaneBuilder, LaneChange, LaneTable};
 use super::leases::{Leases, MonoClock};
+use super::practices::{self, Practices};
 use super::receipts::{ReceiptRouter, ReceiptSink};
 use super::reconcile::Reconciler;
 use super::renewal::Renewal;
@@ -29,14 +32,16 @@ use carillon_carriers::InboundSink;
 use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
-use carillon_core::{CommandResult, query};
+use carillon_core::{CommandResult, Refusal};
 use carillon_delivery::lease::LIMIT_BASE;
-use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::{
+    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
+};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
 use carillon_proto::public::Outcome;
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -96,7 +101,7 @@ pub enum Local {
         partition: u32,
         term: u64,
         request_id: u64,
-        page: Option<(Vec<carillon_core::DueEntry>, bool)>,
+        page: Option<Page>,
     },
 }
 
@@ -119,6 +124,8 @@ struct Driver {
     sender: Sender,
     lanes: LaneTable,
     builder: LaneBuilder,
+    practices: Practices,
+    meta: MetaClient,
     shares: ShareKeeper,
     health: Health,
     leases: Leases,
@@ -179,6 +186,8 @@ pub fn start(
         },
         lanes: lanes.clone(),
         builder,
+        practices: Practices::default(),
+        meta: meta.clone(),
         shares: shares.clone(),
         health: health.clone(),
         leases,
@@ -297,6 +306,7 @@ impl Driver {
                 LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
             }
         }
+        self.practices.sync(&view, &mut self.scheduler);
         self.shares.set(view.shares.epoch, Instant::now());
         if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
             for partition in self.terms.keys() {
@@ -349,7 +359,7 @@ impl Driver {
             }
             Local::Page { partition, term, request_id, page } if self.current(partition, term) => {
                 match page {
-                    Some((entries, end)) => self.scheduler.on_page(partition, request_id, entries, end),
+                    Some(page) => self.scheduler.on_page(partition, request_id, page),
                     None => self.scheduler.on_page_failed(partition, request_id),
                 }
             }
@@ -399,6 +409,8 @@ impl Driver {
         let decision = self.scheduler.decide(now_ms, self.clock.now());
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
+            metrics::histogram!("carillon_scheduler_wait_seconds", "priority" => decided.priority.to_string())
+                .record(now_ms.saturating_sub(decided.due_ms) as f64 / 1000.0);
             begin.entry(decided.partition).or_default().push(decided);
         }
         for (partition, mut list) in begin {
@@ -438,7 +450,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, now_ms: u64) {
+    fn report(&mut self, now_ms: u64) {
         let view = self.handle.meta();
         for carrier in view.carriers.values() {
             let eased = ease_permille(view.lanes.get(&carrier.carrier_no), now_ms);
@@ -446,80 +458,15 @@ impl Driver {
                 .set(f64::from(eased));
         }
         let stats = self.scheduler.stats(now_ms, self.clock.now());
+        if let Some(index) = self.scheduler.take_fairness() {
+            metrics::gauge!("carillon_scheduler_fairness_index").set(index);
+        }
         metrics::gauge!("carillon_scheduler_ready").set(stats.ready as f64);
         metrics::gauge!("carillon_scheduler_in_flight").set(stats.in_flight_attempts as f64);
         metrics::gauge!("carillon_scheduler_rows").set(stats.rows as f64);
         metrics::gauge!("carillon_scheduler_without_lane").set(stats.without_lane as f64);
         metrics::gauge!("carillon_scheduler_oldest_due_seconds")
             .set(stats.oldest_due_age_ms.unwrap_or(0) as f64 / 1000.0);
-    }
-
-    fn begin(&self, partition: u32, term: u64, list: Vec<BeginDecision>, now_ms: u64) {
-        let list = match agreement::split(&self.handle, &self.lanes, partition, list, now_ms) {
-            agreement::Split::All(list) => list,
-            agreement::Split::Some { list, held } => {
-                self.hold_back(partition, term, held);
-                list
-            }
-        };
-        if list.is_empty() {
-            return;
-        }
-        let send_by_ms = |decided: &BeginDecision| {
-            let left = self.lanes.held(decided.carrier_no).after(decided.segments.into());
-            now_ms + SEND_WITHIN_MS + left.saturating_sub(self.clock.now()).as_millis() as u64
-        };
-        let named = self.handle.meta().level >= LEVEL_DELIVERY;
-        let sender_of = |decided: &BeginDecision| match self.lanes.get(decided.carrier_no) {
-            Some(lane) if named => lane.sender().to_owned(),
-            _ => String::new(),
-        };
-        let commands = list
-            .iter()
-            .map(|decided| {
-                let begin = BeginAttempt {
-                    message_id: decided.message_id.to_bytes(),
-                    attempt_no: decided.attempt_no,
-                    carrier_no: decided.carrier_no,
-                    term,
-                    send_by_ms: send_by_ms(decided),
-                    node_id: self.handle.node_id(),
-                    sender: sender_of(decided),
-                };
-                Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()
-            })
-            .collect();
-        let (handle, sender, lanes) = (self.handle.clone(), self.sender.clone(), self.lanes.clone());
-        self.sender.attempts.spawn(async move {
-            failpoints::hit("send::before_intent");
-            let answers = handle.propose(partition, commands).await.unwrap_or_default();
-            let mut answers = answers.into_iter();
-            let mut results = Vec::with_capacity(list.len());
-            let mut permits = Vec::with_capacity(list.len());
-            for decided in list {
-                // Without an answer (leadership lost) nothing is sent: if it did commit, the next leader finds it.
-                let begun = match answers.next() {
-                    Some(CommandResult::Begun(permit)) => {
-                        if permit.was_held {
-                            metrics::counter!("carillon_hours_opened_total").increment(1);
-                        }
-                        permits.push(*permit);
-                        BeginResult::Ok
-                    }
-                    _ => BeginResult::Refused,
-                };
-                results.push((decided.message_id, begun));
-            }
-            if !permits.is_empty() {
-                failpoints::hit("send::after_intent");
-            }
-            drop(sender.local.send(Local::Begun { partition, term, results }).await);
-            let now_ms = clock_ms();
-            for permit in permits {
-                let lane = lanes.get(permit.carrier_no);
-                sender.attempts.spawn(sender.clone().run(partition, term, permit, lane, now_ms));
-            }
-        });
     }
 
     /// Messages that their carrier may not carry wait; the scheduler hears of it by the change.
@@ -534,16 +481,11 @@ impl Driver {
     }
 
     fn page(&self, request: PageRequest) {
-        let PageRequest { partition, priority, after, until_ms, limit, request_id } = request;
+        let PageRequest { partition, request_id, wanted } = request;
         let Some(term) = self.terms.get(&partition).copied() else { return };
         let (handle, local) = (self.handle.clone(), self.sender.local.clone());
         tokio::task::spawn_blocking(move || {
-            let read = || -> anyhow::Result<_> {
-                let tables = handle.local_tables(partition)?;
-                let entries = query::due_page(&*tables, priority, after, until_ms, limit)?;
-                let end = entries.len() < limit;
-                Ok((entries, end))
-            };
+            let read = || -> anyhow::Result<_> { Ok(read_page(&*handle.local_tables(partition)?, &wanted)?) };
             let page = read().map_err(|error| tracing::error!(partition, %error, "due page unreadable")).ok();
             drop(local.blocking_send(Local::Page { partition, term, request_id, page }));
         });

@@ -3,6 +3,7 @@
 //! One task. Once a second it looks at the carriers whose breaker is open and reads what waits for them in the partitions that this
 //! node leads; what a route allows to move is proposed as `Reroute`, at most [`MOVES_MAX`] in a second. Apply refuses it for a message
 //! that may have been handed over, so this only has to ask.
+use super::agreement;
 use super::health::Health;
 use super::lanes::LaneTable;
 use super::leases::MonoClock;
@@ -35,7 +36,7 @@ pub struct Failover {
 }
 
 /// Where the reading of a partition's priority goes on.
-type Positions = BTreeMap<(u32, u8), (u64, MessageId)>;
+type Positions = BTreeMap<(u32, u8), query::DuePlace>;
 
 impl Failover {
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
@@ -77,10 +78,11 @@ impl Failover {
             Err(_) => return,
         };
         let mono = self.clock.now();
-        let usable = |carrier_no: u32| self.health.usable(&self.lanes, carrier_no, mono);
         let mut moves: BTreeMap<u32, Vec<(u32, u32, Bytes)>> = BTreeMap::new();
-        for Waits { partition, id, carrier_no, route_no } in found {
+        for Waits { partition, id, carrier_no, route_no, class } in found {
             let Some(route) = view.routes.get(&route_no) else { continue };
+            let covered = |no: u32| self.lanes.get(no).is_some_and(|lane| agreement::covers(&lane, class));
+            let usable = |no: u32| self.health.usable(&self.lanes, no, mono) && covered(no);
             let Some(to) = routes::choose(view, route, &id, usable).filter(|to| *to != carrier_no) else {
                 continue;
             };
@@ -118,6 +120,7 @@ struct Waits {
     id: MessageId,
     carrier_no: u32,
     route_no: u32,
+    class: i32,
 }
 
 fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> anyhow::Result<Vec<Waits>> {
@@ -132,10 +135,10 @@ fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> any
                     return Ok(found);
                 }
                 let after = from.get(&(partition, priority)).copied();
-                let page = query::due_page(&*tables, priority, after, until_ms, PAGE.min(rows_left))?;
+                let page = query::due_sweep(&*tables, priority, after, until_ms, PAGE.min(rows_left))?;
                 rows_left -= page.len();
                 match page.last() {
-                    Some(last) => drop(from.insert((partition, priority), (last.due_ms, last.message_id))),
+                    Some(last) => drop(from.insert((partition, priority), query::due_place(last))),
                     None => {
                         from.remove(&(partition, priority));
                         break;
@@ -144,9 +147,13 @@ fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> any
                 for entry in page.iter().filter(|entry| closed.contains(&entry.carrier_no)) {
                     let Some((_, status)) = query::message(&*tables, &entry.message_id)? else { continue };
                     if status.route_no > 0 {
-                        let (id, carrier_no, route_no) =
-                            (entry.message_id, entry.carrier_no, status.route_no);
-                        found.push(Waits { partition, id, carrier_no, route_no });
+                        found.push(Waits {
+                            partition,
+                            id: entry.message_id,
+                            carrier_no: entry.carrier_no,
+                            route_no: status.route_no,
+                            class: status.class,
+                        });
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group. What they may send is in `leases.rs`.
 use super::connect::{Connect, Connected};
 use super::leases::Leases;
-use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate};
+use carillon_carriers::connector::GateClosed;
 use carillon_carriers::contract::ContractHandle;
 use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
@@ -12,24 +12,62 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+/// A permit that is free in less than this is near.
+const NEAR: Duration = Duration::from_millis(5);
 /// Gates of one lane beyond which idle ones are dropped.
 const GATES_MAX: usize = 1_024;
 
-/// The limits that a message of a lane needs a permit of, in the order of arrival. It outlives changes of the carrier's settings, so that
+/// The limits that a message of a lane needs a permit of, in the order of arrival; urgent ones go before the others. It outlives changes of the carrier's settings, so that
 /// a message that waits keeps its place.
 pub struct NodeGate {
     leases: Leases,
     stack: Vec<LimitId>,
     /// Held by whoever is next.
     turn: tokio::sync::Mutex<()>,
+    /// Held by the one of those that are not urgent that waits for the turn: the others wait here, and an urgent one finds at most
+    /// this one before it.
+    ordinary: tokio::sync::Mutex<()>,
+    /// Held by whoever may go to the connector.
+    line: Arc<tokio::sync::Mutex<()>>,
     closed: AtomicBool,
 }
 
 impl NodeGate {
     fn new(leases: Leases, stack: Vec<LimitId>) -> Self {
-        Self { leases, stack, turn: tokio::sync::Mutex::default(), closed: AtomicBool::new(false) }
+        Self {
+            leases,
+            stack,
+            turn: tokio::sync::Mutex::default(),
+            ordinary: tokio::sync::Mutex::default(),
+            line: Arc::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for the turn among the messages that need the same limits, and until their permit is near. Connectors keep all
+    /// messages of a carrier in one order, so nobody may wait inside of one for a limit that the others do not have.
+    pub async fn near(&self) -> OwnedMutexGuard<()> {
+        let turn = Arc::clone(&self.line).lock_owned().await;
+        let mut changes = self.leases.changes();
+        loop {
+            changes.borrow_and_update();
+            let near = self.leases.free_at(&self.stack).map(|at| at.checked_sub(NEAR).unwrap_or(at));
+            if self.closed.load(Ordering::Relaxed) || near.is_some_and(|near| near <= Instant::now()) {
+                return turn;
+            }
+            let changed = changes.changed();
+            let news = match near {
+                Some(near) => tokio::time::timeout_at(near, changed).await.unwrap_or(Ok(())),
+                None => changed.await,
+            };
+            if news.is_err() {
+                return turn;
+            }
+        }
     }
 
     /// For those who wait, too.
@@ -39,33 +77,29 @@ impl NodeGate {
     }
 }
 
-impl SegmentGate for NodeGate {
-    fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
-        Box::pin(async { self.acquire_fresh().await.map(drop) })
-    }
-
-    fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
-        Box::pin(async {
-            let _turn = self.turn.lock().await;
-            let mut changes = self.leases.changes();
-            loop {
-                changes.borrow_and_update();
-                if self.closed.load(Ordering::Relaxed) {
-                    return Err(GateClosed);
-                }
-                let until = match self.leases.try_take(&self.stack) {
-                    Ok(fresh_until) => return Ok(fresh_until),
-                    Err(Wait::Until(at)) => Some(self.leases.clock().instant(at)),
-                    Err(Wait::NoLease(_)) => None,
-                };
-                let changed = changes.changed();
-                let news = match until {
-                    Some(until) => tokio::time::timeout_at(until, changed).await.unwrap_or(Ok(())),
-                    None => changed.await,
-                };
-                news.map_err(|_| GateClosed)?;
+impl NodeGate {
+    /// Waits for a permit of every limit; it is void from the moment that is given back on.
+    pub async fn acquire_as(&self, urgent: bool) -> Result<Instant, GateClosed> {
+        let _ordinary = if urgent { None } else { Some(self.ordinary.lock().await) };
+        let _turn = self.turn.lock().await;
+        let mut changes = self.leases.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(GateClosed);
             }
-        })
+            let until = match self.leases.try_take(&self.stack) {
+                Ok(fresh_until) => return Ok(fresh_until),
+                Err(Wait::Until(at)) => Some(self.leases.clock().instant(at)),
+                Err(Wait::NoLease(_)) => None,
+            };
+            let changed = changes.changed();
+            let news = match until {
+                Some(until) => tokio::time::timeout_at(until, changed).await.unwrap_or(Ok(())),
+                None => changed.await,
+            };
+            news.map_err(|_| GateClosed)?;
+        }
     }
 }
 

@@ -102,6 +102,13 @@ impl Leases {
         holder.try_take(stack, now).map(|permit| self.0.clock.instant(permit.fresh_until))
     }
 
+    /// When these limits have a permit; `None` = something is not held.
+    pub fn free_at(&self, stack: &[LimitId]) -> Option<tokio::time::Instant> {
+        let holder = self.0.holder.lock();
+        let (free_at, _) = holder.free_at(stack, self.0.clock.now()).ok()?;
+        Some(self.0.clock.instant(free_at))
+    }
+
     /// A share that needs no lease; 0 = leases only.
     pub fn set_fixed(&self, limit: LimitId, share: u32) {
         let mut holder = self.0.holder.lock();

@@ -19,6 +19,7 @@ mod grants;
 mod health;
 mod lanes;
 mod leases;
+mod practices;
 mod receipts;
 mod reconcile;
 mod refused;

@@ -43,13 +43,13 @@ impl Renewal {
             let mut after = None;
             loop {
                 let reader = self.clone();
-                let read = move || -> anyhow::Result<(Vec<Bytes>, Option<(u64, MessageId)>)> {
+                let read = move || -> anyhow::Result<(Vec<Bytes>, Option<query::DuePlace>)> {
                     let view = reader.handle.meta();
                     let (tables, book) = (reader.handle.local_tables(partition)?, reader.hours.of(&view));
                     let stamps = reader.hours.stamps(&view);
                     let until_ms = clock_ms() + SWEEP_AHEAD_MS;
-                    let rows = query::due_page(&*tables, priority, after, until_ms, SWEEP_ROWS)?;
-                    let last = rows.last().map(|row| (row.due_ms, row.message_id));
+                    let rows = query::due_sweep(&*tables, priority, after, until_ms, SWEEP_ROWS)?;
+                    let last = rows.last().map(query::due_place);
                     let next = last.filter(|_| rows.len() == SWEEP_ROWS);
                     let stale = rows.iter().filter(|row| stamps.of(row.practice_no) != row.hours_stamp);
                     let ids = stale.map(|row| row.message_id).collect();

@@ -12,13 +12,14 @@ use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
 use carillon_delivery::hours::MARGIN_MS;
-use carillon_delivery::lease::stack;
+use carillon_delivery::lease::{common, stack};
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -38,7 +39,10 @@ pub struct Sender {
 /// The lane's gate, counting permits so that the driver learns when the last segment may leave.
 struct CountingGate<'a> {
     gate: Arc<NodeGate>,
+    /// Its turn among those that need the same limits; given up with the first permit.
+    turn: Mutex<Option<OwnedMutexGuard<()>>>,
     left: AtomicU32,
+    urgent: bool,
     sent: Box<dyn Fn() + Send + Sync + 'a>,
 }
 
@@ -49,7 +53,8 @@ impl SegmentGate for CountingGate<'_> {
 
     fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
         Box::pin(async {
-            let fresh_until = self.gate.acquire_fresh().await?;
+            let fresh_until = self.gate.acquire_as(self.urgent).await?;
+            drop(self.turn.lock().take());
             if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
                 (self.sent)();
             }
@@ -60,7 +65,14 @@ impl SegmentGate for CountingGate<'_> {
 
 impl Sender {
     /// Runs one committed attempt to its outcome.
-    pub async fn run(self, partition: u32, term: u64, permit: Permit, lane: Option<Arc<Lane>>, now_ms: u64) {
+    pub async fn run(
+        self,
+        (partition, term): (u32, u64),
+        permit: Permit,
+        urgent: bool,
+        lane: Option<Arc<Lane>>,
+        now_ms: u64,
+    ) {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
@@ -71,16 +83,18 @@ impl Sender {
                 Ok(request) => {
                     // The gate must not wait; without room `Finished` says it a little later.
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
-                    let view = self.handle.meta();
-                    let gate = CountingGate {
-                        gate: lane.gate(&stack(&view, permit.carrier_no, permit.practice_no)),
-                        left: AtomicU32::new(permit.segments.max(1)),
-                        sent: Box::new(sent),
-                    };
-                    failpoints::hit("send::before_first_byte");
-                    let outcome = lane.connector.send(request, &gate).await;
-                    failpoints::hit("send::after_answer");
-                    outcome
+                    match self.turn_of(lane, &permit, request.send_by).await {
+                        None => not_sent("send_by_passed"),
+                        Some((gate, turn)) => {
+                            let left = AtomicU32::new(permit.segments.max(1));
+                            let turn = Mutex::new(turn);
+                            let gate = CountingGate { gate, turn, left, urgent, sent: Box::new(sent) };
+                            failpoints::hit("send::before_first_byte");
+                            let outcome = lane.connector.send(request, &gate).await;
+                            failpoints::hit("send::after_answer");
+                            outcome
+                        }
+                    }
                 }
             },
         };
@@ -105,6 +119,24 @@ impl Sender {
             });
         }
         self.report(partition, &permit, outcome).await;
+    }
+
+    /// The gate of a message, and its turn there if it needs limits that others of the carrier do not. `None`: it did not come
+    /// in time.
+    async fn turn_of(
+        &self,
+        lane: &Lane,
+        permit: &Permit,
+        send_by: Instant,
+    ) -> Option<(Arc<NodeGate>, Option<OwnedMutexGuard<()>>)> {
+        let view = self.handle.meta();
+        let stack = stack(&view, permit.carrier_no, permit.practice_no);
+        let gate = lane.gate(&stack);
+        if stack == common(&view, permit.carrier_no) {
+            return Some((gate, None));
+        }
+        let turn = tokio::time::timeout_at(send_by, gate.near()).await.ok()?;
+        Some((gate, Some(turn)))
     }
 
     fn open(&self, permit: &Permit, now_ms: u64) -> Result<SendRequest, &'static str> {

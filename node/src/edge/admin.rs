@@ -18,11 +18,12 @@ use carillon_proto::admin::{
     CreateTokenResponse, DamagedReplica, ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest,
     ExportPartitionResponse, GetHoursRequest, GetHoursResponse, GetStatusRequest, GetStatusResponse,
     ListQuarantineRequest, ListQuarantineResponse, MovePartitionRequest, MovePartitionResponse,
-    PartitionStatus, PutCarrierRequest, PutCarrierResponse, PutHoursRequest, PutHoursResponse,
-    PutPracticeRequest, PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse,
-    RepairReplicaRequest, RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse,
-    RestorePartitionRequest, RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest,
-    SetLogFilterResponse, SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
+    PartitionStatus, PausePracticeRequest, PausePracticeResponse, PutCarrierRequest, PutCarrierResponse,
+    PutHoursRequest, PutHoursResponse, PutPolicyRequest, PutPolicyResponse, PutPracticeRequest,
+    PutPracticeResponse, ReleaseExportRequest, ReleaseExportResponse, RepairReplicaRequest,
+    RepairReplicaResponse, ResolveQuarantineRequest, ResolveQuarantineResponse, RestorePartitionRequest,
+    RestorePartitionResponse, ScrubRequest, ScrubResponse, SetLogFilterRequest, SetLogFilterResponse,
+    SetNodeRequest, SetNodeResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use carillon_proto::errors::{self, invalid_fields, violation};
 use carillon_proto::identity::{Role, is_name};
@@ -157,6 +158,8 @@ impl Admin for AdminApi {
             feature_level: view.level,
             restore: view.restore.clone(),
             silent_nodes,
+            policies: super::policy::records(&view),
+            pauses: view.pauses.values().filter(|pause| pause.paused).cloned().collect(),
         }))
     }
 
@@ -249,6 +252,25 @@ impl Admin for AdminApi {
         // The first data key now, so that the first message does not wait for it.
         self.keyring.newest(stored.practice_no).await.map_err(|e| super::ingest::keyring_status(&e))?;
         Ok(Response::new(PutPracticeResponse { practice: Some(stored) }))
+    }
+
+    async fn put_policy(
+        &self,
+        request: Request<PutPolicyRequest>,
+    ) -> Result<Response<PutPolicyResponse>, Status> {
+        self.check(&request)?;
+        self.change(Kind::PutPolicy(request.into_inner().policy.unwrap_or_default())).await?;
+        Ok(Response::new(PutPolicyResponse {}))
+    }
+
+    async fn pause_practice(
+        &self,
+        request: Request<PausePracticeRequest>,
+    ) -> Result<Response<PausePracticeResponse>, Status> {
+        self.check(&request)?;
+        let pause = super::policy::pause(&self.handle.meta(), &request.into_inner())?;
+        self.change(Kind::PausePractice(pause)).await?;
+        Ok(Response::new(PausePracticeResponse {}))
     }
 
     async fn put_carrier(

@@ -86,6 +86,7 @@ impl Backups<'_> {
                 carriers: view.carriers.values().cloned().collect(),
                 data_keys: view.data_keys.values().cloned().collect(),
                 routes: view.routes.values().cloned().collect(),
+                policies: super::policy::records(&view),
             }),
             index: view.applied_index,
         })

@@ -225,6 +225,9 @@ impl DeadLetters<'_> {
             encoding: accept.encoding,
             segments: accept.segments,
             place: accept.place,
+            ordered: accept.ordered,
+            // Whoever replays it means it.
+            allow_duplicate: true,
             not_before_local: String::new(),
         })
     }

@@ -8,7 +8,7 @@ use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
 use carillon_core::message::{state_of, waits};
 use carillon_delivery::explain::{Explanation, explain};
-use carillon_delivery::forecast::{Departure, forecast};
+use carillon_delivery::forecast::{Capacity, Departure, forecast};
 use carillon_proto::MessageId;
 use carillon_proto::errors;
 use carillon_proto::internal::node_explain_response::Result as ExplainResult;
@@ -49,9 +49,13 @@ impl Explains {
         let (meta, now_ms) = (handle.meta(), clock_ms());
         let message = view::message(&meta, &self.queries.keyring, &id, &payload, &status, MessageView::Basic)
             .map_err(|e| keyring_status(&e))?;
-        let lane = self.looker.lane(status.carrier_no, now_ms).await;
+        let lane = self.looker.lane(status.carrier_no, status.practice_no, now_ms).await;
         let (departure, lower_bound) = match waits(state_of(&status)) {
-            true => self.departure(&id, &status, now_ms, capacity(&lane)).await?,
+            true => {
+                let daily = self.looker.daily(status.carrier_no, now_ms);
+                let capacity = Capacity { daily, ..capacity(&lane) };
+                self.departure(&id, &status, now_ms, capacity).await?
+            }
             false => (None, false),
         };
         let Explanation { holds, binding_limit, summary } =
@@ -80,7 +84,7 @@ impl Explains {
         id: &MessageId,
         status: &MessageStatus,
         now_ms: u64,
-        capacity: carillon_delivery::forecast::Capacity,
+        capacity: Capacity,
     ) -> Result<(Option<Departure>, bool), Status> {
         let until_ms = status.due_ms.max(now_ms).saturating_add(AHEAD_MS);
         let read = self.looker.backlog(until_ms).await;

@@ -35,8 +35,8 @@ pub(super) async fn forecast(
     let mut backlog = read.map_err(|_| internal("unreadable rows"))?;
     let mut answer = GetForecastResponse { now_ms, ..Default::default() };
     for carrier_no in carriers {
-        let lane = looker.lane(carrier_no, now_ms).await;
-        let mut capacity = capacity(&lane);
+        let lane = looker.lane(carrier_no, 0, now_ms).await;
+        let mut capacity = Capacity { daily: looker.daily(carrier_no, now_ms), ..capacity(&lane) };
         if request.segments_per_second > 0 {
             capacity.segments_per_second = scaled(&view, carrier_no, &capacity, request.segments_per_second);
         }

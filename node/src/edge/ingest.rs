@@ -2,6 +2,7 @@
 //!
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
+use super::ids::RisingIds;
 use super::propose_status;
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::Connect;
@@ -20,7 +21,7 @@ use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::errors;
 use carillon_proto::internal::{
     Accept, Command, IngestMessage, IngestResult, MessageDetails, NodeSubmitRequest, NodeSubmitResponse,
-    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, command::Kind,
+    PartitionSubmit, PartitionSubmitResult, Place, PracticeRecord, SendingPolicy, command::Kind,
 };
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{MessageId, Slot};
@@ -41,6 +42,7 @@ const CHUNK_BYTES: usize = PROPOSAL_BYTES_MAX * 3 / 4;
 pub struct Ingest {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub ids: Arc<RisingIds>,
     pub classes: Arc<ClassTable>,
     /// Which carriers can be used, for messages with a choice.
     pub lanes: Looker,
@@ -57,6 +59,7 @@ const PANIC_LABEL: &str = "carillon-lab-panic";
 /// What is the same for every message of a practice in one request.
 pub(crate) struct PracticeContext {
     record: PracticeRecord,
+    policy: SendingPolicy,
     pub keys: Arc<PracticeKeys>,
     slot: Slot,
 }
@@ -103,7 +106,7 @@ impl Ingest {
                 vacant.insert(self.practice(tenant, partition, practice_no).await);
             }
             let sealed = match &practices[&practice_no] {
-                Ok(practice) if !self.may_carry(&practice.record, &message) => Err(without_baa()),
+                Ok(practice) if !self.may_carry(practice, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
                 Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
@@ -147,11 +150,23 @@ impl Ingest {
         }
     }
 
-    /// The carrier of the practice may carry the class. One that is not there is no carrier to keep anything from.
-    fn may_carry(&self, practice: &PracticeRecord, message: &IngestMessage) -> bool {
+    /// The carrier of the practice may carry the class, or one that its route names. One that is not there is no carrier to keep
+    /// anything from.
+    fn may_carry(&self, practice: &PracticeContext, message: &IngestMessage) -> bool {
         let view = self.handle.meta();
-        let carrier = view.carriers.get(&practice.carrier_no);
-        carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+        let may = |carrier_no: u32| {
+            let carrier = view.carriers.get(&carrier_no);
+            carrier.is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
+        };
+        if may(practice.record.carrier_no) {
+            return true;
+        }
+        let route = (view.level >= LEVEL_DELIVERY)
+            .then(|| routes::route(&view, &practice.record, message.class, &message.recipient))
+            .flatten();
+        // Which of them is for `carrier` to say; any id does here.
+        let id = MessageId::new(0, practice.slot, 0);
+        route.is_some_and(|route| routes::choose(&view, route, &id, may).is_some())
     }
 
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.
@@ -189,7 +204,8 @@ impl Ingest {
             return Err(errors::status(ErrorReason::NotLeader, "the practice lives in another partition"));
         }
         let keys = self.keyring.newest(practice_no).await.map_err(|e| keyring_status(&e))?;
-        Ok(PracticeContext { record, keys, slot })
+        let policy = view.policy_of(&record);
+        Ok(PracticeContext { record, policy, keys, slot })
     }
 
     /// Seals a message. Its strings are dropped here.
@@ -207,7 +223,7 @@ impl Ingest {
         );
         let now_ms = clock_ms();
         let keys = &practice.keys;
-        let id = MessageId::new(now_ms, practice.slot, rand::random());
+        let id = self.ids.next(now_ms, practice.slot);
         let view = self.handle.meta();
         let context =
             Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
@@ -248,11 +264,20 @@ impl Ingest {
             metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
         }
         let content_mac = keys.content_mac(&canonical(&message));
-        let optional = |text: &str, index: Bytes| if text.is_empty() { Bytes::new() } else { index };
-        let idempotency_index =
-            optional(&message.idempotency_key, keys.idempotency_index(&message.idempotency_key));
-        let reference_index =
-            optional(&message.external_reference, keys.reference_index(&message.external_reference));
+        let delivery = view.level >= level::LEVEL_DELIVERY;
+        let (duplicate_index, duplicate_window_ms) = match practice.policy.duplicate_window_s {
+            window_s if delivery && window_s > 0 => {
+                let window_ms = if message.allow_duplicate { 0 } else { window_s.saturating_mul(1_000) };
+                (keys.content_mac(&duplicate(&message)), window_ms)
+            }
+            _ => (Bytes::new(), 0),
+        };
+        let optional = |text: &str, index: fn(&PracticeKeys, &str) -> Bytes| match text {
+            "" => Bytes::new(),
+            text => index(keys, text),
+        };
+        let idempotency_index = optional(&message.idempotency_key, PracticeKeys::idempotency_index);
+        let reference_index = optional(&message.external_reference, PracticeKeys::reference_index);
         let sealed_details = if message.external_reference.is_empty() && message.labels.is_empty() {
             Bytes::new()
         } else {
@@ -282,8 +307,12 @@ impl Ingest {
             reference_index,
             carrier_no,
             retry: Some(policy.retry),
-            // Comes with the surface for opt-outs, and then by the feature level.
-            indexed_by_recipient: false,
+            // Of all messages with the surface for opt-outs, and then by the feature level.
+            indexed_by_recipient: delivery && message.ordered,
+            due_by_practice: delivery,
+            duplicate_index,
+            duplicate_window_ms,
+            ordered: delivery && message.ordered,
             dead_letter_listed: view.level >= LEVEL_DELIVERY,
             replay_of: Bytes::new(),
             route_no,
@@ -378,6 +407,15 @@ fn item(told: Told, answer: &CommandResult) -> IngestResult {
             );
             IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
         }
+        CommandResult::SameContent { message_id } => {
+            metrics::counter!("carillon_fuse_trips_total", "fuse" => "duplicate").increment(1);
+            let status = errors::status_with(
+                ErrorReason::DuplicateContent,
+                "the same text was accepted for this recipient a moment ago",
+                &[("message_id", message_id.to_string())],
+            );
+            IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
+        }
         CommandResult::Refused(Refusal::Restoring) => {
             IngestResult { error: Some(errors::to_rpc(&restoring())), ..Default::default() }
         }
@@ -419,6 +457,21 @@ fn canonical(message: &IngestMessage) -> Vec<u8> {
     }
     out.extend_from_slice(&message.class.to_be_bytes());
     out.extend_from_slice(&message.priority.to_be_bytes());
+    out
+}
+
+/// What the fuse for duplicates compares: recipient, class and text, whatever its spaces. Another first byte than [`canonical`] can
+/// have, so the two never meet.
+fn duplicate(message: &IngestMessage) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.body.len() + 64);
+    out.push(0xff);
+    out.extend_from_slice(message.recipient.as_bytes());
+    out.push(0);
+    out.extend_from_slice(&message.class.to_be_bytes());
+    for word in message.body.split_whitespace() {
+        out.extend_from_slice(word.as_bytes());
+        out.push(b' ');
+    }
     out
 }
 

@@ -216,6 +216,10 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
         room(&mut pieces, row.encoded_len());
         pieces.last_mut().expect("there is one").practices.push(row);
     }
+    for row in rows.policies {
+        room(&mut pieces, row.encoded_len());
+        pieces.last_mut().expect("there is one").policies.push(row);
+    }
     for row in rows.data_keys {
         room(&mut pieces, row.encoded_len());
         pieces.last_mut().expect("there is one").data_keys.push(row);
@@ -230,7 +234,7 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_proto::internal::{CarrierRecord, DataKeyRecord, PracticeRecord, RouteRecord};
+    use carillon_proto::internal::{CarrierRecord, DataKeyRecord, PolicyRecord, PracticeRecord, RouteRecord};
 
     #[test]
     fn meta_rows_are_cut_into_commands_that_fit_and_none_is_lost() {
@@ -246,6 +250,7 @@ mod tests {
             practices: (1..=3_000).map(practice).collect(),
             data_keys: (1..=3_000).map(key).collect(),
             routes: vec![RouteRecord { route_no: 1, ..Default::default() }],
+            policies: vec![PolicyRecord { tenant: "t".to_owned(), ..Default::default() }],
         };
         let pieces = meta_pieces(rows.clone());
         assert!(pieces.len() > 3 && pieces.iter().all(|p| p.encoded_len() < META_PIECE_BYTES + 64 * 1024));
@@ -254,6 +259,7 @@ mod tests {
             all.practices.extend(piece.practices);
             all.data_keys.extend(piece.data_keys);
             all.routes.extend(piece.routes);
+            all.policies.extend(piece.policies);
             all
         });
         assert_eq!(joined, rows);

@@ -24,7 +24,7 @@ pub fn open_stores(config: &Config, membership: &Membership, identity: &Identity
     let log = Arc::new(EngineLog::open(&config.data_dir.join("log"), &log_options)?);
     let options = StateOptions {
         block_cache_bytes: config.tuning.block_cache_bytes,
-        db_write_buffer_bytes: config.tuning.write_buffers_bytes,
+        waiting_bytes: config.tuning.write_buffers_bytes,
         ..StateOptions::default()
     };
     let state = Arc::new(StateDb::open(&config.data_dir.join("state"), &options)?);

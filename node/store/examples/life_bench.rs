@@ -63,12 +63,9 @@ struct Fill {
     /// Octets of a body.
     #[arg(long, default_value_t = 300)]
     body_bytes: usize,
-    /// Bytes of memtables, all groups together.
+    /// Bytes of rows that wait in memory, all groups together.
     #[arg(long)]
-    write_buffers_bytes: Option<usize>,
-    /// Bytes that wait before RocksDB gets them, each group.
-    #[arg(long)]
-    write_back_bytes: Option<usize>,
+    waiting_bytes: Option<usize>,
     #[arg(long)]
     level_base_bytes: Option<u64>,
     #[arg(long)]
@@ -77,7 +74,7 @@ struct Fill {
     level_zero_tables: Option<i32>,
     #[arg(long)]
     compact_on_deletions: Option<usize>,
-    /// Write the memtables and wait for compactions at the end, so that their bytes are counted, too.
+    /// Write what waits and wait for compactions at the end, so that their bytes are counted, too.
     #[arg(long)]
     settle: bool,
 }
@@ -87,8 +84,7 @@ fn main() {
         Command::Fill(fill) => {
             let mut options = StateOptions::default();
             let set = |wanted: Option<usize>, knob: &mut usize| *knob = wanted.unwrap_or(*knob);
-            set(fill.write_buffers_bytes, &mut options.db_write_buffer_bytes);
-            set(fill.write_back_bytes, &mut options.write_back_bytes);
+            set(fill.waiting_bytes, &mut options.waiting_bytes);
             set(fill.compact_on_deletions, &mut options.compact_on_deletions);
             options.level_base_bytes = fill.level_base_bytes.unwrap_or(options.level_base_bytes);
             options.table_bytes = fill.table_bytes.unwrap_or(options.table_bytes);
@@ -323,6 +319,7 @@ fn begin(id: MessageId, now_ms: u64) -> Kind {
         send_by_ms: now_ms + 2_000,
         node_id: 1,
         sender: String::new(),
+        ..Default::default()
     })
 }
 

@@ -119,7 +119,7 @@ fn apply(tables: &mut dyn Tables, index: u64) {
 }
 
 fn small_buffers() -> StateOptions {
-    StateOptions { write_buffer_bytes: 256 << 10, db_write_buffer_bytes: 1 << 20, ..StateOptions::default() }
+    StateOptions { waiting_bytes: 256 << 10, share_bytes_min: 64 << 10, ..StateOptions::default() }
 }
 
 fn state_child(dir: &Path) {

@@ -161,6 +161,7 @@ impl World {
             send_by_ms: u64::MAX,
             node_id: 1,
             sender: String::new(),
+            ..Default::default()
         };
         let result = self.propose(Kind::BeginAttempt(begin)).await;
         assert!(matches!(result, CommandResult::Begun(_)), "{result:?}");

@@ -270,6 +270,7 @@ fn any_spec() -> impl Strategy<Value = MessageSpec> {
             labels,
             not_before_local: texts.5,
             region: texts.6,
+            ..MessageSpec::default()
         },
     )
 }

@@ -5,9 +5,10 @@
 use super::node::Asker;
 use super::plant::Plant;
 use super::world::{Event, World};
+use carillon_core::meta::MetaView;
 use carillon_core::{MemTables, ReadTables as _, applied_record, keys};
 use carillon_proto::MessageId;
-use carillon_proto::internal::MetaBackup;
+use carillon_proto::internal::{MetaBackup, PolicyRecord, SendingPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 
 const EVERY_MS: u64 = 300;
@@ -123,6 +124,7 @@ impl World {
                 carriers: view.carriers.values().cloned().collect(),
                 data_keys: Vec::new(),
                 routes: view.routes.values().cloned().collect(),
+                policies: policies(view),
             };
         }
         self.trace.count("backup_made");
@@ -139,4 +141,16 @@ impl World {
         }
         self.backups.newest = Some(backup);
     }
+}
+
+fn policies(view: &MetaView) -> Vec<PolicyRecord> {
+    let of_tenant = |(tenant, list): (&String, &BTreeMap<String, SendingPolicy>)| -> Vec<PolicyRecord> {
+        let record = |(practice, policy): (&String, &SendingPolicy)| PolicyRecord {
+            tenant: tenant.clone(),
+            practice: practice.clone(),
+            policy: Some(policy.clone()),
+        };
+        list.iter().map(record).collect()
+    };
+    view.policies.iter().flat_map(of_tenant).collect()
 }

@@ -9,7 +9,7 @@ use super::rng::{hash, mix};
 use super::world::World;
 use carillon_core::message::{is_final, state_of, waits};
 use carillon_core::meta::level::LEVEL_DELIVERY;
-use carillon_core::{CommandResult, Disposition, MemTables, Updated, keys, query};
+use carillon_core::{CommandResult, Disposition, MemTables, Updated, keys, query, update};
 use carillon_delivery::PRIORITIES;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
@@ -207,7 +207,7 @@ impl World {
             }
             let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
             let pages =
-                PRIORITIES.iter().map(|p| query::due_page(store, *p, None, now_ms + 1_000, MOVES_MAX));
+                PRIORITIES.iter().map(|p| query::due_sweep(store, *p, None, now_ms + 1_000, MOVES_MAX));
             let rows = pages.filter_map(Result::ok).flatten();
             let ids: Vec<MessageId> =
                 rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
@@ -270,20 +270,25 @@ impl Changes {
             return Some(format!("I10 version {} took effect after {before}", command.version));
         }
         let index: keys::Index = key.1.as_ref().try_into().ok()?;
+        let applied_at_ms = update::version(store, key.0, &index).ok()??.applied_at_ms;
         for row in query::of_reference(store, key.0, &index).ok()? {
             let id = row.message_id;
             let Some(outcome) = updated.outcomes.iter().find(|o| o.message_id == id) else {
-                return Some(format!("I10 message {id} is not in the answer about its reference"));
+                // The tables are those after the entry: it may have come into being behind the update.
+                if row.payload.accepted_at_ms < applied_at_ms {
+                    return Some(format!("I10 message {id} is not in the answer about its reference"));
+                }
+                continue;
             };
-            let update = command.updates.iter().find(|u| u.message_id == id.to_bytes());
-            let Some(update) = update.filter(|u| !u.sealed_body.is_empty()) else { continue };
+            let change = command.updates.iter().find(|u| u.message_id == id.to_bytes());
+            let Some(change) = change.filter(|u| !u.sealed_body.is_empty()) else { continue };
             let text = row.payload.accept.as_ref().map(|a| version_of(&a.sealed_body)).unwrap_or(0);
             match outcome.disposition {
                 Disposition::Updated if text < command.version && waits(state_of(&row.status)) => {
                     return Some(format!("I10 message {id} has version {text} after {}", command.version));
                 }
                 Disposition::Updated | Disposition::InDoubt => {
-                    self.texts.insert(id, version_of(&update.sealed_body));
+                    self.texts.insert(id, version_of(&change.sealed_body));
                 }
                 _ => {}
             }

@@ -124,7 +124,7 @@ impl World {
         let store = leader.stores[&partition].tables();
         let Ok(Some((_, status))) = query::message(store, id) else { return "no record".to_owned() };
         let rows = store.rows().keys().filter_map(|key| keys::decode_due(key));
-        let due: Vec<u64> = rows.filter(|(_, _, row)| row == id).map(|(_, due_ms, _)| due_ms).collect();
+        let due: Vec<u64> = rows.filter(|row| row.message_id == *id).map(|row| row.due_ms).collect();
         let now_ms = leader.clock.wall_ms(self.now_ms);
         let stats = leader.wing.stats(now_ms, self.mono(leader.index));
         format!(

@@ -57,11 +57,13 @@ impl World {
             let store = self.nodes[node].stores[&partition].tables();
             let message_id = MessageId::from_bytes(&event.message_id).ok();
             let found = message_id.and_then(|id| query::message(store, &id).ok().flatten());
-            let Some(found) = found else {
+            let Some((payload, status)) = found else {
                 self.oracle.fail(format!("I9 an event of partition {partition} names no message"));
                 return;
             };
-            let from = self.oracle.event(event, &found, now_ms);
+            let from = self.oracle.event(event, &(payload.clone(), status.clone()), now_ms);
+            let recipient = payload.accept.map(|accept| accept.recipient_index).unwrap_or_default();
+            self.oracle.recipient(event, &status, recipient);
             self.count_event(from, event);
             let text = format!("{}{}", short_state(event.state), note_detail(event));
             let id = message_id.expect("it was found");
@@ -137,6 +139,12 @@ impl World {
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OptedOut)) => {
                     self.trace.count("begin_refused_after_stop");
                 }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::FrequencyCap)) => {
+                    self.trace.count("held_by_frequency_cap");
+                }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OutOfTurn)) => {
+                    self.trace.count("held_for_order");
+                }
                 _ => {}
             }
         }
@@ -197,9 +205,11 @@ fn needed(command: &Command) -> u32 {
             level::LEVEL_DELIVERY
         }
         Some(Kind::BeginAttempt(begin)) if !begin.sender.is_empty() => level::LEVEL_DELIVERY,
+        Some(Kind::BeginAttempt(begin)) if begin.frequency.is_some() => level::LEVEL_DELIVERY,
         Some(Kind::OptOut(_)) => level::LEVEL_OPT_OUT,
         Some(Kind::SetHours(_)) => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.place.is_some() => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if accept.due_by_practice || accept.ordered => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,
     }

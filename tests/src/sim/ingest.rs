@@ -145,6 +145,8 @@ impl World {
             time_zone: String::new(),
             sealed_recipient: content.to_be_bytes().to_vec().into(),
             recipient_index: recipient_index(draw >> 16),
+            ordered: self.nodes[node].meta.level >= level::LEVEL_DELIVERY && draw >> 20 & 1 == 0,
+            due_by_practice: self.nodes[node].meta.level >= level::LEVEL_DELIVERY,
             indexed_by_recipient: self.nodes[node].meta.level >= level::LEVEL_OPT_OUT,
             // What the key named, for the check at the end.
             sealed_body: bytes16(u64::from(practice_no), key.unwrap_or(0)).into(),

@@ -22,7 +22,7 @@
 //! its own salt, so a new draw in one place does not shift another one. Every step of persistence is an event of its own (written,
 //! synced, applied, flushed, cut), so crashes fall between any two of them.
 //!
-//! # Invariants (`oracle.rs`, `truth.rs`, `retention.rs`, `space.rs`, `backup.rs`, `finale.rs`)
+//! # Invariants (`oracle.rs`, `recipients.rs`, `truth.rs`, `retention.rs`, `space.rs`, `backup.rs`, `finale.rs`)
 //!  - I1 every acknowledged submit is there at the end, and found by every read from its acknowledgement on, until its retention has
 //!    passed; it is in every backup that began after it
 //!  - I2 one key, one message, for as long as the message is there and the key's own time lasts; another content is a conflict
@@ -43,6 +43,7 @@
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
 //!  - I10 a node that could see that its disk is nearly full takes no new message
 //!  - I11 one wrong clock moves no stamp by more than the bound
+//!  - I10 ordered messages of a recipient begin one after the other, and never more for a recipient than the caps allow
 //!
 //! # Bounds of the trouble
 //! What is damaged (lost, wiped, rotten) is one node at a time until no group counts on it any more: partitions have three voters.
@@ -78,6 +79,7 @@ mod oracle;
 mod plan;
 mod plant;
 mod reads;
+mod recipients;
 mod recovery;
 mod restore;
 mod retention;

@@ -4,6 +4,7 @@
 //! What is true of raft groups is in `carillon_consensus::oracle`; here entries agree when their digests, which chain all results and
 //! events, do. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
+use super::recipients::Recipients;
 use super::truth::Truth;
 use carillon_consensus::LogStore as _;
 use carillon_consensus::oracle::{RaftOracle, Seen as RaftSeen};
@@ -82,6 +83,7 @@ pub struct Oracle {
     pub stopped: BTreeSet<(u32, Bytes)>,
     /// Hours of messages that were begun.
     hours: BTreeMap<MessageId, (u64, u64)>,
+    pub recipients: Recipients,
     pub truth: Truth,
     pub changes: super::care::Changes,
 }
@@ -179,6 +181,13 @@ impl Oracle {
             self.fail(format!(
                 "I7 an attempt of message {id} begun at {begun_ms}, its hours are {open_ms} to {close_ms}"
             ));
+        }
+    }
+
+    /// I10: order and caps of one recipient.
+    pub fn recipient(&mut self, event: &EventRecord, status: &MessageStatus, recipient: Bytes) {
+        if let Err(text) = self.recipients.event(event, status, recipient) {
+            self.fail(text);
         }
     }
 

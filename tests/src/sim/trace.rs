@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 77] = [
+pub const SOMETIMES: [&str; 79] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -82,6 +82,8 @@ pub const SOMETIMES: [&str; 77] = [
     "hours_renewed",
     "begun_after_hold",
     "expired_in_quiet_hours",
+    "held_by_frequency_cap",
+    "held_for_order",
 ];
 
 /// See the module documentation.

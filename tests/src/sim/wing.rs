@@ -6,14 +6,15 @@ use super::lanes::ShareKeeper;
 use super::node::Waiter;
 use super::plant::Plant;
 use super::world::{Event, World};
-use carillon_core::meta::MetaRefusal;
 use carillon_core::meta::planner::Step;
+use carillon_core::meta::{MetaRefusal, level};
 use carillon_core::{CommandResult, Permit, ScheduleChange, query};
 use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
-use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig, read_page};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BeginAttempt, Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind,
+    BeginAttempt, Command, Expire, FactResult, FrequencyRule, LaneAnswers, RecordReceipt, SeeResponse,
+    command::Kind,
 };
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +27,10 @@ const DOWN_PAUSE_MS: u64 = 250;
 const WAKE_MAX_MS: u64 = 500;
 /// Decisions are at least this far apart.
 const DECIDE_EVERY_MS: u64 = 4;
+/// A day, as the caps for messages to one recipient see it, and these.
+const DAY_MS: u64 = 5_000;
+pub const PER_DAY: u32 = 1;
+pub const PER_WEEK: u32 = 2;
 /// A part that is not answered in this time is ambiguous.
 pub const RESPONSE_TIMEOUT_MS: u64 = 1_500;
 
@@ -317,6 +322,7 @@ impl World {
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
                     sender: String::new(),
+                    frequency: self.frequency_rule(node, now_ms),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
             })
@@ -326,6 +332,18 @@ impl World {
         }
         let decided_ms = self.now_ms;
         self.propose(node, partition, commands, Waiter::Begin { partition, term, list, decided_ms });
+    }
+
+    /// Days are short here, so that caps fill and open again within a run.
+    fn frequency_rule(&self, node: usize, now_ms: u64) -> Option<FrequencyRule> {
+        let day = now_ms / DAY_MS;
+        (self.nodes[node].meta.level >= level::LEVEL_DELIVERY).then(|| FrequencyRule {
+            day: day as u32,
+            day_starts_ms: (1..=7).map(|ahead| (day + ahead) * DAY_MS).collect(),
+            per_day: PER_DAY,
+            per_week: PER_WEEK,
+            ..Default::default()
+        })
     }
 
     /// Planted bug: this node looks for an opt-out when it proposes, and nobody when the proposal is applied.
@@ -405,15 +423,12 @@ impl World {
     }
 
     fn page(&mut self, node: usize, request: PageRequest) {
-        let PageRequest { partition, priority, after, until_ms, limit, request_id } = request;
+        let PageRequest { partition, request_id, wanted } = request;
         let Some(store) = self.nodes[node].stores.get(&partition) else { return };
-        let page = query::due_page(store, priority, after, until_ms, limit);
+        let page = read_page(store, &wanted);
         let scheduler = &mut self.nodes[node].wing.scheduler;
         match page {
-            Ok(entries) => {
-                let end = entries.len() < limit;
-                scheduler.on_page(partition, request_id, entries, end);
-            }
+            Ok(page) => scheduler.on_page(partition, request_id, page),
             Err(_) => scheduler.on_page_failed(partition, request_id),
         }
     }

@@ -158,7 +158,7 @@ pub async fn opened(rig: &Rig) {
     let after = ask(0).await;
     assert_eq!((after.due_messages, after.late_messages), (0, 0));
     assert!(after.segments_per_second > 0 && after.backlog_ends_ms > 0, "{after:?}");
-    assert_eq!(ask(2 * LIMIT).await.segments_per_second, 2 * after.segments_per_second, "what if");
+    assert!(ask(4 * LIMIT).await.segments_per_second > after.segments_per_second, "what if");
 }
 
 pub async fn failover(rig: &Rig, spare: &Spare) {

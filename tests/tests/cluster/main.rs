@@ -5,6 +5,7 @@ mod backup;
 mod bad_input;
 mod ctl;
 mod failover;
+mod fairness;
 mod hours;
 mod limits;
 mod load;
@@ -73,6 +74,26 @@ async fn nobody_is_texted_at_night() {
     steps.run("wall-clock times are the recipient's", hours::local_times(&rig)).await;
     steps.run("other rules are in force at once", hours::replaced(&rig, &held)).await;
     steps.run("a practice's own hours", hours::own_hours(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn practices_share_a_lane_and_recipients_are_spared() {
+    let rig = Rig::start(LabOptions { lane_limit: fairness::LIMIT, ..perfect() }).await;
+    let mut steps = Steps::new("fairness");
+    steps
+        .run(
+            "a recipient gets what the policy allows",
+            fairness::a_recipient_gets_as_many_as_the_policy_allows(&rig),
+        )
+        .await;
+    steps.run("the same text twice needs a word", fairness::the_same_text_twice_needs_a_word(&rig)).await;
+    steps
+        .run("a burst pauses the practice", fairness::a_burst_pauses_the_practice_until_it_is_resumed(&rig))
+        .await;
+    steps
+        .run("one message passes a backlog of 20,000", fairness::a_single_message_passes_a_backlog(&rig))
+        .await;
     steps.finish();
 }
 

@@ -5,7 +5,7 @@ use carillon_proto::admin::{
     LaneStatus, ListLanesRequest, PutLimitRequest, SetAccountLimitRequest, SetLaneRequest,
 };
 use carillon_proto::internal::{LimitRecord, LimitScope};
-use carillon_proto::public::MessageSpec;
+use carillon_proto::public::{ListMessagesRequest, MessageSpec, MessageState};
 use carillon_tests::api::spec;
 use carillon_tests::rig::{Rig, until};
 use carillon_tests::steps::say;
@@ -78,12 +78,31 @@ async fn arrivals(rig: &Rig) -> Vec<u64> {
 }
 
 async fn until_arrived(rig: &Rig, count: usize, limit: Duration) {
-    until("the carrier has them", limit, async || {
+    let end = Instant::now() + limit;
+    until("the carrier has them", limit + Duration::from_secs(30), async || {
         let stats = rig.carrier.stats().await.map_err(|e| e.to_string())?;
         let has = stats.messages.messages;
-        if has >= count as u64 { Ok(()) } else { Err(format!("{has} of {count}")) }
+        match has >= count as u64 {
+            true => Ok(()),
+            false if Instant::now() < end => Err(format!("{has} of {count}")),
+            false => Err(format!("{has} of {count}; open: {:?}", open(rig).await)),
+        }
     })
     .await;
+}
+
+/// Messages that are neither submitted nor final, for a test that waits for them in vain.
+async fn open(rig: &Rig) -> Vec<String> {
+    let mut found = Vec::new();
+    for practice in &rig.practices[..rig.practices.len().min(24)] {
+        let request =
+            ListMessagesRequest { practice: practice.clone(), page_size: 1_000, ..Default::default() };
+        let settled = [MessageState::Delivered, MessageState::Submitted];
+        let open = rig.list(request).await.into_iter().filter(|m| !settled.contains(&m.state()));
+        found.extend(open.map(|m| format!("{} {:?} {}", m.message_id, m.state(), m.state_detail)));
+    }
+    found.truncate(5);
+    found
 }
 
 /// Permille of the limit between the given part of all arrivals.
@@ -102,7 +121,13 @@ async fn stop_for(rig: &Rig, node: u64, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leased_lane_is_busy_and_its_limit_holds() {
-    let rig = Rig::start(LabOptions { nodes: 3, lane_limit: LIMIT, ..LabOptions::default() }).await;
+    let rig = Rig::start(LabOptions {
+        nodes: 3,
+        lane_limit: LIMIT,
+        profile: "perfect".to_owned(),
+        ..LabOptions::default()
+    })
+    .await;
     until_leased(&rig).await;
     let calm = submit(&rig, zipf(&rig, 2_400, "calm")).await;
     until_arrived(&rig, calm, Duration::from_secs(120)).await;
@@ -147,7 +172,13 @@ async fn a_leased_lane_is_busy_and_its_limit_holds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_are_set_while_messages_wait_and_all_of_them_hold() {
-    let rig = Rig::start(LabOptions { nodes: 3, lane_limit: LIMIT, ..LabOptions::default() }).await;
+    let rig = Rig::start(LabOptions {
+        nodes: 3,
+        lane_limit: LIMIT,
+        profile: "perfect".to_owned(),
+        ..LabOptions::default()
+    })
+    .await;
     until_leased(&rig).await;
     let admin = rig.lab.admin(1).unwrap();
     // Below one segment for each node; the sender's limit binds.

@@ -249,6 +249,7 @@ async fn finish(
         practices: meta.practices,
         carriers: meta.carriers,
         routes: meta.routes,
+        policies: meta.policies,
         ..Default::default()
     };
     let (rest, keys) = (Bytes::from(rest.encode_to_vec()), Bytes::from(keys.encode_to_vec()));

@@ -13,38 +13,48 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub enum PracticeCommand {
     /// Register a practice, or change its settings.
-    Put {
-        #[command(flatten)]
-        target: Target,
-        #[arg(long)]
-        tenant: String,
-        #[arg(long)]
-        practice: String,
-        /// IANA time zone, for example America/Chicago.
-        #[arg(long)]
-        time_zone: String,
-        /// The carrier account that its messages use.
-        #[arg(long)]
-        carrier: String,
-        /// The practice's own hours, inside of what the rules allow: "09:00-18:00", "none" or "all day".
-        #[arg(long)]
-        mon_fri: Option<String>,
-        #[arg(long)]
-        sat: Option<String>,
-        #[arg(long)]
-        sun: Option<String>,
-        /// A day without messages, for example 2026-12-24; may be given several times.
-        #[arg(long)]
-        closed_date: Vec<String>,
-        /// Which zone counts for a recipient when a message names none.
-        #[arg(long, value_enum, default_value_t = Zones::Practice)]
-        recipient_zones: Zones,
-        /// 10DLC campaign and brand of its messages; the carrier's if not given.
-        #[arg(long, default_value = "")]
-        campaign: String,
-        #[arg(long, default_value = "")]
-        brand: String,
-    },
+    Put(Box<PutPracticeArgs>),
+    /// Stop a practice's messages on a carrier; they wait.
+    Pause(super::policy::PauseArgs),
+    /// Let a practice go on that was paused, by an operator or by the fuse for bursts.
+    Resume(super::policy::PauseArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PutPracticeArgs {
+    #[command(flatten)]
+    target: Target,
+    #[arg(long)]
+    tenant: String,
+    #[arg(long)]
+    practice: String,
+    /// IANA time zone, for example America/Chicago.
+    #[arg(long)]
+    time_zone: String,
+    /// The carrier account that its messages use.
+    #[arg(long)]
+    carrier: String,
+    /// The practice's own hours, inside of what the rules allow: "09:00-18:00", "none" or "all day".
+    #[arg(long)]
+    mon_fri: Option<String>,
+    #[arg(long)]
+    sat: Option<String>,
+    #[arg(long)]
+    sun: Option<String>,
+    /// A day without messages, for example 2026-12-24; may be given several times.
+    #[arg(long)]
+    closed_date: Vec<String>,
+    /// Which zone counts for a recipient when a message names none.
+    #[arg(long, value_enum, default_value_t = Zones::Practice)]
+    recipient_zones: Zones,
+    /// 10DLC campaign and brand of its messages; the carrier's if not given.
+    #[arg(long, default_value = "")]
+    campaign: String,
+    #[arg(long, default_value = "")]
+    brand: String,
+    /// Its share of a lane among those of the other practices, 1 to 1000.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    weight: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -127,20 +137,28 @@ pub enum LogFilterCommand {
 }
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
-    let PracticeCommand::Put { target, tenant, practice, time_zone, carrier, campaign, brand, .. } = &command;
-    let put = PutPractice {
-        tenant: tenant.clone(),
-        practice: practice.clone(),
-        time_zone: time_zone.clone(),
-        carrier: carrier.clone(),
-        campaign: campaign.clone(),
-        brand: brand.clone(),
-        ..hours_of(&command)
+    let args = match command {
+        PracticeCommand::Pause(args) => return super::policy::pause(args, true, format).await,
+        PracticeCommand::Resume(args) => return super::policy::pause(args, false, format).await,
+        PracticeCommand::Put(args) => args,
     };
-    let stored = target.any().await?.put_practice(put).await?;
+    let (hours, recipient_zones) = hours_of(&args);
+    let put = PutPractice {
+        tenant: args.tenant,
+        practice: args.practice,
+        time_zone: args.time_zone,
+        carrier: args.carrier,
+        campaign: args.campaign,
+        brand: args.brand,
+        hours,
+        recipient_zones: recipient_zones.into(),
+        // 1 is what a cluster below level 5 understands without the field.
+        weight: if args.weight == 1 { 0 } else { args.weight },
+    };
+    let stored = args.target.any().await?.put_practice(put).await?;
     let value = json!({
         "practice_no": stored.practice_no, "tenant": stored.tenant, "practice": stored.practice,
-        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no,
+        "time_zone": stored.time_zone, "carrier_no": stored.carrier_no, "weight": stored.weight.max(1),
     });
     print(format, &value, || {
         println!("practice {} of {} has number {}", stored.practice, stored.tenant, stored.practice_no);
@@ -149,8 +167,8 @@ pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Resul
 }
 
 /// What the command says of hours; nothing if it does not.
-fn hours_of(command: &PracticeCommand) -> PutPractice {
-    let PracticeCommand::Put { mon_fri, sat, sun, closed_date, recipient_zones, .. } = command;
+fn hours_of(args: &PutPracticeArgs) -> (Option<PracticeHours>, RecipientZones) {
+    let PutPracticeArgs { mon_fri, sat, sun, closed_date, recipient_zones, .. } = args;
     let any = mon_fri.is_some() || sat.is_some() || sun.is_some() || !closed_date.is_empty();
     let text = |own: &Option<String>| own.clone().unwrap_or_default();
     let hours = PracticeHours {
@@ -164,7 +182,7 @@ fn hours_of(command: &PracticeCommand) -> PutPractice {
         Zones::AreaCode => RecipientZones::AreaCode,
         Zones::Both => RecipientZones::Both,
     };
-    PutPractice { hours: any.then_some(hours), recipient_zones: zones.into(), ..Default::default() }
+    (any.then_some(hours), zones)
 }
 
 impl PutCarrierArgs {

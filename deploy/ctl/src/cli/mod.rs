@@ -12,6 +12,7 @@ mod lanes;
 mod members;
 mod message;
 mod output;
+mod policy;
 mod quarantine;
 mod route;
 mod series;
@@ -69,6 +70,9 @@ enum Command {
     /// When recipients may be texted.
     #[command(subcommand)]
     Hours(hours::Command),
+    /// What one recipient may get, and the fuses.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Carrier accounts.
     #[command(subcommand)]
     Carrier(carrier::CarrierCommand),
@@ -128,6 +132,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Hours(command) => hours::run(command, format).await,
+        Command::Policy(command) => policy::run(command, format).await,
         Command::Carrier(command) => carrier::carrier(command, format).await,
         Command::Lane(command) => lanes::lane(command, format).await,
         Command::Limit(command) => lanes::limit(command, format).await,

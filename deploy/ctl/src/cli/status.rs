@@ -118,7 +118,7 @@ fn as_json(health: &Health, answers: &[Answer]) -> Value {
         let practice = |p: &carillon_proto::internal::PracticeRecord| {
             json!({
                 "practice_no": p.practice_no, "tenant": p.tenant, "practice": p.practice,
-                "time_zone": p.time_zone, "carrier_no": p.carrier_no,
+                "time_zone": p.time_zone, "carrier_no": p.carrier_no, "weight": p.weight.max(1),
             })
         };
         s.practices.iter().map(practice).collect::<Vec<_>>()

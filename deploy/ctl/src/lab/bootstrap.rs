@@ -4,7 +4,8 @@ use super::{Lab, LabError, LabOptions};
 use crate::admin::{Admin, AdminError, retry};
 use carillon_proto::admin::PutHoursRequest;
 use carillon_proto::internal::{
-    Baa, CarrierRecord, PutPractice, ReceiptIdFormat, SmppSettings, TwilioSettings,
+    Baa, CarrierRecord, MetaNode, PutPolicy, PutPractice, ReceiptIdFormat, SendingPolicy, SmppSettings,
+    TwilioSettings,
 };
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
@@ -20,6 +21,8 @@ const CONCURRENT: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 /// Accounts over HTTP are known from this feature level on.
 const LEVEL_OF_HTTP: u32 = 5;
+/// From this feature level on a cluster has policies.
+const FUSES_LEVEL: u32 = 5;
 /// Above this many segments a second the window of a bind would limit, not the lane.
 const FAST_LANE: u32 = 5_000;
 
@@ -147,7 +150,27 @@ pub(super) async fn register(lab: &Lab, options: &LabOptions, limit: Duration) -
         .buffer_unordered(CONCURRENT)
         .try_for_each(|_| async { Ok(()) })
         .await?;
-    Ok(())
+    if practices.is_empty() { Ok(()) } else { no_fuses(&admins[0], limit).await }
+}
+
+/// Generated loads send the same texts to few numbers. A cluster below the level of the fuses has none.
+async fn no_fuses(admin: &Admin, limit: Duration) -> Result<(), LabError> {
+    let policy = Some(SendingPolicy::default());
+    let put = PutPolicy { tenant: TENANT.to_owned(), practice: String::new(), policy };
+    let until = Instant::now() + limit;
+    loop {
+        let Err(error) = retry(limit, || admin.put_policy(put.clone())).await else { return Ok(()) };
+        let status = retry(limit, || admin.status()).await?;
+        let behind = |node: &MetaNode| (1..FUSES_LEVEL).contains(&node.feature_level);
+        if status.nodes.iter().any(behind) {
+            return Ok(());
+        }
+        // The level of a new cluster rises when its nodes have registered.
+        if Instant::now() >= until {
+            return Err(error.into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// A new cluster has to rise to the feature level of hours first: it is asked until it has.

@@ -447,6 +447,7 @@ impl Lab {
             "smsc": plan.smsc(), "smsc_http": plan::local(plan.smsc_http_port),
             "smsc_http_http": plan.with_rest.then(|| plan::local(plan.rest_http_port)),
             "lane_limit": plan.lane_limit,
+            "router_pid": self.pid(ROUTER_PROCESS).unwrap_or(0), "smsc_pid": self.pid(SMSC).unwrap_or(0),
             "nodes": nodes,
         });
         let text = serde_json::to_vec_pretty(&json).map_err(|e| LabError::Wrong(e.to_string()))?;

@@ -1,8 +1,8 @@
 //! Applies the entries of the meta group.
 use super::keys::{self, Counted};
 use super::{
-    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, replicas,
-    restore, routes, rows, shares,
+    CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, policy,
+    replicas, restore, routes, rows, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -38,6 +38,8 @@ pub enum MetaRefusal {
         "nodes still send on fixed shares; wait until lanes are leased, a few seconds after the feature level rose"
     )]
     NotYetLeases,
+    #[error("no practice of this tenant is known")]
+    NoTenant,
     #[error("segments_per_second must be at least the number of nodes ({nodes}), so that each has a share")]
     TooSlow { nodes: u32 },
     /// Another key of this practice and epoch was first; the proposer uses that one.
@@ -180,6 +182,8 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         },
         Kind::PutDataKey(c) => put_data_key(tables, now_ms, c),
         Kind::PutHours(c) => hours::put(tables, now_ms, c),
+        Kind::PutPolicy(c) => policy::put(tables, c),
+        Kind::PausePractice(c) => policy::pause(tables, now_ms, &c),
         Kind::CreateToken(c) => members::create_token(tables, now_ms, &c),
         Kind::JoinNode(c) => members::join(tables, now_ms, c),
         Kind::RegisterNode(c) => members::register(tables, c),
@@ -265,6 +269,7 @@ fn put_practice(tables: &mut dyn Tables, command: PutPractice) -> Outcome {
         brand: command.brand,
         hours: command.hours,
         recipient_zones: command.recipient_zones,
+        weight: command.weight,
     };
     if rows::level(tables)? < level::LEVEL_DELIVERY {
         // An older program drops what it does not know.

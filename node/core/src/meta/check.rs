@@ -4,8 +4,9 @@ use super::place::NODE_ID_MAX;
 use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PracticeHours,
-    PutDataKey, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord, SmppSettings, TwilioSettings,
+    Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PauseCause,
+    PracticeHours, PutDataKey, PutPolicy, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord,
+    SmppSettings, TwilioSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -24,6 +25,8 @@ const HOURS_BYTES_MAX: usize = 256 * 1024;
 /// Days on which a practice sends nothing.
 const CLOSED_DATES_MAX: usize = 100;
 const WRAPPED_KEY_BYTES_MAX: usize = 4096;
+const WEIGHT_MAX: u32 = 1_000;
+const WINDOW_S_MAX: u32 = 604_800;
 const SLOTS: u32 = carillon_proto::slot::SLOTS as u32;
 
 fn require(condition: bool, field: &'static str, rule: &'static str) -> Check {
@@ -57,6 +60,11 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
         Kind::PutHours(c) => require(c.rules.len() <= HOURS_BYTES_MAX, "rules", "must be at most 256 KiB"),
         Kind::PutCarrier(c) => c.carrier.as_ref().map_or(Ok(()), |record| carrier(record, level)),
         Kind::PutDataKey(c) => data_key(c),
+        Kind::PutPolicy(c) => policy(c),
+        Kind::PausePractice(c) => {
+            let cause = PauseCause::try_from(c.cause).is_ok_and(|cause| cause != PauseCause::Unspecified);
+            require(cause, "cause", "must be known")
+        }
         Kind::CreateToken(c) => token(c),
         Kind::JoinNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
         Kind::RegisterNode(c) => member(c.node_id, c.store_id, &c.peer_address, c.feature_level),
@@ -126,7 +134,26 @@ fn practice(command: &PutPractice, level: u32) -> Check {
     require(zone(&command.time_zone), "time_zone", "must be the name of an IANA time zone")?;
     let zones = RecipientZones::try_from(command.recipient_zones);
     require(zones.is_ok(), "recipient_zones", "is unknown")?;
+    require(command.weight <= WEIGHT_MAX, "weight", "must be at most 1000")?;
     command.hours.as_ref().map_or(Ok(()), practice_hours)
+}
+
+fn policy(command: &PutPolicy) -> Check {
+    require(outside_name(&command.tenant), "tenant", "must be 1 to 128 bytes without control characters")?;
+    let practice = &command.practice;
+    require(
+        practice.is_empty() || outside_name(practice),
+        "practice",
+        "must be empty, or 1 to 128 bytes without control characters",
+    )?;
+    let Some(policy) = &command.policy else { return Ok(()) };
+    let known = |class: &i32| MessageClass::try_from(*class).is_ok_and(|c| c != MessageClass::Unspecified);
+    let classes = policy.exempt_classes.len() <= 16 && policy.exempt_classes.iter().all(known);
+    require(classes, "exempt_classes", "must be classes of messages, at most 16")?;
+    let duplicates = policy.duplicate_window_s <= WINDOW_S_MAX;
+    require(duplicates, "duplicate_window_s", "must be at most 604800 (7 days)")?;
+    let burst = policy.burst == 0 || (60..=86_400).contains(&policy.burst_window_s);
+    require(burst, "burst_window_s", "must be 60 to 86400 (a day)")
 }
 
 /// What the texts mean is checked by the node that proposes them; here only that they are bounded.

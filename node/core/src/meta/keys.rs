@@ -60,6 +60,15 @@ pub(super) fn practice_name(tenant: &str, practice: &str) -> Vec<u8> {
     join(b'p', &[tenant.as_bytes(), &[0], practice.as_bytes()])
 }
 
+/// No practice: the tenant's.
+pub(super) fn policy(tenant: &str, practice: &str) -> Vec<u8> {
+    join(b'Q', &[tenant.as_bytes(), &[0], practice.as_bytes()])
+}
+
+pub(super) fn pause(practice_no: u32, carrier_no: u32) -> Vec<u8> {
+    join(b'W', &[&practice_no.to_be_bytes(), &carrier_no.to_be_bytes()])
+}
+
 pub(super) fn carrier(carrier_no: u32) -> Vec<u8> {
     join(b'C', &[&carrier_no.to_be_bytes()])
 }

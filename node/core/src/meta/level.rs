@@ -43,6 +43,8 @@ pub fn needed(kind: &Kind) -> u32 {
             LEVEL_DELIVERY
         }
         Kind::PutHours(_) => LEVEL_DELIVERY,
+        Kind::PutPolicy(_) | Kind::PausePractice(_) => LEVEL_DELIVERY,
+        Kind::PutPractice(c) if c.weight > 0 => LEVEL_DELIVERY,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::SetBreaker(_) | Kind::PutRoute(_) | Kind::DropRoute(_) => LEVEL_DELIVERY,
         Kind::PutCarrier(command) if command.carrier.as_ref().is_some_and(beyond_smpp) => LEVEL_DELIVERY,

@@ -11,6 +11,8 @@
 //! | `C` carrier_no(4) | CarrierRecord |
 //! | `c` name | carrier_no(4) |
 //! | `K` practice_no(4) epoch(4) | DataKeyRecord |
+//! | `Q` tenant 0x00 practice | PolicyRecord: what the practice, or (none) all of the tenant may send |
+//! | `W` practice_no(4) carrier_no(4) | PauseRecord |
 //! | `N` node_id(8) | MetaNode; removed ones stay, so that their identity is refused |
 //! | `G` partition(4) | PartitionRecord: the partition map, 0 is the meta group |
 //! | `S` | ShareRecord: which nodes may send |
@@ -38,6 +40,7 @@ mod limits;
 mod members;
 pub mod place;
 pub mod planner;
+mod policy;
 mod replicas;
 mod restore;
 pub mod routes;
@@ -49,6 +52,7 @@ pub use apply::{MetaEffects, MetaRefusal, apply};
 pub use gather::Gatherer;
 pub use limits::{EASE_PERMILLE_MIN, UNPUBLISHED_MAX, applies, ease_permille};
 pub use members::{may_become, word as status_word};
+pub use policy::default_policy;
 pub use rows::is_present;
 pub use shares::share_of;
 pub use view::{DataKeyId, MetaView};

@@ -93,6 +93,9 @@ pub(super) fn rows(tables: &mut dyn Tables, command: RestoreMeta) -> Outcome {
         tables.put(keys::route(route.route_no), encode(route));
         raise(tables, Counted::Routes, route.route_no)?;
     }
+    for policy in &backup.policies {
+        tables.put(keys::policy(&policy.tenant, &policy.practice), encode(policy));
+    }
     for key in &backup.data_keys {
         tables.put(keys::data_key(key.practice_no, key.epoch), encode(key));
     }

@@ -5,8 +5,8 @@ use crate::records::{applied_record, decode};
 use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
     Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord,
-    LaneRecord, LimitRecord, MetaNode, PartitionRecord, PracticeRecord, RouteRecord, ShareRecord,
-    TokenRecord,
+    LaneRecord, LimitRecord, MetaNode, PartitionRecord, PauseRecord, PolicyRecord, PracticeRecord,
+    RouteRecord, SendingPolicy, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -44,6 +44,10 @@ pub struct MetaView {
     pub caps: BTreeMap<u32, CapRecord>,
     /// The rules of the hours; version 0 = those built in.
     pub hours: HoursRecord,
+    /// By tenant, then by practice; no practice is the tenant's.
+    pub policies: BTreeMap<String, BTreeMap<String, SendingPolicy>>,
+    /// By practice and carrier; also those that have ended.
+    pub pauses: BTreeMap<(u32, u32), PauseRecord>,
     /// The backup that the cluster was restored from, if it was.
     pub restore: Option<ClusterRestore>,
     /// Entry up to which this is the state.
@@ -88,6 +92,13 @@ impl MetaView {
         })?;
         each(tables, b'D', |record: CapRecord| {
             view.caps.insert(record.limit_no, record);
+        })?;
+        each(tables, b'Q', |record: PolicyRecord| {
+            let of_tenant = view.policies.entry(record.tenant).or_default();
+            of_tenant.insert(record.practice, record.policy.unwrap_or_default());
+        })?;
+        each(tables, b'W', |record: PauseRecord| {
+            view.pauses.insert((record.practice_no, record.carrier_no), record);
         })?;
         Ok(view)
     }

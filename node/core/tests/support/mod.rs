@@ -28,7 +28,7 @@ pub struct World {
     pub term: u64,
     pub now_ms: u64,
     /// What a scheduler knows that follows the effects.
-    schedule: BTreeMap<(u8, u64, MessageId), DueEntry>,
+    schedule: BTreeMap<(u8, u32, u64, MessageId), DueEntry>,
 }
 
 impl World {
@@ -113,10 +113,10 @@ impl World {
         for change in &effects.schedule {
             match change {
                 ScheduleChange::Due(e) => {
-                    self.schedule.insert((e.priority, e.due_ms, e.message_id), e.clone());
+                    self.schedule.insert((e.priority, e.flow, e.due_ms, e.message_id), e.clone());
                 }
-                ScheduleChange::Gone { message_id, priority, due_ms } => {
-                    let gone = self.schedule.remove(&(*priority, *due_ms, *message_id));
+                ScheduleChange::Gone { message_id, priority, flow, due_ms } => {
+                    let gone = self.schedule.remove(&(*priority, *flow, *due_ms, *message_id));
                     assert!(gone.is_some(), "{message_id} was not scheduled");
                 }
             }
@@ -126,9 +126,13 @@ impl World {
     fn check_tables(&self, effects: &Effects) {
         let rows = self.tables.rows();
         let mut due: Vec<DueEntry> = Vec::new();
-        for priority in 1..=4 {
-            due.extend(query::due_page(&self.tables, priority, None, u64::MAX, usize::MAX).unwrap());
+        for flow in query::due_flows(&self.tables, None, usize::MAX).unwrap() {
+            let of = (flow.priority, flow.flow);
+            let page = query::due_page(&self.tables, of, None, u64::MAX, usize::MAX).unwrap();
+            assert_eq!((page.entries[0].due_ms, page.next_due_ms), (flow.due_ms, None));
+            due.extend(page.entries);
         }
+        due.sort_by_key(|e| (e.priority, e.flow, e.due_ms, e.message_id));
         let followed: Vec<DueEntry> = self.schedule.values().cloned().collect();
         assert_eq!(due, followed, "a scheduler that follows the effects sees table D");
         let flying = query::in_flight_page(&self.tables, None, usize::MAX).unwrap();
@@ -138,7 +142,8 @@ impl World {
             let status = MessageStatus::decode(row.clone()).unwrap();
             let state = status.state();
             assert!(rows.contains_key(&keys::payload(&id)));
-            let due_key = keys::due(status.priority as u8, status.due_ms, &id);
+            let flow = if status.due_by_practice { status.practice_no } else { 0 };
+            let due_key = keys::due(status.priority as u8, flow, status.due_ms, &id);
             assert_eq!(rows.contains_key(&due_key), waits(state), "D row in {state:?}");
             assert_eq!(
                 rows.contains_key(&keys::in_flight(&id)),
@@ -305,6 +310,7 @@ pub fn begin(n: u64, attempt_no: u32, term: u64) -> Kind {
         send_by_ms: START_MS + 2_000,
         node_id: 1,
         sender: String::new(),
+        ..Default::default()
     })
 }
 

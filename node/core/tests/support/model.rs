@@ -297,6 +297,7 @@ impl Model {
             Op::Accept { n, key, content, .. } => accept_with(*n, |a| {
                 a.idempotency_index = key.map(index).unwrap_or_default();
                 a.content_mac = index(100 + content + 10 * *n as u8);
+                a.due_by_practice = n % 2 == 0;
                 self.fill(a, op);
             }),
             Op::Cancel { n } => cancel(*n),

@@ -218,8 +218,8 @@ impl Holder {
         };
     }
 
-    /// Takes a permit for one segment from all of these limits, or from none.
-    pub fn try_take(&mut self, stack: &[LimitId], mono: Duration) -> Result<Permit, Wait> {
+    /// When all of these limits have a permit, as far as it is known, and until when it would be good.
+    pub fn free_at(&self, stack: &[LimitId], mono: Duration) -> Result<(Duration, Duration), Wait> {
         let mut free_at = mono;
         let mut ends = mono + self.settings.stale_after;
         for limit in stack {
@@ -235,6 +235,12 @@ impl Holder {
             free_at = free_at.max(gate.next_permit()).max(held.closed_until);
             ends = ends.min(held.ends);
         }
+        Ok((free_at, ends))
+    }
+
+    /// Takes a permit for one segment from all of these limits, or from none.
+    pub fn try_take(&mut self, stack: &[LimitId], mono: Duration) -> Result<Permit, Wait> {
+        let (free_at, ends) = self.free_at(stack, mono)?;
         if free_at > mono {
             return Err(Wait::Until(free_at));
         }

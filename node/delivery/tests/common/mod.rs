@@ -1,7 +1,10 @@
 //! What the suites share: short makers of rows and a driver that answers pages from a naive table D.
 #![allow(dead_code)]
+use carillon_core::query::{DueFlow, DuePage};
 use carillon_core::{DueEntry, ScheduleChange};
-use carillon_delivery::{BeginDecision, Decision, LaneConfig, PageRequest, Scheduler, SchedulerConfig};
+use carillon_delivery::{
+    BeginDecision, Decision, LaneConfig, Page, PageRequest, Scheduler, SchedulerConfig, Wanted,
+};
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +23,7 @@ pub fn row(n: u64, due_ms: u64) -> DueEntry {
     DueEntry {
         message_id: id(n),
         priority: 3,
+        flow: 1,
         due_ms,
         practice_no: 1,
         class: 2,
@@ -33,8 +37,14 @@ pub fn row(n: u64, due_ms: u64) -> DueEntry {
     }
 }
 
+/// A message of another practice.
+pub fn row_of(practice_no: u32, n: u64, due_ms: u64) -> DueEntry {
+    DueEntry { practice_no, flow: practice_no, ..row(n, due_ms) }
+}
+
 pub fn gone(entry: &DueEntry) -> ScheduleChange {
-    ScheduleChange::Gone { message_id: entry.message_id, priority: entry.priority, due_ms: entry.due_ms }
+    let DueEntry { message_id, priority, flow, due_ms, .. } = *entry;
+    ScheduleChange::Gone { message_id, priority, flow, due_ms }
 }
 
 pub fn lane(carrier_no: u32, share: u32, in_flight_max: u32) -> LaneConfig {
@@ -44,31 +54,47 @@ pub fn lane(carrier_no: u32, share: u32, in_flight_max: u32) -> LaneConfig {
 /// Table D of one partition, as simple as can be.
 #[derive(Debug, Default, Clone)]
 pub struct TableD {
-    rows: BTreeMap<(u8, u64, MessageId), DueEntry>,
+    rows: BTreeMap<(u8, u32, u64, MessageId), DueEntry>,
 }
 
 impl TableD {
     pub fn put(&mut self, entry: &DueEntry) {
-        self.rows.insert((entry.priority, entry.due_ms, entry.message_id), entry.clone());
+        self.rows.insert((entry.priority, entry.flow, entry.due_ms, entry.message_id), entry.clone());
     }
 
     pub fn remove(&mut self, entry: &DueEntry) -> bool {
-        self.rows.remove(&(entry.priority, entry.due_ms, entry.message_id)).is_some()
+        self.rows.remove(&(entry.priority, entry.flow, entry.due_ms, entry.message_id)).is_some()
     }
 
     pub fn values(&self) -> impl Iterator<Item = &DueEntry> {
         self.rows.values()
     }
 
-    pub fn page(&self, request: &PageRequest) -> (Vec<DueEntry>, bool) {
-        let after = |e: &DueEntry| request.after.is_none_or(|after| (e.due_ms, e.message_id) > after);
-        let wanted =
-            |e: &&DueEntry| e.priority == request.priority && after(e) && e.due_ms <= request.until_ms;
-        let mut rows: Vec<DueEntry> =
-            self.rows.values().filter(wanted).take(request.limit + 1).cloned().collect();
-        let end = rows.len() <= request.limit;
-        rows.truncate(request.limit);
-        (rows, end)
+    pub fn page(&self, request: &PageRequest) -> Page {
+        match request.wanted {
+            Wanted::Flows { after, limit } => {
+                let mut flows: Vec<DueFlow> = Vec::new();
+                for e in self.rows.values().filter(|e| after.is_none_or(|after| (e.priority, e.flow) > after))
+                {
+                    if flows.last().is_none_or(|last| (last.priority, last.flow) != (e.priority, e.flow)) {
+                        flows.push(DueFlow { priority: e.priority, flow: e.flow, due_ms: e.due_ms });
+                    }
+                }
+                flows.truncate(limit);
+                Page::Flows(flows)
+            }
+            Wanted::Rows { priority, flow, after, until_ms, limit } => {
+                let after = |e: &DueEntry| after.is_none_or(|after| (e.due_ms, e.message_id) > after);
+                let wanted = |e: &&DueEntry| (e.priority, e.flow) == (priority, flow) && after(e);
+                let mut rows = self.rows.values().filter(wanted).cloned().peekable();
+                let mut page = DuePage::default();
+                while let Some(e) = rows.next_if(|e| e.due_ms <= until_ms && page.entries.len() < limit) {
+                    page.entries.push(e);
+                }
+                page.next_due_ms = rows.next().map(|e| e.due_ms);
+                Page::Rows(page)
+            }
+        }
     }
 }
 
@@ -103,12 +129,27 @@ impl Rig {
                 return;
             }
             for request in wanted {
-                let (rows, end) = self.table.page(&request);
+                let page = self.table.page(&request);
                 self.pages_read += 1;
-                self.scheduler.on_page(request.partition, request.request_id, rows, end);
+                self.scheduler.on_page(request.partition, request.request_id, page);
             }
         }
         panic!("the scheduler asks for pages without end");
+    }
+
+    /// Lets the scheduler learn which flows there are, and reads no rows.
+    pub fn discover(&mut self) {
+        for request in self.scheduler.wants_pages(self.now_ms) {
+            match request.wanted {
+                Wanted::Flows { .. } => {
+                    let page = self.table.page(&request);
+                    self.scheduler.on_page(request.partition, request.request_id, page);
+                }
+                Wanted::Rows { .. } => {
+                    self.scheduler.on_page_failed(request.partition, request.request_id);
+                }
+            }
+        }
     }
 
     pub fn due(&mut self, entry: &DueEntry) {

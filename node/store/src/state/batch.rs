@@ -2,6 +2,7 @@
 //!
 //! Gets look into a hash map first, so a command costs little more than its rows. Scans within a batch are rare:
 //! they sort the touched keys of their range and merge them with what is committed.
+//! A commit does not wait for RocksDB, unless the thread that writes is far behind.
 //! Bound: the caller commits when [`ApplyBatch::bytes`] passes its budget; nothing is visible before.
 use super::StateError;
 use super::overlay::Row;
@@ -13,12 +14,15 @@ use hashbrown::hash_map::Entry;
 use rocksdb::BoundColumnFamily;
 use std::sync::Arc;
 
+/// A larger map is not kept for the next batch.
+const SPARE_ROWS_MAX: usize = 4_096;
+
 /// What a commit made visible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CommitStats {
     /// Distinct rows put or deleted.
     pub rows: usize,
-    /// Bytes given to RocksDB with it: 0 unless the overlay was written back.
+    /// Bytes given to RocksDB by it: 0 unless the background thread is behind.
     pub bytes: usize,
 }
 
@@ -32,7 +36,8 @@ pub struct ApplyBatch<'a> {
 
 impl<'a> ApplyBatch<'a> {
     pub(super) fn new(replica: &'a Replica, handle: Arc<BoundColumnFamily<'a>>) -> Self {
-        Self { replica, handle, rows: HashMap::new(), bytes: 0 }
+        let rows = std::mem::take(&mut *replica.spare.lock());
+        Self { replica, handle, rows, bytes: 0 }
     }
 
     /// Bytes of keys and values given so far; an upper bound of what the commit keeps.
@@ -45,15 +50,23 @@ impl<'a> ApplyBatch<'a> {
     }
 
     /// Makes everything visible at once. An error is fatal for the process.
-    pub fn commit(self) -> Result<CommitStats, StateError> {
-        self.replica.shared.check()?;
+    pub fn commit(mut self) -> Result<CommitStats, StateError> {
+        let shared = &self.replica.shared;
+        shared.check()?;
         let rows = self.rows.len();
-        let mut overlay = self.replica.overlay.write();
-        for (key, row) in self.rows {
-            overlay.merge(key, row);
+        let waiting = self.replica.layers.write().merge(self.rows.drain());
+        if self.rows.capacity() <= SPARE_ROWS_MAX {
+            *self.replica.spare.lock() = self.rows;
         }
-        let full = overlay.bytes() >= self.replica.shared.write_back_bytes;
-        let bytes = if full { overlay.write_back(&self.replica.shared, &self.handle)? } else { 0 };
+        let share = shared.share_bytes();
+        let bytes = if waiting >= 2 * share {
+            self.replica.write_back()?
+        } else {
+            if waiting >= share {
+                self.replica.ask_write_back();
+            }
+            0
+        };
         Ok(CommitStats { rows, bytes })
     }
 }
@@ -63,7 +76,7 @@ impl ReadTables for ApplyBatch<'_> {
         if let Some(row) = self.rows.get(key) {
             return Ok(row.value.clone());
         }
-        if let Some(value) = self.replica.overlay.read().get(key) {
+        if let Some(value) = self.replica.layers.read().get(key) {
             return Ok(value);
         }
         get_row(&self.replica.shared.db, &self.handle, key)
@@ -76,13 +89,11 @@ impl ReadTables for ApplyBatch<'_> {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), TableError> {
         let Some(options) = range(start, end) else { return Ok(()) };
-        // The writer is this thread, so nothing is written back between the two looks.
-        let mut rows = self.replica.overlay_range(start, end);
+        let (mut rows, stored) = self.replica.rows_and_stored(&self.handle, start, end, options);
         for (key, row) in self.rows.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end)
         {
             rows.insert(key.clone(), row.value.clone());
         }
-        let stored = self.replica.shared.db.raw_iterator_cf_opt(&self.handle, options);
         merge_scan(rows, stored, start, visit)
     }
 }

@@ -1,17 +1,16 @@
 //! The state database of a node: one RocksDB with its WAL off, a column family for each replica generation.
 //!
 //! Owns the families `g{group}.{generation}` and everything in them. Invariants
-//!  - All rows of a replica, its applied record among them, live in one family, and a commit is one write batch. A
-//!    memtable is flushed as a whole and in order, so what is on disk is always a prefix of the apply order and the
-//!    applied record says which.
+//!  - All rows of a replica, its applied record among them, live in one family. Committed rows wait in memory for a while
+//!    (`overlay.rs`) and then become part of the database as whole tables in one step (`write_back.rs`), in the order of their
+//!    commits. So what is on disk is always a prefix of the apply order and the applied record says which. Memtables stay empty.
 //!  - The raft log is the WAL: after a crash the caller replays it from [`StateDb::durable_applied`].
-//!  - Committed rows wait in memory for a while (`overlay.rs`) and reach RocksDB as one write batch.
-//!  - Any write error is final ([`StateError::Failed`] from then on).
+//!  - Any write error is final: everything that comes later gets it, too.
 //!  - Of several generations of a group one is live: the one that the raft log names ([`StateDb::set_live`]). Others are
 //!    being imported, or wait to be dropped.
 //!
-//! A clean drop writes back and flushes all memtables (RocksDB does), so a planned restart replays nothing.
-//! Not here: keys and records of tables (core), when to flush ([`FlushPacer`] decides, the caller acts), replay.
+//! A clean drop writes everything back, so a planned restart replays nothing.
+//! Not here: keys and records of tables (core), when to write back a replica that is quiet ([`FlushPacer`] decides, the caller acts), replay.
 
 mod batch;
 mod family;
@@ -21,6 +20,7 @@ mod pacer;
 mod replica;
 mod scrub;
 mod stats;
+mod write_back;
 
 pub use batch::{ApplyBatch, CommitStats};
 pub use family::Family;
@@ -35,11 +35,13 @@ use carillon_proto::internal::AppliedRecord;
 use options::DbParts;
 use parking_lot::Mutex;
 use prost::Message;
-use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier};
+use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, ReadOptions, ReadTier};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
 /// Of a group that was created here; installed snapshots have later ones.
 pub const FIRST_GENERATION: u64 = 1;
@@ -47,15 +49,13 @@ pub const FIRST_GENERATION: u64 = 1;
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 
 /// Why the state database could not do it. All but [`StateError::Ambiguous`] and [`StateError::NoReplica`] are fatal.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     #[error("state database: {0}")]
     Database(String),
     /// Stored bytes are not what was written; the text names the file.
     #[error("state database is damaged: {0}")]
     Damaged(String),
-    #[error("state database: an earlier write failed, it takes no more")]
-    Failed,
     #[error("applied record of group {group} cannot be decoded")]
     CorruptApplied { group: u32 },
     /// A snapshot install was interrupted; the caller knows from the log which generation is live.
@@ -88,18 +88,45 @@ pub(crate) struct Shared {
     pub applied_key: Vec<u8>,
     pub path: PathBuf,
     pub damaged: Mutex<BTreeMap<Family, String>>,
-    pub write_back_bytes: usize,
-    failed: AtomicBool,
+    waiting_bytes: usize,
+    share_bytes_min: usize,
+    families: AtomicUsize,
+    /// Bytes of rows given to RocksDB since open.
+    written_bytes: AtomicU64,
+    /// The first write error.
+    failed: OnceLock<StateError>,
+    /// To the thread that writes back, as long as it runs.
+    writer: Mutex<Option<SyncSender<Arc<Replica>>>>,
 }
+
+/// A replica's share of what may wait in memory is never more: a larger table takes too long to write.
+const SHARE_BYTES_MAX: usize = 8 << 20;
 
 impl Shared {
     pub fn check(&self) -> Result<(), StateError> {
-        if self.failed.load(Ordering::Acquire) { Err(StateError::Failed) } else { Ok(()) }
+        self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    pub fn fail(&self, error: rocksdb::Error) -> StateError {
-        self.failed.store(true, Ordering::Release);
-        error.into()
+    pub fn fail(&self, error: StateError) -> StateError {
+        self.failed.get_or_init(|| error).clone()
+    }
+
+    /// Rows of one replica that may wait before they are written.
+    pub fn share_bytes(&self) -> usize {
+        let even = self.waiting_bytes / self.families.load(Ordering::Relaxed).max(1);
+        even.min(SHARE_BYTES_MAX).max(self.share_bytes_min)
+    }
+
+    pub fn ask_write_back(&self, replica: Arc<Replica>) -> bool {
+        self.writer.lock().as_ref().is_some_and(|writer| writer.try_send(replica).is_ok())
+    }
+
+    pub fn count_written(&self, bytes: usize) {
+        self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     pub fn handle(&self, family: &str) -> Option<Arc<rocksdb::BoundColumnFamily<'_>>> {
@@ -114,6 +141,7 @@ pub struct StateDb {
     /// Generation by group, where there may be several. At most one entry for each group.
     live: Mutex<BTreeMap<u32, u64>>,
     unknown: Vec<String>,
+    writer: Option<JoinHandle<()>>,
 }
 
 impl StateDb {
@@ -137,26 +165,35 @@ impl StateDb {
         } else {
             Db::open_cf_descriptors(&parts.db_options, path, descriptors)?
         };
+        let io = |error: std::io::Error| StateError::Database(format!("writer of tables: {error}"));
+        write_back::make_directory(path).map_err(io)?;
+        let (sender, writer) = write_back::start().map_err(io)?;
         let shared = Arc::new(Shared {
             db,
             parts,
             applied_key: options.applied_key.clone(),
             path: path.to_path_buf(),
             damaged: Mutex::new(damaged),
-            write_back_bytes: options.write_back_bytes,
-            failed: AtomicBool::new(false),
+            waiting_bytes: options.waiting_bytes,
+            share_bytes_min: options.share_bytes_min,
+            families: AtomicUsize::new(0),
+            written_bytes: AtomicU64::new(0),
+            failed: OnceLock::new(),
+            writer: Mutex::new(Some(sender)),
         });
         let mut replicas = BTreeMap::new();
         let mut unknown = Vec::new();
         for name in existing.into_iter().filter(|name| name != rocksdb::DEFAULT_COLUMN_FAMILY_NAME) {
             match Family::parse(&name) {
                 Some(family) => {
-                    replicas.insert(family, Arc::new(Replica::new(shared.clone(), family)));
+                    replicas.insert(family, Replica::new(shared.clone(), family));
                 }
                 None => unknown.push(name),
             }
         }
-        Ok(Self { shared, replicas: Mutex::new(replicas), live: Mutex::default(), unknown })
+        shared.families.store(replicas.len(), Ordering::Relaxed);
+        let writer = Some(writer);
+        Ok(Self { shared, replicas: Mutex::new(replicas), live: Mutex::default(), unknown, writer })
     }
 
     /// All replica families, in order.
@@ -238,9 +275,10 @@ impl StateDb {
         self.shared
             .db
             .create_cf(family.to_string(), &self.shared.parts.family_options)
-            .map_err(|error| self.shared.fail(error))?;
-        let replica = Arc::new(Replica::new(self.shared.clone(), family));
+            .map_err(|error| self.shared.fail(error.into()))?;
+        let replica = Replica::new(self.shared.clone(), family);
         replicas.insert(family, replica.clone());
+        self.shared.families.store(replicas.len(), Ordering::Relaxed);
         Ok(replica)
     }
 
@@ -255,10 +293,10 @@ impl StateDb {
 
     pub fn destroy_generation(&self, family: Family) -> Result<(), StateError> {
         let mut replicas = self.replicas.lock();
-        if replicas.remove(&family).is_none() {
-            return Err(StateError::NoReplica(family));
-        }
-        self.shared.db.drop_cf(&family.to_string()).map_err(|error| self.shared.fail(error))?;
+        let Some(replica) = replicas.remove(&family) else { return Err(StateError::NoReplica(family)) };
+        self.shared.families.store(replicas.len(), Ordering::Relaxed);
+        let dropped = replica.between_writes(|| self.shared.db.drop_cf(&family.to_string()));
+        dropped.map_err(|error| self.shared.fail(error.into()))?;
         drop(replicas);
         self.forget_damage(family)
     }
@@ -268,7 +306,7 @@ impl StateDb {
         let replica = self.existing(group)?;
         let handle = replica.handle()?;
         let mut read = ReadOptions::default();
-        // With the WAL off this tier skips memtables.
+        // Skips memtables, if there were any.
         read.set_read_tier(ReadTier::Persisted);
         let value = self.shared.db.get_pinned_cf_opt(&handle, &self.shared.applied_key, &read)?;
         decode_applied(group, value.as_deref())
@@ -276,30 +314,23 @@ impl StateDb {
 
     /// Writes all of a group's rows to disk and waits for it. Blocking; for a background thread.
     pub fn flush(&self, group: u32) -> Result<Option<AppliedRecord>, StateError> {
-        let replica = self.existing(group)?;
-        let handle = replica.handle()?;
-        replica.write_back()?;
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        self.shared.db.flush_cf_opt(&handle, &options).map_err(|error| self.shared.fail(error))?;
-        drop(handle);
+        self.existing(group)?.write_back()?;
         self.durable_applied(group)
     }
 
     pub fn memory_stats(&self) -> MemoryStats {
-        MemoryStats::read(&self.shared, &self.families())
+        let waiting = self.replicas.lock().values().map(|replica| replica.layers.read().bytes()).sum();
+        MemoryStats::read(&self.shared, &self.families(), waiting)
     }
 
     /// Reads the counters of the database and sets the `carillon_state_*` metrics.
     pub fn metrics(&self) -> StateMetrics {
         let metrics = StateMetrics::read(&self.shared, &self.families());
         metrics.publish(&self.memory_stats());
-        let overlay: usize = self.replicas.lock().values().map(|r| r.overlay.read().bytes()).sum();
-        metrics::gauge!("carillon_state_overlay_bytes").set(overlay as f64);
         metrics
     }
 
-    /// A copy of what is on disk now, without the memtables: what a crash would leave. Also the base of backups,
+    /// A copy of what is on disk now, without the rows that wait: what a crash would leave. Also the base of backups,
     /// which flush first.
     pub fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
         let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.shared.db)?;
@@ -325,6 +356,10 @@ impl StateDb {
 
 impl Drop for StateDb {
     fn drop(&mut self) {
+        drop(self.shared.writer.lock().take());
+        if let Some(writer) = self.writer.take() {
+            drop(writer.join());
+        }
         for replica in self.replicas.lock().values() {
             // Without success the next start replays more: the log has everything.
             drop(replica.write_back());

@@ -1,24 +1,19 @@
 //! Sizes of the state database and what RocksDB is told.
 //!
-//! Memory of a node: rows that wait, about twice `write_back_bytes` for each family; memtables about `db_write_buffer_bytes`, and never more than two buffers for each family (one
-//! fills, one is flushed; then commits wait); blocks, indexes and filters `block_cache_bytes`; a table reader (a few
-//! KiB) for each open file.
+//! Memory of a node: rows that wait, about `waiting_bytes` and at most twice that; blocks, indexes and filters
+//! `block_cache_bytes`; a table reader (a few KiB) for each open file. Memtables are never written to.
 use rocksdb::statistics::StatsLevel;
-use rocksdb::{
-    BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options, WriteBufferManager,
-};
+use rocksdb::{BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options};
 
 /// Sizes; the defaults fit a node with 17 families in a small memory.
 #[derive(Debug, Clone)]
 pub struct StateOptions {
     pub block_cache_bytes: usize,
-    /// Of each family.
-    pub write_buffer_bytes: usize,
-    /// Of all families together. RocksDB then flushes the family with the oldest data.
-    pub db_write_buffer_bytes: usize,
-    /// Committed rows of each family that may wait in memory before RocksDB gets them.
-    pub write_back_bytes: usize,
-    /// Of the first level below level 0. About what four flushed tables of one family hold: a larger one is rewritten as a
+    /// Committed rows of all families that wait in memory. A family that has its even share is written.
+    pub waiting_bytes: usize,
+    /// The share of a family is never less.
+    pub share_bytes_min: usize,
+    /// Of the first level below level 0. A larger one is rewritten as a
     /// whole by every compaction of level 0, a smaller one makes more levels.
     pub level_base_bytes: u64,
     /// Of one table below level 0. Small enough that most hold one table of the core only: those in the order of time are
@@ -31,8 +26,7 @@ pub struct StateOptions {
     pub background_threads: i32,
     /// Limit of flushes and compactions together, 0 = none.
     pub background_bytes_per_second: u64,
-    /// -1 keeps every table open, so that a lookup takes no lock to find its reader. Bounded by the bytes on disk (a
-    /// file is at least a few MiB after compaction); needs a matching limit of file descriptors.
+    /// Tables held open; others are opened anew when they are read. At most half of what the process may have open.
     pub open_files_max: i32,
     /// Key of the applied record in every family.
     pub applied_key: Vec<u8>,
@@ -42,16 +36,15 @@ impl Default for StateOptions {
     fn default() -> Self {
         Self {
             block_cache_bytes: 32 << 20,
-            write_buffer_bytes: 12 << 20,
-            db_write_buffer_bytes: 64 << 20,
-            write_back_bytes: 2 << 20,
+            waiting_bytes: 64 << 20,
+            share_bytes_min: 1 << 20,
             level_base_bytes: 32 << 20,
             table_bytes: 16 << 20,
-            level_zero_tables: 4,
+            level_zero_tables: 8,
             compact_on_deletions: 1024,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
-            open_files_max: -1,
+            open_files_max: 4_096,
             applied_key: carillon_core::keys::applied(),
         }
     }
@@ -62,34 +55,25 @@ pub(crate) struct DbParts {
     pub db_options: Options,
     pub family_options: Options,
     pub cache: Cache,
-    pub write_buffers: WriteBufferManager,
 }
 
 impl StateOptions {
     pub(crate) fn build(&self) -> DbParts {
         let cache = Cache::new_lru_cache(self.block_cache_bytes);
-        // Passing the total starts a flush but stalls nobody: a forgotten iterator that pins flushed memtables
-        // would otherwise stop all replicas. The hard bound is the number of buffers of each family.
-        let write_buffers = WriteBufferManager::new_write_buffer_manager(self.db_write_buffer_bytes, false);
         let family_options = self.family_options(&cache);
         let mut db_options = family_options.clone();
-        self.set_db_options(&mut db_options, &write_buffers);
-        DbParts { db_options, family_options, cache, write_buffers }
+        self.set_db_options(&mut db_options);
+        DbParts { db_options, family_options, cache }
     }
 
-    fn set_db_options(&self, options: &mut Options, write_buffers: &WriteBufferManager) {
+    fn set_db_options(&self, options: &mut Options) {
         options.create_if_missing(true);
         options.set_paranoid_checks(true);
-        options.set_unordered_write(false);
         options.set_use_fsync(false);
-        // There is one writer, the applier.
-        options.set_allow_concurrent_memtable_write(false);
-        options.set_enable_write_thread_adaptive_yield(false);
-        options.set_write_buffer_manager(write_buffers);
         options.increase_parallelism(self.background_threads.max(1));
         options.set_max_background_jobs(self.background_threads.max(2));
         options.set_max_subcompactions(1);
-        options.set_max_open_files(self.open_files_max);
+        options.set_max_open_files(self.open_files_max.min(open_files_of_process() / 2));
         options.set_bytes_per_sync(1 << 20);
         options.set_writable_file_max_buffer_size(256 << 10);
         options.set_compaction_readahead_size(512 << 10);
@@ -123,17 +107,13 @@ impl StateOptions {
 
         let mut options = Options::default();
         options.set_block_based_table_factory(&table);
-        options.set_write_buffer_size(self.write_buffer_bytes);
-        options.set_arena_block_size(256 << 10);
-        options.set_max_write_buffer_number(2);
-        options.set_min_write_buffer_number_to_merge(1);
-        // Most lookups of a new message are for rows that are not there; a filter answers them without a search.
-        options.set_memtable_whole_key_filtering(true);
-        options.set_memtable_prefix_bloom_ratio(0.02);
-        // Measured: 8 files instead of 4 cost the lookups more than they save in compactions.
+        // Never written to, so as small as they can be.
+        options.set_write_buffer_size(64 << 10);
+        options.set_arena_block_size(4 << 10);
+        // Each write adds one before and one behind the payloads; the two never overlap.
         options.set_level_zero_file_num_compaction_trigger(self.level_zero_tables);
-        options.set_level_zero_slowdown_writes_trigger(20);
-        options.set_level_zero_stop_writes_trigger(36);
+        options.set_level_zero_slowdown_writes_trigger(40);
+        options.set_level_zero_stop_writes_trigger(72);
         options.set_level_compaction_dynamic_level_bytes(true);
         options.set_max_bytes_for_level_base(self.level_base_bytes);
         options.set_target_file_size_base(self.table_bytes);
@@ -145,4 +125,10 @@ impl StateOptions {
         }
         options
     }
+}
+
+/// How many files this process may have open.
+fn open_files_of_process() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|files| i32::try_from(files).ok()).unwrap_or(i32::MAX)
 }

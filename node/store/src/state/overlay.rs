@@ -2,17 +2,17 @@
 //!
 //! Most rows of a message live for a moment: it is due, in flight, submitted, delivered. Because the raft log is the
 //! WAL, committed rows may wait in memory: a row that is written again replaces itself here, and one that is created and
-//! deleted here never reaches RocksDB at all. [`Overlay::write_back`] gives everything to RocksDB as one write batch,
-//! applied record included, so what is on disk stays a prefix of the apply order.
+//! deleted here never reaches RocksDB at all.
+//!
+//! [`Layers`] is what a replica has of them: rows that are added to, over rows that are being written at the moment and do not change
+//! any more (`write_back.rs`).
 //!
 //! Rows of the tables that are read by range ([`RANGED`]) are kept in order; the others, which are nearly all, in a hash
 //! map: a scan over them is rare and sorts.
-//! Bound: `StateOptions::write_back_bytes` for each replica; the commit that passes it writes back.
-use super::{Shared, StateError};
+//! Bound: `StateOptions::waiting_bytes` for all replicas; whoever commits beyond twice a replica's share of it writes.
 use bytes::Bytes;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
-use rocksdb::{BoundColumnFamily, WriteBatch, WriteOptions};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -40,6 +40,59 @@ pub(super) struct Overlay {
     bytes: usize,
 }
 
+/// What lies over RocksDB.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    active: Overlay,
+    /// Rows that a write is under way for.
+    frozen: Option<Arc<Overlay>>,
+}
+
+impl Layers {
+    /// `None` = ask RocksDB, `Some(None)` = deleted.
+    pub fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        self.active.get(key).or_else(|| self.frozen.as_ref()?.get(key))
+    }
+
+    /// Rows with `start <= key < end`: `None` = deleted.
+    pub fn range(&self, start: &[u8], end: &[u8]) -> BTreeMap<Vec<u8>, Option<Bytes>> {
+        let Some(frozen) = &self.frozen else { return self.active.range(start, end) };
+        let mut rows = frozen.range(start, end);
+        rows.extend(self.active.range(start, end));
+        rows
+    }
+
+    /// Takes over the rows of a batch. Gives what waits now and is not being written.
+    pub fn merge(&mut self, rows: impl Iterator<Item = (Vec<u8>, Row)>) -> usize {
+        rows.for_each(|(key, row)| self.active.merge(key, row));
+        self.active.bytes
+    }
+
+    /// All that waits.
+    pub fn bytes(&self) -> usize {
+        self.active.bytes + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    }
+
+    /// From now on these rows do not change; `None` when there are none. Only while nothing else is frozen.
+    pub fn freeze(&mut self) -> Option<Arc<Overlay>> {
+        assert!(self.frozen.is_none(), "one write at a time");
+        if self.active.len() == 0 {
+            return None;
+        }
+        let room = self.active.others.len();
+        let frozen = Arc::new(std::mem::take(&mut self.active));
+        // The next ones will be about as many.
+        self.active.others.reserve(room);
+        self.frozen = Some(Arc::clone(&frozen));
+        Some(frozen)
+    }
+
+    /// RocksDB has what was frozen.
+    pub fn written(&mut self) -> Option<Arc<Overlay>> {
+        self.frozen.take()
+    }
+}
+
 fn is_ranged(key: &[u8]) -> bool {
     key.first().is_some_and(|letter| RANGED.contains(letter))
 }
@@ -49,11 +102,7 @@ fn value_bytes(value: &Option<Bytes>) -> usize {
 }
 
 impl Overlay {
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// `None` = ask RocksDB, `Some(None)` = deleted.
+    /// `None` = ask a lower layer, `Some(None)` = deleted.
     pub fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         let row = if is_ranged(key) { self.ranged.get(key) } else { self.others.get(key) };
         row.map(|row| row.value.clone())
@@ -115,39 +164,29 @@ impl Overlay {
         }
     }
 
-    /// Gives all rows to RocksDB in one batch and forgets them. An error is fatal for the process.
-    pub fn write_back(
-        &mut self,
-        shared: &Shared,
-        handle: &Arc<BoundColumnFamily<'_>>,
-    ) -> Result<usize, StateError> {
-        shared.check()?;
-        let count = self.ranged.len() + self.others.len();
-        if count == 0 {
-            return Ok(0);
-        }
-        let mut rows: Vec<_> = self.ranged.iter().chain(&self.others).collect();
-        rows.sort_unstable_by_key(|(key, _)| *key);
-        // In key order each insert starts where the last one ended, so the memtable is not searched from its top.
-        let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
-        for (key, row) in rows {
-            match &row.value {
-                Some(value) => batch.put_cf(handle, key, value),
-                None => batch.delete_cf(handle, key),
-            }
-        }
-        let bytes = batch.size_in_bytes();
-        let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        options.set_memtable_insert_hint_per_batch(true);
-        shared.db.write_opt(batch, &options).map_err(|error| shared.fail(error))?;
-        metrics::counter!("carillon_state_write_back_bytes_total").increment(bytes as u64);
-        metrics::counter!("carillon_state_write_back_rows_total").increment(count as u64);
-        self.ranged.clear();
-        self.others.clear();
-        self.bytes = 0;
-        Ok(bytes)
+    pub fn len(&self) -> usize {
+        self.ranged.len() + self.others.len()
     }
+
+    /// All rows in key order.
+    pub fn sorted(&self) -> Vec<(&[u8], &Row)> {
+        // Comparing the first bytes as a number keeps nearly all of the sort away from the keys themselves.
+        let mut rows: Vec<(u128, &[u8], &Row)> = self
+            .ranged
+            .iter()
+            .chain(&self.others)
+            .map(|(key, row)| (head(key), key.as_slice(), row))
+            .collect();
+        rows.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+        rows.into_iter().map(|(_, key, row)| (key, row)).collect()
+    }
+}
+
+/// The first 16 bytes, filled up with zeros: orders keys wherever it differs.
+fn head(key: &[u8]) -> u128 {
+    let (mut bytes, length) = ([0; 16], key.len().min(16));
+    bytes[..length].copy_from_slice(&key[..length]);
+    u128::from_be_bytes(bytes)
 }
 
 #[cfg(test)]
@@ -167,7 +206,7 @@ mod tests {
         overlay.merge(b"a".to_vec(), live(b"22", false));
         assert_eq!(overlay.get(b"a"), Some(Some(Bytes::from_static(b"22"))));
         overlay.merge(b"a".to_vec(), GONE);
-        assert_eq!((overlay.get(b"a"), overlay.bytes()), (None, 0));
+        assert_eq!((overlay.get(b"a"), overlay.bytes), (None, 0));
     }
 
     #[test]
@@ -202,9 +241,44 @@ mod tests {
         for key in ["D1", "M1"] {
             overlay.merge(key.into(), live(b"12345", true));
             overlay.merge(key.into(), live(b"1", false));
-            assert!(overlay.bytes() > 0);
+            assert!(overlay.bytes > 0);
             overlay.merge(key.into(), GONE);
-            assert_eq!(overlay.bytes(), 0);
+            assert_eq!(overlay.bytes, 0);
         }
+    }
+
+    #[test]
+    fn rows_come_in_key_order_whatever_they_begin_with() {
+        let mut overlay = Overlay::default();
+        let long = "M-the first sixteen bytes are equal";
+        for key in
+            [long, "M", "M\0", "D2", "S", "M-the first sixteen bytes are equa", "D1", "M-the first sixt"]
+        {
+            overlay.merge(key.into(), live(b"1", true));
+        }
+        let keys: Vec<&[u8]> = overlay.sorted().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys.len(), 8);
+        assert!(keys.is_sorted(), "{keys:?}");
+    }
+
+    #[test]
+    fn newer_rows_hide_those_that_are_being_written() {
+        let mut layers = Layers::default();
+        let merge = |layers: &mut Layers, key: &str, row| layers.merge(std::iter::once((key.into(), row)));
+        merge(&mut layers, "D1", live(b"1", true));
+        merge(&mut layers, "D2", live(b"1", true));
+        let frozen = layers.freeze().unwrap();
+        assert_eq!((frozen.len(), layers.bytes() > 0), (2, true));
+        merge(&mut layers, "D1", GONE);
+        merge(&mut layers, "D3", live(b"3", true));
+        assert_eq!(layers.get(b"D1"), Some(None), "RocksDB will have it, so it needs a tombstone");
+        assert_eq!(layers.get(b"D2"), Some(Some(Bytes::from_static(b"1"))));
+        let rows: Vec<_> = layers.range(b"D", b"E").into_iter().map(|(_, value)| value.is_some()).collect();
+        assert_eq!(rows, [false, true, true]);
+        layers.written();
+        assert_eq!((layers.get(b"D1"), layers.get(b"D2")), (Some(None), None));
+        assert_eq!(layers.freeze().unwrap().len(), 2);
+        layers.written();
+        assert!(layers.freeze().is_none() && layers.bytes() == 0);
     }
 }

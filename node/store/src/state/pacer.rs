@@ -1,7 +1,7 @@
 //! Decides which replica is flushed next. Sans-IO: time, bytes and indexes come from the caller.
 //!
 //! Why not leave it to RocksDB: with the WAL off it flushes when memory is full, so a quiet replica would hold its
-//! part of the raft log for ever. A replica is due when the log bytes that only its memtables hold are many or old, and the
+//! part of the raft log for ever. A replica is due when the log bytes that only its memory holds are many or old, and the
 //! one that holds most is due when all together hold too many: that bounds the log on disk and the time of a restart, which
 //! applies those bytes again. One flush at a time.
 //!
@@ -151,7 +151,7 @@ impl FlushPacer {
         self.flushed(group);
     }
 
-    /// Log bytes of a group that only memtables cover.
+    /// Log bytes of a group that only memory covers.
     pub fn unflushed_bytes(&self, group: u32) -> u64 {
         self.groups.get(&group).map_or(0, |unflushed| unflushed.bytes)
     }
@@ -160,7 +160,7 @@ impl FlushPacer {
         self.groups.values().map(|unflushed| unflushed.bytes).sum()
     }
 
-    /// Groups with bytes that only memtables cover.
+    /// Groups with bytes that only memory covers.
     pub fn unflushed_groups(&self) -> Vec<u32> {
         self.groups.keys().copied().collect()
     }

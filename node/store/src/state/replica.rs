@@ -1,21 +1,24 @@
 //! One replica's rows: committed state for any thread, consistent snapshots, and the start of an apply batch.
 //!
-//! What is committed is the overlay over RocksDB. A reader looks at the overlay first and opens its iterator before the
-//! overlay can be written back, so it never misses a row that moves between the two.
+//! What is committed is the overlay over RocksDB. A reader looks at the overlay first, and rows leave it only after RocksDB has
+//! them; an iterator is opened under the same lock. So no reader misses a row that moves between the two.
 use super::batch::ApplyBatch;
-use super::overlay::Overlay;
-use super::{Family, Shared, StateError, decode_applied};
+use super::overlay::{Layers, Row};
+use super::write_back::TableWriter;
+use super::{DbParts, Family, Shared, StateError, decode_applied};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError};
 use carillon_proto::internal::AppliedRecord;
-use parking_lot::RwLock;
+use hashbrown::HashMap;
+use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, ReadOptions,
     SnapshotWithThreadMode, SstFileWriter,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use super::Db;
 
@@ -25,14 +28,30 @@ pub(super) type OverlayRows = BTreeMap<Vec<u8>, Option<Bytes>>;
 /// A family of the state database. Reads see committed batches only.
 pub struct Replica {
     pub(super) shared: Arc<Shared>,
-    pub(super) overlay: RwLock<Overlay>,
+    pub(super) layers: RwLock<Layers>,
+    /// The empty map of the last batch, for the next one.
+    pub(super) spare: Mutex<HashMap<Vec<u8>, Row>>,
+    /// Held by whoever gives rows to RocksDB, so that they come in the order of their commits.
+    writer: Mutex<TableWriter>,
+    /// The background thread has been asked to write.
+    asked: AtomicBool,
     family: Family,
     name: String,
+    own: Weak<Self>,
 }
 
 impl Replica {
-    pub(crate) fn new(shared: Arc<Shared>, family: Family) -> Self {
-        Self { shared, overlay: RwLock::default(), family, name: family.to_string() }
+    pub(crate) fn new(shared: Arc<Shared>, family: Family) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            shared,
+            layers: RwLock::default(),
+            spare: Mutex::default(),
+            writer: Mutex::default(),
+            asked: AtomicBool::new(false),
+            family,
+            name: family.to_string(),
+            own: own.clone(),
+        })
     }
 
     pub fn family(&self) -> Family {
@@ -53,8 +72,7 @@ impl Replica {
     /// RocksDB has everything.
     pub fn snapshot(&self) -> Result<ReplicaSnapshot<'_>, StateError> {
         let handle = self.handle()?;
-        let mut overlay = self.overlay.write();
-        overlay.write_back(&self.shared, &handle)?;
+        self.write_back()?;
         Ok(ReplicaSnapshot {
             handle,
             snapshot: self.shared.db.snapshot(),
@@ -63,21 +81,56 @@ impl Replica {
         })
     }
 
-    /// Gives RocksDB what waits in memory.
-    pub(super) fn write_back(&self) -> Result<(), StateError> {
+    /// Gives RocksDB everything that waits in memory at this moment; it is on disk when this returns. Gives the bytes. Commits and
+    /// reads go on meanwhile. An error is fatal for the process, unless the replica is gone.
+    pub(super) fn write_back(&self) -> Result<usize, StateError> {
+        let mut writer = self.writer.lock();
+        self.asked.store(false, Ordering::Release);
+        self.shared.check()?;
         let handle = self.handle()?;
-        self.overlay.write().write_back(&self.shared, &handle).map(drop)
+        let Some(rows) = self.layers.write().freeze() else { return Ok(0) };
+        let bytes = writer.write(&self.shared, &handle, self.family, &rows)?;
+        let written = self.layers.write().written();
+        drop(handle);
+        drop(writer);
+        // Freeing so many rows takes a while, and nobody should wait for it.
+        drop((rows, written));
+        Ok(bytes)
     }
 
-    pub(super) fn overlay_range(&self, start: &[u8], end: &[u8]) -> OverlayRows {
-        self.overlay.read().range(start, end)
+    /// Has the background thread write back, once.
+    pub(super) fn ask_write_back(&self) {
+        if self.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if !self.own.upgrade().is_some_and(|own| self.shared.ask_write_back(own)) {
+            // It is asked again with the next commit.
+            self.asked.store(false, Ordering::Release);
+        }
+    }
+
+    /// Runs while no write is under way; later ones find no family.
+    pub(super) fn between_writes<T>(&self, action: impl FnOnce() -> T) -> T {
+        let _none = self.writer.lock();
+        action()
+    }
+
+    /// Rows of a range that wait, and an iterator over what is stored, as of one moment.
+    pub(super) fn rows_and_stored<'a>(
+        &'a self,
+        handle: &Arc<BoundColumnFamily<'_>>,
+        start: &[u8],
+        end: &[u8],
+        options: ReadOptions,
+    ) -> (OverlayRows, DBRawIteratorWithThreadMode<'a, Db>) {
+        let layers = self.layers.read();
+        (layers.range(start, end), self.shared.db.raw_iterator_cf_opt(handle, options))
     }
 
     /// The applied record in memory, ahead of the durable one.
     pub fn applied(&self) -> Result<Option<AppliedRecord>, StateError> {
         let handle = self.handle()?;
-        let overlay = self.overlay.read();
-        if let Some(value) = overlay.get(&self.shared.applied_key) {
+        if let Some(value) = self.layers.read().get(&self.shared.applied_key) {
             return decode_applied(self.family.group, value.as_deref());
         }
         let value = self.shared.db.get_pinned_cf(&handle, &self.shared.applied_key)?;
@@ -100,8 +153,8 @@ impl Replica {
 impl ReadTables for Replica {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
-        let overlay = self.overlay.read();
-        match overlay.get(key) {
+        let waiting = self.layers.read().get(key);
+        match waiting {
             Some(value) => Ok(value),
             None => get_row(&self.shared.db, &handle, key),
         }
@@ -115,11 +168,8 @@ impl ReadTables for Replica {
     ) -> Result<(), TableError> {
         let handle = self.handle().map_err(|error| TableError::Storage(error.to_string()))?;
         let Some(options) = range(start, end) else { return Ok(()) };
-        let (rows, stored) = {
-            let overlay = self.overlay.read();
-            // The iterator sees RocksDB as of now, so the visitor runs without the lock.
-            (overlay.range(start, end), self.shared.db.raw_iterator_cf_opt(&handle, options))
-        };
+        // The iterator sees RocksDB as of then, so the visitor runs without the lock.
+        let (rows, stored) = self.rows_and_stored(&handle, start, end, options);
         merge_scan(rows, stored, start, visit)
     }
 }
@@ -154,7 +204,11 @@ pub(crate) struct SstWriter<'a> {
 
 impl<'a> SstWriter<'a> {
     pub fn create(replica: &'a Replica, path: &Path) -> Result<Self, StateError> {
-        let writer = SstFileWriter::create(&replica.shared.parts.family_options);
+        Self::with_parts(&replica.shared.parts, path)
+    }
+
+    pub(super) fn with_parts(parts: &'a DbParts, path: &Path) -> Result<Self, StateError> {
+        let writer = SstFileWriter::create(&parts.family_options);
         writer.open(path)?;
         Ok(Self { writer })
     }
@@ -162,6 +216,11 @@ impl<'a> SstWriter<'a> {
     /// Keys must rise.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StateError> {
         Ok(self.writer.put(key, value)?)
+    }
+
+    /// As [`Self::put`], for a row that is gone.
+    pub(super) fn delete(&mut self, key: &[u8]) -> Result<(), StateError> {
+        Ok(self.writer.delete(key)?)
     }
 
     /// Writes the rest and syncs the file.

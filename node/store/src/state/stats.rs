@@ -6,7 +6,8 @@ use rocksdb::statistics::Ticker;
 /// Memory of the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStats {
-    pub memtable_bytes: u64,
+    /// Committed rows that are not written yet.
+    pub waiting_bytes: u64,
     /// Blocks, indexes and filters.
     pub block_cache_bytes: u64,
     /// Outside the cache.
@@ -23,15 +24,16 @@ pub struct StateMetrics {
     /// Bytes per second that writes are held to, 0 = not delayed.
     pub delayed_write_rate: u64,
     pub write_stopped: bool,
+    /// Of rows, when they left memory.
     pub flushed_bytes: u64,
     pub compacted_bytes: u64,
     pub background_errors: u64,
 }
 
 impl MemoryStats {
-    pub(super) fn read(shared: &Shared, families: &[Family]) -> Self {
+    pub(super) fn read(shared: &Shared, families: &[Family], waiting_bytes: usize) -> Self {
         Self {
-            memtable_bytes: shared.parts.write_buffers.get_usage() as u64,
+            waiting_bytes: waiting_bytes as u64,
             block_cache_bytes: shared.parts.cache.get_usage() as u64,
             table_reader_bytes: sum(shared, families, properties::ESTIMATE_TABLE_READERS_MEM),
         }
@@ -47,14 +49,14 @@ impl StateMetrics {
             stall_micros: ticker(Ticker::StallMicros),
             delayed_write_rate: whole(shared, properties::ACTUAL_DELAYED_WRITE_RATE),
             write_stopped: whole(shared, properties::IS_WRITE_STOPPED) != 0,
-            flushed_bytes: ticker(Ticker::FlushWriteBytes),
+            flushed_bytes: shared.written_bytes(),
             compacted_bytes: ticker(Ticker::CompactWriteBytes),
             background_errors: whole(shared, properties::BACKGROUND_ERRORS),
         }
     }
 
     pub(super) fn publish(&self, memory: &MemoryStats) {
-        metrics::gauge!("carillon_state_memtable_bytes").set(memory.memtable_bytes as f64);
+        metrics::gauge!("carillon_state_overlay_bytes").set(memory.waiting_bytes as f64);
         metrics::gauge!("carillon_state_block_cache_bytes").set(memory.block_cache_bytes as f64);
         metrics::gauge!("carillon_state_sst_bytes").set(self.sst_bytes as f64);
         metrics::gauge!("carillon_state_pending_compaction_bytes").set(self.pending_compaction_bytes as f64);

@@ -1,0 +1,54 @@
+//! I10: what the messages of one recipient promise. Counted anew from the events of the canonical history.
+//!
+//! - An ordered message begins only when no ordered one of the same practice and recipient that was accepted before it waits or is in
+//!   flight.
+//! - Of the messages that were begun for a recipient on one day, and in one week, there are never more than the caps allow.
+use super::wing::{PER_DAY, PER_WEEK};
+use carillon_core::message::holds_up;
+use carillon_proto::MessageId;
+use carillon_proto::internal::{EventRecord, MessageStatus};
+use carillon_proto::public::MessageState;
+use prost::bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Recipient = (u32, Bytes);
+
+#[derive(Debug, Default)]
+pub struct Recipients {
+    ordered: BTreeMap<Recipient, BTreeSet<MessageId>>,
+    begun: BTreeMap<Recipient, BTreeMap<u32, BTreeSet<MessageId>>>,
+}
+
+impl Recipients {
+    pub fn event(
+        &mut self,
+        event: &EventRecord,
+        status: &MessageStatus,
+        recipient: Bytes,
+    ) -> Result<(), String> {
+        let Ok(id) = MessageId::from_bytes(&event.message_id) else { return Ok(()) };
+        let state = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
+        let recipient = (status.practice_no, recipient);
+        if status.ordered {
+            let open = self.ordered.entry(recipient.clone()).or_default();
+            match holds_up(state) {
+                true => open.insert(id),
+                false => open.remove(&id),
+            };
+            if state == MessageState::InFlight && open.first() != Some(&id) {
+                return Err(format!("I10 ordered message {id} begun before {:?}", open.first()));
+            }
+        }
+        if state == MessageState::InFlight && status.counted_day > 0 {
+            let days = self.begun.entry(recipient).or_default();
+            let day = status.counted_day;
+            days.entry(day).or_default().insert(id);
+            let of_week = days.range(day.saturating_sub(6)..=day).map(|(_, ids)| ids.len()).sum::<usize>();
+            let of_day = days[&day].len();
+            if of_day > PER_DAY as usize || of_week > PER_WEEK as usize {
+                return Err(format!("I10 message {id}: {of_day} of the day and {of_week} of the week begun"));
+            }
+        }
+        Ok(())
+    }
+}
