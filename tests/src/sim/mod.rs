@@ -41,7 +41,7 @@
 //!  - I10 a change of an appointment takes effect for all its messages or for none, versions rise, and no attempt begins with an older
 //!    text; what a carrier may have is never given to another one; an occurrence of a series comes into being once
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
-//!  - I10 a node that could see that its disk is nearly full takes no new message
+//!  - I12 a node that could see that its disk is nearly full takes no new message
 //!  - I11 one wrong clock moves no stamp by more than the bound
 //!  - I10 ordered messages of a recipient begin one after the other, and never more for a recipient than the caps allow
 //!
