@@ -136,9 +136,8 @@ fn a_message_that_is_moved_to_another_time_has_no_hours_until_they_are_computed_
         Kind::Reroute(Reroute {
             message_id: id(n).to_bytes(),
             from_carrier_no: CARRIER,
-            to_carrier_no: CARRIER + 1,
+            to_carrier_no: CARRIER,
             due_ms: START_MS,
-            ..Default::default()
         })
     };
     let retime = |n: u64, not_before_ms: u64| {
@@ -149,7 +148,6 @@ fn a_message_that_is_moved_to_another_time_has_no_hours_until_they_are_computed_
             version: 1,
             content_mac: index(99),
             updates: vec![update],
-            ..Default::default()
         })
     };
     let mut world = World::new();

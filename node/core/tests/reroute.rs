@@ -3,7 +3,7 @@ mod support;
 
 use carillon_core::{Refusal, ScheduleChange};
 use carillon_proto::internal::command::Kind;
-use carillon_proto::internal::{Reroute, UnknownPolicy};
+use carillon_proto::internal::{BeginAttempt, Reroute, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
 use support::*;
 
@@ -25,11 +25,18 @@ fn a_message_that_waits_is_begun_on_its_new_carrier() {
         world.one(reroute(1, CARRIER, OTHER, 0)),
         refused(Refusal::WrongState(MessageState::Accepted))
     );
-    world.begin(1);
+    // The leader decided on the old carrier before it knew.
+    assert_eq!(world.one(begin(1, 1, world.term)), refused(Refusal::WrongState(MessageState::Accepted)));
+    world.done(begin_on(OTHER, 1, 1, world.term));
     assert_eq!(
         world.one(reroute(1, OTHER, CARRIER, 0)),
         refused(Refusal::WrongState(MessageState::InFlight))
     );
+}
+
+fn begin_on(carrier_no: u32, n: u64, attempt_no: u32, term: u64) -> Kind {
+    let Kind::BeginAttempt(begin) = begin(n, attempt_no, term) else { unreachable!() };
+    Kind::BeginAttempt(BeginAttempt { carrier_no, ..begin })
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Explains {
             }
             false => (None, false),
         };
+        let moves = lane.segments_per_second > 0 && !lane.closed_by_operator && !lane.paused_by_operator;
         let Explanation { holds, binding_limit, summary } =
             explain(&status, &lane, departure.as_ref(), now_ms);
         let holds = holds.into_iter().map(|hold| Hold {
@@ -71,7 +72,8 @@ impl Explains {
             binding_limit,
             position: departure.map_or(0, |d| d.position),
             estimated_send_time: departure.and_then(|d| d.at_ms).and_then(view::timestamp),
-            will_expire: departure.is_some_and(|d| d.at_ms.is_none()) && lane.segments_per_second > 0,
+            // Of a lane that stands still nobody can tell.
+            will_expire: departure.is_some_and(|d| d.at_ms.is_none()) && moves,
             lower_bound,
             summary,
         };

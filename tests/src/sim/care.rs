@@ -20,7 +20,7 @@ use prost::bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// External references of each practice.
-const REFERENCES: u64 = 64;
+const REFERENCES: u64 = 12;
 /// Octets of a text before the version that it was changed to.
 pub const TEXT_BYTES: usize = 16;
 /// Messages that one round moves.

@@ -44,8 +44,6 @@ async fn offers(rig: &Rig) -> Vec<Message> {
 }
 
 pub async fn decided(rig: &Rig, spare: &Spare) {
-    // They were sent to a carrier that failed, and the spare works by now.
-    spare.carrier.set_profile("base = \"perfect\"\n[faults]\ntemporary = 1.0\n").await.unwrap();
     let mut ids: Vec<String> = offers(rig).await.into_iter().map(|m| m.message_id).collect();
     ids.sort();
     for id in &ids {

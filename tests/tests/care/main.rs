@@ -33,10 +33,10 @@ async fn a_carrier_that_fails_is_spared_and_what_it_may_have_stays_with_it() {
     let mut steps = Steps::new("carriers");
     steps.run("dead letters: two messages that will die", dead_letters::begin(&rig, &spare)).await;
     steps.run("an operator opens a breaker: held, explained, foreseen", carriers::opened(&rig)).await;
+    steps.run("dead letters: listed, replayed once, dropped", dead_letters::decided(&rig, &spare)).await;
     steps
         .run("failover: what waits goes to the spare, an UNKNOWN stays", carriers::failover(&rig, &spare))
         .await;
-    steps.run("dead letters: listed, replayed once, dropped", dead_letters::decided(&rig, &spare)).await;
     spare.stop();
     steps.finish();
 }

@@ -150,6 +150,16 @@ pub fn ease_permille(lane: Option<&LaneRecord>, now_ms: u64) -> u32 {
     u32::try_from(u64::from(lane.eased_permille) + restored).unwrap_or(1_000).min(1_000)
 }
 
+/// With or without the leading plus of a number.
+fn is_sender(carrier: &CarrierRecord, key: &str) -> bool {
+    let smpp = carrier.smpp.as_ref().map(|smpp| &smpp.source_address);
+    let twilio = carrier.twilio.as_ref().map(|twilio| match twilio.from.is_empty() {
+        true => &twilio.messaging_service_sid,
+        false => &twilio.from,
+    });
+    smpp.or(twilio).is_some_and(|sender| sender.trim_start_matches('+') == key.trim_start_matches('+'))
+}
+
 /// Whether a limit applies to the messages of a practice on its carrier. The network of a number is not known: the limits of all
 /// networks apply.
 pub fn applies(limit: &LimitRecord, carrier: &CarrierRecord, practice: &PracticeRecord) -> bool {
@@ -157,7 +167,7 @@ pub fn applies(limit: &LimitRecord, carrier: &CarrierRecord, practice: &Practice
     limit.carrier_no == carrier.carrier_no
         && match limit.scope() {
             LimitScope::Account => true,
-            LimitScope::Sender => carrier.smpp.as_ref().is_some_and(|smpp| smpp.source_address == limit.key),
+            LimitScope::Sender => is_sender(carrier, &limit.key),
             LimitScope::Campaign => or(&practice.campaign, &carrier.campaign) == limit.key,
             LimitScope::Brand => or(&practice.brand, &carrier.brand) == limit.key,
             LimitScope::Practice => practice.practice_no == limit.practice_no,
