@@ -93,6 +93,8 @@ impl Maker {
                 not_before_ms: occurrence.at_ms,
                 expires_at_ms: occurrence.at_ms + life_ms,
                 idempotency_key: key(&id, occurrence.number),
+                // The rule asks for the same text again.
+                allow_duplicate: true,
                 ..template.clone()
             };
             let (_, accept) = self.ingest.seal_one(&practice, message)?;
@@ -109,10 +111,21 @@ impl Maker {
         commands.push(Command { kind: Some(Kind::AdvanceSeries(advance)) }.encode_to_vec().into());
         let results = self.handle.propose(partition, commands).await;
         let results = results.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let new = results.iter().filter(|result| **result == CommandResult::Accepted).count();
-        metrics::counter!("carillon_series_messages_total").increment(new as u64);
-        if new < made {
-            tracing::info!(partition, series = %id, again = made - new, "messages of a series existed already");
+        let (mut new, mut again) = (0, 0);
+        for result in &results[..made.min(results.len())] {
+            match result {
+                CommandResult::Accepted => new += 1,
+                CommandResult::Duplicate { .. } => again += 1,
+                // The series goes on: one message less is better than none any more.
+                other => {
+                    let answer = std::mem::discriminant(other);
+                    tracing::error!(partition, series = %id, ?answer, "a message of a series was refused");
+                }
+            }
+        }
+        metrics::counter!("carillon_series_messages_total").increment(new);
+        if again > 0 {
+            tracing::info!(partition, series = %id, again, "messages of a series existed already");
         }
         Ok(())
     }

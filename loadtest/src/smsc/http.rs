@@ -44,7 +44,6 @@ pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/readyz", get(|| async { "ok\n" }))
         .route("/stats", get(stats))
         .route("/truth", get(truth))
         .route("/profile", get(profile).post(set_profile))

@@ -33,6 +33,8 @@ pub struct SendRequest {
     pub valid_until_ms: u64,
     /// No byte may be written at or after this.
     pub send_by: Instant,
+    /// It goes before those that wait in line and are not urgent.
+    pub urgent: bool,
 }
 
 /// What became of one attempt.

@@ -14,6 +14,7 @@ pub mod connector;
 pub mod contract;
 pub mod smpp;
 mod tls;
+mod turnstile;
 pub mod twilio;
 
 pub use clear::Clear;

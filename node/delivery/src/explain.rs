@@ -106,8 +106,12 @@ fn of_message(status: &MessageStatus, now_ms: u64) -> Option<Hold> {
         (WaitingReason::DailyCap, _) => "the reset of a daily cap".to_owned(),
         (WaitingReason::FrequencyCap, _) => "the recipient's frequency cap".to_owned(),
         (WaitingReason::Paused, _) => "the end of a pause by an operator".to_owned(),
-        (_, Some((number, code))) => format!("the retry after attempt {number} ({code})"),
-        (reason, None) => reason.as_str_name().trim_start_matches("WAITING_REASON_").to_ascii_lowercase(),
+        (WaitingReason::Order, _) => "the message before it for the same recipient".to_owned(),
+        (
+            WaitingReason::Backoff | WaitingReason::LaneLimit | WaitingReason::BreakerOpen,
+            Some((number, code)),
+        ) => format!("the retry after attempt {number} ({code})"),
+        (reason, _) => reason.as_str_name().trim_start_matches("WAITING_REASON_").to_ascii_lowercase(),
     };
     Some(Hold { reason, limit, until_ms: status.due_ms })
 }

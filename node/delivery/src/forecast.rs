@@ -1,17 +1,22 @@
 //! What a lane will do: when its messages leave, when its backlog ends, which of them are too late, when a daily cap is hit.
 //!
-//! The lane is run ahead in thought: messages in the order of the scheduler (priority, raised by ageing, then the earliest useful
-//! deadline, then due time, then id), each taking its segments out of the lane's rate, none before it is due, none while the
-//! lane is closed. What is not known cannot be foreseen: messages that are not accepted yet, retries, a carrier that slows down.
+//! The lane is run ahead in thought: messages in the order of the scheduler (it is the scheduler's own: priorities with the share of
+//! aged ones, fair shares between practices, deadlines inside a practice), each taking its segments out of the lane's rate, none
+//! before it is due, none while the lane is closed. What is not known cannot be foreseen: messages that are not accepted yet, retries, a carrier that slows down.
 //!
 //! Pure: time is an argument. Bounded by the rows that the caller gives; the work is n log n.
+use crate::lane::Lane;
+use crate::types::{SchedulerConfig, level_of};
 use carillon_proto::MessageId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A message that waits, as far as a forecast needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
     pub message_id: MessageId,
+    pub practice_no: u32,
+    /// Of the practice among the others; at least 1.
+    pub weight: u32,
     /// 1 passes first, 4 last.
     pub priority: u8,
     pub due_ms: u64,
@@ -28,7 +33,7 @@ pub struct Capacity {
     pub segments_per_second: u32,
     /// Nothing leaves before this: a pause, an open breaker. 0 = open.
     pub closed_until_ms: u64,
-    /// The scheduler raises a message by one priority after it was due for so long.
+    /// A priority with a message that was due for longer gets a part of the lane; 0 = never.
     pub ageing_ms: u64,
     pub daily: Option<DailyCap>,
 }
@@ -74,14 +79,6 @@ pub struct Forecast {
     pub expired: u64,
 }
 
-/// Order of the scheduler inside a lane.
-type Key = (u8, u64, u64, MessageId);
-
-fn key(row: &Waiting, level: u8) -> Key {
-    let useful_until_ms = if row.deadline_ms > 0 { row.deadline_ms } else { row.expires_at_ms };
-    (level, useful_until_ms, row.due_ms, row.message_id)
-}
-
 /// Time in microseconds, so that fast lanes do not lose their rate to rounding.
 const US: u64 = 1_000;
 
@@ -112,28 +109,23 @@ pub fn forecast(mut rows: Vec<Waiting>, capacity: Capacity, now_ms: u64) -> Fore
     if due.is_empty() {
         run.forecast.backlog_ends_ms = Some(now_ms);
     }
-    let (mut arrivals, mut ready, mut ageing) = (rows.iter().peekable(), BTreeMap::new(), BTreeSet::new());
+    let (mut arrivals, mut ready) =
+        (rows.iter().enumerate().peekable(), Ready::new(&rows, capacity.ageing_ms));
     loop {
         let at_ms = run.free_us / US;
-        while let Some(row) = arrivals.next_if(|row| row.due_ms <= at_ms) {
-            join(row, at_ms, capacity.ageing_ms, &mut ready, &mut ageing);
+        while let Some((no, _)) = arrivals.next_if(|(_, row)| row.due_ms <= at_ms) {
+            ready.join(no, at_ms);
         }
-        while let Some(&(_, old)) = ageing.first().filter(|(aged_ms, _)| *aged_ms <= at_ms) {
-            ageing.pop_first();
-            if let Some(row) = ready.remove(&old) {
-                ready.insert((old.0 - 1, old.1, old.2, old.3), row);
-            }
-        }
-        match ready.pop_first() {
-            Some((_, row)) => run.leave(row),
+        match ready.next(at_ms) {
+            Some(row) => run.leave(row),
             None => {
-                let Some(next) = arrivals.peek() else { break };
+                let Some((_, next)) = arrivals.peek() else { break };
                 run.free_us = run.free_us.max(next.due_ms * US);
             }
         }
-        if ready.is_empty() && run.forecast.backlog_ends_ms.is_none() {
+        if !ready.lane.has_ready() && run.forecast.backlog_ends_ms.is_none() {
             let at_ms = run.free_us.div_ceil(US);
-            let caught_up = arrivals.peek().is_none_or(|row| row.due_ms > at_ms);
+            let caught_up = arrivals.peek().is_none_or(|(_, row)| row.due_ms > at_ms);
             run.forecast.backlog_ends_ms = (caught_up && run.possible()).then_some(at_ms);
         }
     }
@@ -142,21 +134,64 @@ pub fn forecast(mut rows: Vec<Waiting>, capacity: Capacity, now_ms: u64) -> Fore
     run.forecast
 }
 
-fn join<'a>(
-    row: &'a Waiting,
-    at_ms: u64,
+/// The scheduler's lane, with the rows by their index.
+struct Ready<'a> {
+    rows: &'a [Waiting],
+    lane: Lane,
+    /// When which row has waited for too long.
+    ageing: BTreeSet<(u64, usize)>,
+    aged: Vec<bool>,
     ageing_ms: u64,
-    ready: &mut BTreeMap<Key, &'a Waiting>,
-    ageing: &mut BTreeSet<(u64, Key)>,
-) {
-    let aged_ms = row.due_ms.saturating_add(ageing_ms);
-    let may_age = row.priority > 1 && ageing_ms > 0;
-    let level = if may_age && aged_ms <= at_ms { row.priority - 1 } else { row.priority };
-    let key = key(row, level);
-    if may_age && level == row.priority {
-        ageing.insert((aged_ms, key));
+    urgent_ms: u64,
+}
+
+impl<'a> Ready<'a> {
+    fn new(rows: &'a [Waiting], ageing_ms: u64) -> Self {
+        let urgent_ms = SchedulerConfig::default().urgent_ms;
+        let (ageing, aged) = (BTreeSet::new(), vec![false; rows.len()]);
+        Self { rows, lane: Lane::default(), ageing, aged, ageing_ms, urgent_ms }
     }
-    ready.insert(key, row);
+
+    fn place(row: &Waiting) -> (usize, (u64, MessageId)) {
+        let useful_until_ms = if row.deadline_ms > 0 { row.deadline_ms } else { row.expires_at_ms };
+        // A priority that does not exist is no reason to leave a message out of a forecast.
+        (level_of(row.priority).unwrap_or(3), (useful_until_ms, row.message_id))
+    }
+
+    fn push(&mut self, no: usize) {
+        let row = &self.rows[no];
+        let (level, key) = Self::place(row);
+        let cell = u32::try_from(no).unwrap_or(u32::MAX);
+        self.lane.push(level, row.practice_no, key, cell, self.aged[no]);
+    }
+
+    fn join(&mut self, no: usize, at_ms: u64) {
+        let aged_ms = self.rows[no].due_ms.saturating_add(self.ageing_ms);
+        if self.ageing_ms > 0 {
+            self.aged[no] = aged_ms <= at_ms;
+            if !self.aged[no] {
+                self.ageing.insert((aged_ms, no));
+            }
+        }
+        self.push(no);
+    }
+
+    /// The message that leaves at this time.
+    fn next(&mut self, at_ms: u64) -> Option<&'a Waiting> {
+        while let Some(&(_, no)) = self.ageing.first().filter(|(aged_ms, _)| *aged_ms <= at_ms) {
+            self.ageing.pop_first();
+            let (level, key) = Self::place(&self.rows[no]);
+            self.lane.remove(level, self.rows[no].practice_no, &key, false);
+            self.aged[no] = true;
+            self.push(no);
+        }
+        let next = self.lane.first(at_ms.saturating_add(self.urgent_ms))?;
+        let no = next.no as usize;
+        let row = &self.rows[no];
+        self.lane.take(&next, self.aged[no], row.segments.max(1), row.weight.max(1));
+        self.ageing.remove(&(row.due_ms.saturating_add(self.ageing_ms), no));
+        Some(row)
+    }
 }
 
 impl Run {

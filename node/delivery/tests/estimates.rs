@@ -50,6 +50,9 @@ fn rows() -> Vec<carillon_core::DueEntry> {
         .map(|n| {
             let mut entry = row(n, T0 - 1 - n % 977);
             entry.priority = [2, 3, 3, 3, 4][(n % 5) as usize];
+            // One practice has most of it.
+            entry.practice_no = [1, 1, 1, 1, 2, 1, 3][(n % 7) as usize];
+            entry.flow = entry.practice_no;
             entry.segments = [1, 1, 2, 1, 3][(n % 7 % 5) as usize];
             entry.expires_at_ms = T0 + 6 * 3_600_000;
             entry.deadline_ms = if n % 3 == 0 { T0 + 60_000 + n * 7 % 900_000 } else { 0 };
@@ -61,6 +64,8 @@ fn rows() -> Vec<carillon_core::DueEntry> {
 fn foreseen(rows: &[carillon_core::DueEntry], share: u32, ageing_ms: u64) -> Forecast {
     let waiting = rows.iter().map(|entry| Waiting {
         message_id: entry.message_id,
+        practice_no: entry.practice_no,
+        weight: 1,
         priority: entry.priority,
         due_ms: entry.due_ms,
         expires_at_ms: entry.expires_at_ms,

@@ -15,6 +15,8 @@ fn id(n: u64) -> MessageId {
 fn waiting(n: u64) -> Waiting {
     Waiting {
         message_id: id(n),
+        practice_no: 1,
+        weight: 1,
         priority: 3,
         due_ms: NOW,
         expires_at_ms: NOW + 24 * HOUR,
@@ -53,7 +55,7 @@ fn urgent_messages_pass_and_late_ones_are_named() {
 }
 
 #[test]
-fn what_waits_long_is_raised_as_the_scheduler_does() {
+fn what_waits_long_gets_a_part_of_the_lane_as_from_the_scheduler() {
     let mut rows: Vec<Waiting> =
         (0..4_000).map(|n| Waiting { due_ms: NOW + n * 100, ..waiting(n) }).collect();
     rows.push(Waiting { priority: 4, expires_at_ms: NOW + 23 * HOUR, ..waiting(9_000) });

@@ -168,6 +168,8 @@ pub fn capacity(lane: &LaneState) -> Capacity {
 
 fn read(handle: &NodeHandle, until_ms: u64) -> anyhow::Result<Backlog> {
     let led: Vec<u32> = (1..=handle.partitions()).filter(|p| handle.is_leader(*p)).collect();
+    let view = handle.meta();
+    let weight = |practice_no| view.practices.get(&practice_no).map_or(1, |practice| practice.weight.max(1));
     let mut backlog = Backlog::default();
     let mut left = ROWS_MAX;
     // The most urgent rows of all partitions first, so that what is left out when there are too many leaves last.
@@ -183,6 +185,8 @@ fn read(handle: &NodeHandle, until_ms: u64) -> anyhow::Result<Backlog> {
                 for entry in page {
                     let row = Waiting {
                         message_id: entry.message_id,
+                        practice_no: entry.practice_no,
+                        weight: weight(entry.practice_no),
                         priority: entry.priority,
                         due_ms: entry.due_ms,
                         expires_at_ms: entry.expires_at_ms,

@@ -33,6 +33,8 @@ pub struct NodeGate {
     ordinary: tokio::sync::Mutex<()>,
     /// Held by whoever may go to the connector.
     line: Arc<tokio::sync::Mutex<()>>,
+    /// As `ordinary`, for the line.
+    ordinary_line: tokio::sync::Mutex<()>,
     closed: AtomicBool,
 }
 
@@ -44,13 +46,15 @@ impl NodeGate {
             turn: tokio::sync::Mutex::default(),
             ordinary: tokio::sync::Mutex::default(),
             line: Arc::default(),
+            ordinary_line: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
 
     /// Waits for the turn among the messages that need the same limits, and until their permit is near. Connectors keep all
     /// messages of a carrier in one order, so nobody may wait inside of one for a limit that the others do not have.
-    pub async fn near(&self) -> OwnedMutexGuard<()> {
+    pub async fn near(&self, urgent: bool) -> OwnedMutexGuard<()> {
+        let _ordinary = if urgent { None } else { Some(self.ordinary_line.lock().await) };
         let turn = Arc::clone(&self.line).lock_owned().await;
         let mut changes = self.leases.changes();
         loop {

@@ -78,12 +78,12 @@ impl Sender {
             None => not_sent("no_lane"),
             // Whatever decided to send it: this is the last wall.
             Some(lane) if !agreement::covers(lane, permit.class) => not_sent(agreement::CODE),
-            Some(lane) => match self.open(&permit, now_ms) {
+            Some(lane) => match self.open(&permit, urgent, now_ms) {
                 Err(code) => not_sent(code),
                 Ok(request) => {
                     // The gate must not wait; without room `Finished` says it a little later.
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
-                    match self.turn_of(lane, &permit, request.send_by).await {
+                    match self.turn_of(lane, &permit, (request.send_by, urgent)).await {
                         None => not_sent("send_by_passed"),
                         Some((gate, turn)) => {
                             let left = AtomicU32::new(permit.segments.max(1));
@@ -127,7 +127,7 @@ impl Sender {
         &self,
         lane: &Lane,
         permit: &Permit,
-        send_by: Instant,
+        (send_by, urgent): (Instant, bool),
     ) -> Option<(Arc<NodeGate>, Option<OwnedMutexGuard<()>>)> {
         let view = self.handle.meta();
         let stack = stack(&view, permit.carrier_no, permit.practice_no);
@@ -135,11 +135,11 @@ impl Sender {
         if stack == common(&view, permit.carrier_no) {
             return Some((gate, None));
         }
-        let turn = tokio::time::timeout_at(send_by, gate.near()).await.ok()?;
+        let turn = tokio::time::timeout_at(send_by, gate.near(urgent)).await.ok()?;
         Some((gate, Some(turn)))
     }
 
-    fn open(&self, permit: &Permit, now_ms: u64) -> Result<SendRequest, &'static str> {
+    fn open(&self, permit: &Permit, urgent: bool, now_ms: u64) -> Result<SendRequest, &'static str> {
         let keys = self.keyring.of_epoch(permit.practice_no, permit.key_epoch).map_err(|error| {
             tracing::error!(%error, "practice key unavailable");
             "key_unavailable"
@@ -168,6 +168,7 @@ impl Sender {
             validity: Some(Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))),
             valid_until_ms: valid_until_ms(permit),
             send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
+            urgent,
         })
     }
 

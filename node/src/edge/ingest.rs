@@ -3,7 +3,7 @@
 //! Plaintext ends here: after `seal_one` only sealed values and keyed hashes exist. Everything that needs a clock, a
 //! class policy or a key is resolved here, before the log.
 use super::ids::RisingIds;
-use super::propose_status;
+use super::{propose_status, sameness};
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::Connect;
 use crate::delivery::backlog::Looker;
@@ -263,15 +263,10 @@ impl Ingest {
         if plan.due_ms > 0 {
             metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
         }
-        let content_mac = keys.content_mac(&canonical(&message));
+        let content_mac = keys.content_mac(&sameness::canonical(&message));
         let delivery = view.level >= level::LEVEL_DELIVERY;
-        let (duplicate_index, duplicate_window_ms) = match practice.policy.duplicate_window_s {
-            window_s if delivery && window_s > 0 => {
-                let window_ms = if message.allow_duplicate { 0 } else { window_s.saturating_mul(1_000) };
-                (keys.content_mac(&duplicate(&message)), window_ms)
-            }
-            _ => (Bytes::new(), 0),
-        };
+        let (duplicate_index, duplicate_window_ms) =
+            sameness::duplicate_check(practice.policy.duplicate_window_s, keys, &message, delivery);
         let optional = |text: &str, index: fn(&PracticeKeys, &str) -> Bytes| match text {
             "" => Bytes::new(),
             text => index(keys, text),
@@ -425,54 +420,6 @@ fn item(told: Told, answer: &CommandResult) -> IngestResult {
             IngestResult { error: Some(errors::to_rpc(&status)), ..Default::default() }
         }
     }
-}
-
-/// What the caller gave, in a fixed order and length-prefixed: what makes two submits "the same". Not the time zone:
-/// the router fills it in from the practice, and a practice that moves must not turn repeats into conflicts.
-fn canonical(message: &IngestMessage) -> Vec<u8> {
-    let mut out = Vec::with_capacity(message.body.len() + 128);
-    let mut text = |value: &str| {
-        out.extend_from_slice(&(value.len() as u32).to_be_bytes());
-        out.extend_from_slice(value.as_bytes());
-    };
-    text(&message.recipient);
-    text(&message.body);
-    text(&message.external_reference);
-    let mut labels: Vec<_> = message.labels.iter().collect();
-    labels.sort_unstable();
-    for (name, value) in labels {
-        text(name);
-        text(value);
-    }
-    // A wall-clock time is what its caller gave, not the moment that it was read as.
-    let not_before_ms = match message.not_before_local.as_str() {
-        "" => message.not_before_ms,
-        local => {
-            out.extend_from_slice(local.as_bytes());
-            0
-        }
-    };
-    for number in [not_before_ms, message.expires_at_ms, message.deadline_ms] {
-        out.extend_from_slice(&number.to_be_bytes());
-    }
-    out.extend_from_slice(&message.class.to_be_bytes());
-    out.extend_from_slice(&message.priority.to_be_bytes());
-    out
-}
-
-/// What the fuse for duplicates compares: recipient, class and text, whatever its spaces. Another first byte than [`canonical`] can
-/// have, so the two never meet.
-fn duplicate(message: &IngestMessage) -> Vec<u8> {
-    let mut out = Vec::with_capacity(message.body.len() + 64);
-    out.push(0xff);
-    out.extend_from_slice(message.recipient.as_bytes());
-    out.push(0);
-    out.extend_from_slice(&message.class.to_be_bytes());
-    for word in message.body.split_whitespace() {
-        out.extend_from_slice(word.as_bytes());
-        out.push(b' ');
-    }
-    out
 }
 
 pub(crate) fn keyring_status(error: &KeyringError) -> Status {

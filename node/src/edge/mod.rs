@@ -22,6 +22,7 @@ mod policy;
 pub mod quarantine;
 pub mod query;
 mod restore;
+mod sameness;
 pub mod series;
 pub mod steward_api;
 pub mod update;

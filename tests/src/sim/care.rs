@@ -17,7 +17,7 @@ use carillon_proto::internal::{
 };
 use carillon_proto::public::Outcome;
 use prost::bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// External references of each practice.
 const REFERENCES: u64 = 12;
@@ -45,11 +45,13 @@ fn version_of(text: &[u8]) -> u64 {
 /// What was promised about changes: kept by the oracle.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// The version of each (practice, reference) that took effect last.
-    versions: BTreeMap<(u32, Bytes), u64>,
+    /// The version of each (practice, reference) that took effect last, and its partition; as long as the tables remember it.
+    versions: BTreeMap<(u32, Bytes), (u64, u32)>,
+    /// Every version that ever took effect.
+    ever: BTreeSet<(u32, Bytes, u64)>,
     /// The text that a message must have when an attempt begins.
     texts: BTreeMap<MessageId, u64>,
-    /// (practice, key) of messages with a key, and how often each came into being.
+    /// (practice, text) of messages of series, and how often each came into being.
     pub accepted: BTreeMap<(u64, u64), u32>,
 }
 
@@ -121,11 +123,10 @@ impl World {
         let name = practice_name(practice);
         let practice_no =
             self.nodes.iter().find_map(|node| node.meta.practice(TENANT, &name)).map_or(0, |p| p.practice_no);
-        let key = (practice_no, Bytes::copy_from_slice(&reference_index(reference)));
-        let known = self.oracle.changes.versions.get(&key).copied().unwrap_or(0);
-        if known < version {
+        let told = (practice_no, Bytes::copy_from_slice(&reference_index(reference)), version);
+        if practice_no > 0 && !self.oracle.changes.ever.contains(&told) {
             self.oracle.fail(format!(
-                "I10 version {version} of reference {reference} was acknowledged, {known} took effect"
+                "I10 version {version} of reference {reference} was acknowledged and never took effect"
             ));
         }
     }
@@ -158,7 +159,7 @@ impl World {
             format!("update p{partition} version {} {:x?}", command.version, command.reference_index)
         });
         let store = self.nodes[node].stores[&partition].tables();
-        let wrong = self.oracle.changes.took_effect(&key, command, updated, store);
+        let wrong = self.oracle.changes.took_effect((key, partition), command, updated, store);
         wrong.into_iter().for_each(|text| self.oracle.fail(text));
     }
 
@@ -257,15 +258,46 @@ impl World {
 }
 
 impl Changes {
+    /// What retention dropped from the tables of a partition binds nobody any more.
+    pub fn dropped(&mut self, partition: u32, store: &MemTables) {
+        self.versions.retain(|(practice_no, index), (_, of)| {
+            let index: Option<keys::Index> = index.as_ref().try_into().ok();
+            let kept = |index| update::version(store, *practice_no, &index).is_ok_and(|row| row.is_some());
+            *of != partition || index.is_some_and(kept)
+        });
+    }
+
+    /// A new cluster begins with what its backup knows.
+    pub fn restored(&mut self, tables: &BTreeMap<u32, MemTables>) {
+        (self.versions, self.texts, self.accepted) = Default::default();
+        for (partition, tables) in tables {
+            for key in tables.rows().keys() {
+                if let Some((practice_no, index)) = keys::decode_version(key)
+                    && let Ok(Some(row)) = update::version(tables, practice_no, &index)
+                {
+                    let key = (practice_no, Bytes::copy_from_slice(&index));
+                    self.versions.insert(key, (row.version, *partition));
+                }
+                let Some(id) = keys::decode_payload(key) else { continue };
+                let Ok(Some((payload, status))) = query::message(tables, &id) else { continue };
+                let Some(accept) = payload.accept else { continue };
+                let pending = status.pending_update.map_or(0, |update| version_of(&update.sealed_body));
+                self.texts.insert(id, version_of(&accept.sealed_body).max(pending));
+                let _first = self.accepted(&accept);
+            }
+        }
+    }
+
     /// Versions rise, and after the entry every message of the reference that can still be sent has what was decided for it.
     fn took_effect(
         &mut self,
-        key: &(u32, Bytes),
+        (key, partition): ((u32, Bytes), u32),
         command: &UpdateByReference,
         updated: &Updated,
         store: &MemTables,
     ) -> Option<String> {
-        let before = self.versions.insert(key.clone(), command.version).unwrap_or(0);
+        self.ever.insert((key.0, key.1.clone(), command.version));
+        let before = self.versions.insert(key.clone(), (command.version, partition)).map_or(0, |(v, _)| v);
         if before >= command.version {
             return Some(format!("I10 version {} took effect after {before}", command.version));
         }

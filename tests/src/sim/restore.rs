@@ -83,6 +83,7 @@ impl World {
         oracle.history.clear();
         oracle.leaders.clear();
         oracle.truth.next_cluster();
+        oracle.changes.restored(&backup.tables);
         let mut lost = Vec::new();
         for (id, seen) in &mut oracle.messages {
             let Some(tables) = backup.tables.get(&id.slot().partition(partitions)) else { continue };

@@ -21,9 +21,12 @@ const AHEAD_MS: u64 = 1_500;
 const LOOK_EVERY_MS: u64 = 120;
 const SERIES_MAX: usize = 8;
 
+/// Texts of series have it, those of callers do not.
+const OF_SERIES: u64 = 1 << 63;
+
 /// What names an occurrence, here and in the text of its message.
 fn occurrence_key(series: &MessageId, number: u32) -> u64 {
-    mix(hash(series.as_bytes()) ^ u64::from(number)) >> 1
+    mix(hash(series.as_bytes()) ^ u64::from(number)) | OF_SERIES
 }
 
 impl World {
@@ -138,12 +141,12 @@ impl World {
 }
 
 impl Changes {
-    /// In the order of the log: a message came into being. A text names what a key named: twice is one too many.
+    /// In the order of the log: a message came into being. The text names the occurrence: twice is one too many.
     pub fn accepted(&mut self, accept: &Accept) -> Option<String> {
-        let text = named(accept)?;
+        let text = named(accept).filter(|(_, key)| key & OF_SERIES != 0)?;
         let count = self.accepted.entry(text).or_insert(0);
         *count += 1;
-        (*count > 1).then(|| format!("I2 what one key named came into being {count} times"))
+        (*count > 1).then(|| format!("I10 an occurrence of a series came into being {count} times"))
     }
 }
 

@@ -32,6 +32,7 @@ use crate::connector::{
     BoxFuture, Connector, ConnectorStatus, InboundSink, SegmentGate, SendOutcome, SendRequest,
 };
 use crate::tls::Tls;
+use crate::turnstile::Turnstile;
 use config::Account;
 use pool::{Phase, Pool};
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(crate) struct Shared {
     recent: recent::Recent,
     sink: Arc<dyn InboundSink>,
     /// Keeps the order of senders.
-    turnstile: tokio::sync::Mutex<()>,
+    turnstile: Turnstile,
     concatenation_reference: AtomicU8,
 }
 
@@ -70,7 +71,7 @@ impl SmppConnector {
             tls,
             recent: recent::Recent::default(),
             sink,
-            turnstile: tokio::sync::Mutex::new(()),
+            turnstile: Turnstile::default(),
             concatenation_reference: AtomicU8::new(rand::random()),
         });
         let binds: JoinSet<()> = (0..binds).map(|slot| bind::keep_bound(shared.clone(), slot)).collect();

@@ -144,11 +144,14 @@ async fn in_order(
             part: progress.accepted,
             parts: parts.len() as u32,
         };
-        let answer = match hand_over(shared, &mut progress.seat, wire, tag, request.send_by, gate).await {
-            // The session answers every submission; if its task died, the PDU may have been written.
-            Ok(answer) => answer.await.unwrap_or(PartAnswer::Lost),
-            Err(refusal) => return progress.refused(refusal),
-        };
+        let answer =
+            match hand_over(shared, &mut progress.seat, wire, tag, (request.send_by, request.urgent), gate)
+                .await
+            {
+                // The session answers every submission; if its task died, the PDU may have been written.
+                Ok(answer) => answer.await.unwrap_or(PartAnswer::Lost),
+                Err(refusal) => return progress.refused(refusal),
+            };
         if !matches!(answer, PartAnswer::NotWritten(_)) {
             progress.written += 1;
         }
@@ -194,7 +197,7 @@ async fn hand_over(
     seat: &mut Option<Arc<Seat>>,
     wire: pdu::Wire,
     tag: Tag,
-    send_by: Instant,
+    (send_by, urgent): (Instant, bool),
     gate: &dyn SegmentGate,
 ) -> Result<Answer, Refusal> {
     let pool = &shared.pool;
@@ -215,7 +218,7 @@ async fn hand_over(
     let now = *view.borrow_and_update();
     hopeless(now, send_by).map_or(Ok(()), Err)?;
     let first = async {
-        let _turn = shared.turnstile.lock().await;
+        let _turn = shared.turnstile.pass(urgent).await;
         let taken = Arc::new(pool.seat().await);
         let fresh_until = permission(pool, send_by, gate).await?;
         if tag.parts > 1 {

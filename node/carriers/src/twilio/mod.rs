@@ -31,6 +31,7 @@ use crate::connector::{
     LookUpAnswer, SegmentGate, SendOutcome, SendRequest,
 };
 use crate::contract::LookUpTerms;
+use crate::turnstile::Turnstile;
 use account::Account;
 use pool::{Phase, Pool};
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub(crate) struct Shared {
     pool: Arc<Pool>,
     sink: Arc<dyn InboundSink>,
     /// Keeps the order of senders.
-    turnstile: tokio::sync::Mutex<()>,
+    turnstile: Turnstile,
     quota: look_up::Quota,
     redactions: mpsc::Sender<String>,
 }
@@ -71,7 +72,7 @@ impl TwilioConnector {
         let shared = Arc::new(Shared {
             pool: Pool::new(Account::check(config)?),
             sink,
-            turnstile: tokio::sync::Mutex::new(()),
+            turnstile: Turnstile::default(),
             quota: look_up::Quota::default(),
             redactions,
         });

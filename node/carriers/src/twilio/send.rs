@@ -321,7 +321,7 @@ async fn in_line(
     let now = *view.borrow_and_update();
     hopeless(now, request.send_by).map_or(Ok(()), Err)?;
     let first = async {
-        let _turn = shared.turnstile.lock().await;
+        let _turn = shared.turnstile.pass(request.urgent).await;
         let mut seat = pool.seat().await;
         loop {
             // Before the permissions: they must not get old while a handshake takes its time.

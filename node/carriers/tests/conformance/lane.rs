@@ -70,6 +70,33 @@ async fn messages_leave_in_the_order_in_which_they_were_given() {
 }
 
 #[tokio::test]
+async fn an_urgent_message_goes_before_those_that_wait_in_line() {
+    let smsc = Smsc::new().await;
+    let mut setup = Setup::new(&smsc);
+    setup.settings.window = 1;
+    let (connector, _inbox, mut peers) = setup.bound(&smsc).await;
+    let peer = &mut peers[0];
+    let mut sendings: Vec<_> = (0..6).map(|n| spawn_send(&connector, request(n, &n.to_string()))).collect();
+    let (mut sequence, _) = peer.submit().await;
+    peer.assert_silent().await;
+    sendings.push(spawn_send(&connector, SendRequest { urgent: true, ..request(90, "90") }));
+    peer.assert_silent().await;
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        peer.accept(sequence, "1").await;
+        let (next, submit) = peer.submit().await;
+        order.push(text_of(&submit).parse::<u64>().unwrap());
+        sequence = next;
+    }
+    peer.accept(sequence, "1").await;
+    // One was at the turnstile already.
+    assert_eq!(order, [1, 90, 2, 3, 4, 5]);
+    for sending in sendings {
+        assert_eq!(outcome(sending).await.outcome, Outcome::Accepted);
+    }
+}
+
+#[tokio::test]
 async fn a_throttle_pauses_every_bind_of_the_lane() {
     let smsc = Smsc::new().await;
     let mut setup = Setup::new(&smsc);

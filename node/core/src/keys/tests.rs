@@ -1,3 +1,4 @@
+//! Keys keep the order that their tables need, and come back as they were.
 use super::*;
 
 fn id(time_ms: u64, slot: u16, random: u64) -> MessageId {

@@ -1,3 +1,4 @@
+//! Practices get their shares, and none of them starves.
 use super::*;
 use carillon_proto::Slot;
 

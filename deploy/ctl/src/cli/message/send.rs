@@ -34,6 +34,15 @@ pub struct Message {
     /// Not to be sent earlier: a time as 2026-12-01T09:00:00-06:00, or from now as +90m or +2d.
     #[arg(long, value_parser = time, value_name = "TIME", allow_hyphen_values = true)]
     not_before: Option<Timestamp>,
+    /// The same as wall-clock time where the recipient is: 2026-12-03T09:00.
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LOCAL",
+        conflicts_with = "not_before"
+    )]
+    not_before_local: String,
     /// Never to be sent later; by default the class says.
     #[arg(long, value_parser = time, value_name = "TIME", allow_hyphen_values = true)]
     expires_at: Option<Timestamp>,
@@ -43,6 +52,15 @@ pub struct Message {
     /// The recipient's IANA time zone; by default the practice's.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ZONE")]
     time_zone: String,
+    /// State, province or country of the recipient, for example US-FL; by default those of the number's area code.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "REGION")]
+    recipient_region: String,
+    /// Keep the order among the messages to this recipient that ask for it.
+    #[arg(long)]
+    ordered: bool,
+    /// Accept it although the same text went to the same recipient a moment ago.
+    #[arg(long)]
+    allow_duplicate: bool,
     /// Makes it safe to repeat.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "KEY")]
     idempotency_key: String,
@@ -123,6 +141,10 @@ impl Message {
             idempotency_key: self.idempotency_key,
             external_reference: self.reference,
             labels: self.labels.into_iter().collect(),
+            not_before_local: self.not_before_local,
+            region: self.recipient_region,
+            ordered: self.ordered,
+            allow_duplicate: self.allow_duplicate,
             ..MessageSpec::default()
         }
     }
@@ -220,6 +242,19 @@ mod tests {
             ("America/Chicago", "visit-1")
         );
         assert_eq!((spec.labels["site"].as_str(), spec.labels["empty"].as_str()), ("north wing", ""));
+        let local = [
+            "--not-before-local=2026-12-03T09:00",
+            "--recipient-region=US-FL",
+            "--ordered",
+            "--allow-duplicate",
+        ];
+        let local = parse(&local).unwrap();
+        assert_eq!((local.not_before_local.as_str(), local.region.as_str()), ("2026-12-03T09:00", "US-FL"));
+        assert!(local.ordered && local.allow_duplicate && !spec.ordered && !spec.allow_duplicate);
+        assert!(
+            parse(&["--not-before-local=2026-12-03T09:00", "--not-before=+1h"]).is_err(),
+            "one of the two"
+        );
         let national = parse(&["--region=US"]).unwrap().recipient;
         assert!(matches!(national, Some(Recipient::NationalNumber(n)) if n.region == "US"));
     }
