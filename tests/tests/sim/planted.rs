@@ -187,7 +187,7 @@ fn dropping_keys_before_their_message() {
 
 #[test]
 fn taking_messages_on_a_nearly_full_disk() {
-    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I10"]);
+    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I12"]);
 }
 
 #[test]
