@@ -26,7 +26,7 @@ use crate::{keys, query};
 use carillon_proto::internal::{
     MessageStatus, PartitionRestore, Restore, RestorePosition, RestoreRow, RetentionRecord,
 };
-use carillon_proto::public::MessageState;
+use carillon_proto::public::{MessageState, WaitingReason};
 use prost::Message as _;
 
 const BACKUP_ID_BYTES: usize = 16;
@@ -45,12 +45,16 @@ pub enum Fate {
     Unknown,
 }
 
-/// By state and due time; `guard_ms` is the moment of the restore.
-pub fn fate(state: MessageState, due_ms: u64, guard_ms: u64) -> Fate {
+/// By state, what it waits for and due time; `guard_ms` is the moment of the restore. A due time is the earliest one only for what waits
+/// for its own time or for the recipient's hours: the rest may have been let go sooner, by the message before it, by another policy
+/// or over another carrier.
+pub fn fate(state: MessageState, waits_for: WaitingReason, due_ms: u64, guard_ms: u64) -> Fate {
+    use WaitingReason::{QuietHours, Schedule, Unspecified};
+    let is_earliest = matches!(waits_for, Unspecified | Schedule | QuietHours);
     match state {
         MessageState::Submitted | MessageState::Unknown => Fate::Rests,
         state if is_final(state) => Fate::Rests,
-        MessageState::Accepted | MessageState::Waiting if due_ms > guard_ms => Fate::GoesOn,
+        MessageState::Accepted | MessageState::Waiting if due_ms > guard_ms && is_earliest => Fate::GoesOn,
         _ => Fate::Unknown,
     }
 }
@@ -149,9 +153,11 @@ fn take(turn: &mut Turn, record: &mut PartitionRestore, row: RestoreRow) -> Resu
             let id = keys::decode_status(&key).ok_or_else(|| corrupt('S', "key"))?;
             let status: MessageStatus = decode('S', value.clone())?;
             let due_ms = status.due_ms;
+            // One that this program does not know may end at any time.
+            let reason = WaitingReason::try_from(status.waiting_reason).unwrap_or(WaitingReason::Backoff);
             let message = Message::restored(id, status).ok_or_else(|| corrupt('S', "makes no sense"))?;
             record.messages += 1;
-            match fate(message.state(), due_ms, record.guard_ms) {
+            match fate(message.state(), reason, due_ms, record.guard_ms) {
                 Fate::Rests => turn.tables.put(key.into(), value.into()),
                 Fate::GoesOn => {
                     record.waiting += 1;

@@ -8,6 +8,7 @@ use carillon_core::{
 };
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::*;
+use carillon_proto::public::WaitingReason as W;
 use carillon_proto::public::{MessageState, Outcome};
 use prost::Message as _;
 use support::*;
@@ -125,8 +126,18 @@ fn the_fate_of_a_message_follows_from_state_and_due_time() {
                 S::InFlight => Fate::Unknown,
                 _ => Fate::Rests,
             };
-            assert_eq!(fate(state, due_ms, GUARD_MS), expected, "{state:?} due {due_ms}");
+            for own_time in [W::Unspecified, W::Schedule, W::QuietHours] {
+                assert_eq!(fate(state, own_time, due_ms, GUARD_MS), expected, "{state:?} due {due_ms}");
+            }
         }
+    }
+}
+
+/// Found by the simulator: it was let go after the backup, and sent a second time after the restore.
+#[test]
+fn what_may_be_let_go_before_its_due_time_may_have_been_sent() {
+    for reason in [W::Order, W::FrequencyCap, W::Backoff, W::Paused, W::CarrierWithoutBaa] {
+        assert_eq!(fate(MessageState::Waiting, reason, GUARD_MS + 1, GUARD_MS), Fate::Unknown, "{reason:?}");
     }
 }
 
