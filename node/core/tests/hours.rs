@@ -96,7 +96,7 @@ fn hours_computed_anew_hold_a_message_back_or_only_renew_its_window() {
     assert_eq!(world.one(long), refused(Refusal::Malformed));
 }
 
-/// Found by the simulator: the answer for a later moment opened the window of a message that an update had made due in the night.
+/// The answer for a later moment must not open the window of a message that an update or another carrier has made due in the night.
 #[test]
 fn hours_of_a_later_moment_open_nothing_for_a_message_that_has_become_due_sooner() {
     let mut world = World::new();

@@ -108,9 +108,19 @@ impl World {
             let text = Bytes::from(
                 [u64::from(record.practice_no), occurrence_key(&id, number)].map(u64::to_be_bytes).concat(),
             );
+            let (from_ms, expires_at_ms) = (at_ms(number).max(self.wall_ms(node)), at_ms(number) + 40_000);
+            // Its hours are those of its own time, not of the one that the content draws.
+            let asked = (accept.class, accept.priority);
+            let hours = self.hours(node, record.practice_no, content, asked, (from_ms, expires_at_ms));
+            let (place, plan) = hours.unzip();
+            let plan = plan.unwrap_or_default();
             let accept = Accept {
                 not_before_ms: at_ms(number),
-                expires_at_ms: at_ms(number) + 40_000,
+                expires_at_ms,
+                place,
+                due_ms: plan.due_ms,
+                open_until_ms: plan.open_until_ms,
+                hours_stamp: plan.stamp,
                 sealed_body: text,
                 ..accept
             };
