@@ -136,6 +136,7 @@ impl World {
                 .push(format!("I1 partition {partition}: {messages} messages are gone, {retired:?} is said"));
         }
         wrong.into_iter().for_each(|text| self.oracle.fail(text));
+        self.oracle.changes.retired(partition, now_ms, self.nodes[node].stores[&partition].tables());
         // The key may name another message from now on, or does so already in this very entry.
         for text in free {
             let count = self.oracle.changes.accepted.entry(text).or_insert(0);
