@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn keys_of_occurrences_differ_and_are_longer_than_any_of_a_caller() {
-        let id = MessageId::from_bytes(&[0; 16]).expect("zero is an id");
+        let id = MessageId::new(1, carillon_proto::Slot::of_practice("acme", "north"), 2);
         assert!(key(&id, 1).len() > 128 && key(&id, 1) != key(&id, 11));
     }
 }

@@ -205,7 +205,7 @@ impl Message {
         let none = Stored { state: MessageState::Unspecified, reason: 0, due_ms: 0 };
         if self.status.waiting_reason == WaitingReason::Order as i32 {
             // What it waited for may be at rest now, and will not wake it.
-            self.status.due_ms = turn.now_ms.min(self.status.expires_at_ms);
+            self.status.due_ms = self.status.due_ms.max(turn.now_ms).min(self.status.expires_at_ms);
         }
         self.stored.due_ms = self.status.due_ms;
         self.move_rows(turn, none, self.stored);

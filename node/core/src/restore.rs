@@ -23,10 +23,11 @@ use crate::records::{self, corrupt, decode, encode};
 use crate::tables::{ReadTables, TableError};
 use crate::turn::{Restored, Turn};
 use crate::{keys, query};
+use carillon_proto::MessageId;
 use carillon_proto::internal::{
     MessageStatus, PartitionRestore, Restore, RestorePosition, RestoreRow, RetentionRecord,
 };
-use carillon_proto::public::MessageState;
+use carillon_proto::public::{MessageState, WaitingReason};
 use prost::Message as _;
 
 const BACKUP_ID_BYTES: usize = 16;
@@ -39,13 +40,13 @@ pub const EVENTS_GAP: u64 = 1 << 40;
 pub enum Fate {
     /// It is at rest: final, with the carrier, or held. Nothing sends it.
     Rests,
-    /// Its time had not come when the cluster was restored, so nobody can have sent it since the backup.
+    /// Its time cannot have come when the cluster was restored, so nobody can have sent it since the backup.
     GoesOn,
     /// Somebody may have sent it.
     Unknown,
 }
 
-/// By state and due time; `guard_ms` is the moment of the restore.
+/// By state and the earliest time at which it can have been sent; `guard_ms` is the moment of the restore.
 pub fn fate(state: MessageState, due_ms: u64, guard_ms: u64) -> Fate {
     match state {
         MessageState::Submitted | MessageState::Unknown => Fate::Rests,
@@ -142,13 +143,29 @@ fn in_order(position: &RestorePosition, rows: &[RestoreRow]) -> bool {
     })
 }
 
+/// The earliest moment at which a message that waits can have been sent since the backup. A schedule and the recipient's hours hold it
+/// until it is due. Whatever else it waits for may have been over sooner: its turn came, or another carrier took it.
+fn earliest_ms(turn: &Turn, id: &MessageId, status: &MessageStatus) -> Result<u64, TableError> {
+    let reason = status.waiting_reason;
+    if reason == WaitingReason::Schedule as i32 || reason == WaitingReason::QuietHours as i32 {
+        return Ok(status.due_ms);
+    }
+    // Table M comes before S.
+    let payload = records::payload(turn.tables, id)?;
+    Ok(payload.and_then(|payload| payload.accept).map_or(0, |accept| accept.not_before_ms))
+}
+
 fn take(turn: &mut Turn, record: &mut PartitionRestore, row: RestoreRow) -> Result<(), TableError> {
     let RestoreRow { key, value, append } = row;
     match key.first() {
         Some(b'S') => {
             let id = keys::decode_status(&key).ok_or_else(|| corrupt('S', "key"))?;
-            let status: MessageStatus = decode('S', value.clone())?;
-            let due_ms = status.due_ms;
+            let mut status: MessageStatus = decode('S', value.clone())?;
+            let due_ms = earliest_ms(turn, &id, &status)?;
+            if status.waiting_reason == WaitingReason::Order as i32 {
+                // It waited until its expiry to be woken.
+                status.due_ms = due_ms;
+            }
             let message = Message::restored(id, status).ok_or_else(|| corrupt('S', "makes no sense"))?;
             record.messages += 1;
             match fate(message.state(), due_ms, record.guard_ms) {

@@ -62,6 +62,12 @@ pub(crate) fn set_hours(turn: &mut Turn, hours: SetHours) -> Result<CommandResul
         Ok(message) => message,
         Err(refusal) => return Ok(CommandResult::Refused(refusal)),
     };
+    let sooner = message.status.due_ms.max(turn.now_ms) < hours.asked_ms;
+    if hours.due_ms == 0 && sooner {
+        // An update or another carrier made it due before the moment that was asked about. Said again, so that it is asked again.
+        message.stay(turn);
+        return Ok(CommandResult::Done);
+    }
     message.status.open_until_ms = hours.open_until_ms;
     message.status.hours_stamp = hours.hours_stamp;
     match hours.due_ms {

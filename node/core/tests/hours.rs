@@ -27,6 +27,7 @@ fn set_hours(n: u64, due_ms: u64, open_until_ms: u64) -> Kind {
         open_until_ms,
         hours_stamp: STAMP + 1,
         rule: "US-FL".to_owned(),
+        ..Default::default()
     })
 }
 
@@ -93,6 +94,20 @@ fn hours_computed_anew_hold_a_message_back_or_only_renew_its_window() {
     let Kind::SetHours(set) = set_hours(1, 0, 0) else { unreachable!() };
     let long = Kind::SetHours(SetHours { rule: "x".repeat(65), ..set });
     assert_eq!(world.one(long), refused(Refusal::Malformed));
+}
+
+/// The answer for a later moment must not open the window of a message that an update or another carrier has made due in the night.
+#[test]
+fn hours_of_a_later_moment_open_nothing_for_a_message_that_has_become_due_sooner() {
+    let mut world = World::new();
+    world.done(accept_with(1, open_until(START_MS + 1_000)));
+    world.now_ms = START_MS + 2_000;
+    let Kind::SetHours(late) = set_hours(1, 0, START_MS + 60_000) else { unreachable!() };
+    world.done(Kind::SetHours(SetHours { asked_ms: START_MS + 9_000, ..late.clone() }));
+    assert_eq!((world.status(1).open_until_ms, world.status(1).hours_stamp), (START_MS + 1_000, STAMP));
+    assert_eq!(world.one(begin(1, 1, 1)), refused(Refusal::QuietHours));
+    world.done(Kind::SetHours(SetHours { asked_ms: START_MS + 2_000, ..late }));
+    assert_eq!(world.status(1).open_until_ms, START_MS + 60_000);
 }
 
 #[test]

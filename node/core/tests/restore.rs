@@ -130,6 +130,29 @@ fn the_fate_of_a_message_follows_from_state_and_due_time() {
     }
 }
 
+/// Found by the simulator: it waited until its expiry to be woken, and the old cluster woke it and sent it after the backup.
+#[test]
+fn a_message_that_waited_for_its_turn_may_have_been_sent() {
+    let mut old = World::new();
+    for n in 1..=3 {
+        old.done(accept_with(n, |a| {
+            (a.ordered, a.recipient_index) = (true, index(77));
+            // The third one cannot have had its turn before the guard.
+            a.not_before_ms = if n == 3 { GUARD_MS + 60_000 } else { 0 };
+        }));
+    }
+    old.begin(1);
+    for n in [2, 3] {
+        old.now_ms = old.now_ms.max(old.status(n).due_ms);
+        assert_eq!(old.one(begin(n, 1, old.term)), CommandResult::Refused(Refusal::OutOfTurn), "{n}");
+        assert!(old.status(n).due_ms > GUARD_MS + 60_000, "it waits until its expiry");
+    }
+    let new = restored(&old, 100_000);
+    assert_eq!(in_quarantine(&new), [1, 2]);
+    let third = new.status(3);
+    assert_eq!((third.state(), third.due_ms), (MessageState::Waiting, GUARD_MS + 60_000));
+}
+
 #[test]
 fn what_may_have_been_sent_is_held_and_the_rest_is_as_it_was() {
     let old = old_cluster();

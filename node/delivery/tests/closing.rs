@@ -117,17 +117,20 @@ fn a_morning_for_which_many_wait_costs_little_and_keeps_the_order() {
         let entry = open(n, morning, morning + 3_600_000);
         rig.table.put(&DueEntry { priority: 1 + (n % 4) as u8, expires_at_ms: morning + 7_200_000, ..entry });
     }
+    // A new leader finds them in the table: nobody has told it of them.
+    rig.scheduler.lead(PARTITION, T0 + 3_600_000);
     rig.at(T0 + 3_600_000).fill();
     assert_eq!(rig.decide().begin.len(), 0);
     assert_eq!(rig.scheduler.stats(rig.now_ms, rig.mono()).rows, 0, "the night costs nothing");
     rig.now_ms = morning;
     let (mut begun, mut last) = (0, 0);
     while begun < MANY {
+        assert!(rig.now_ms < morning + 10_000, "{begun} begun");
         rig.fill();
         let rows = rig.scheduler.stats(rig.now_ms, rig.mono()).rows;
         assert!(rows <= rows_max, "{rows} rows in memory");
         let decision = rig.decide();
-        assert!(decision.closed.is_empty() && !decision.begin.is_empty());
+        assert!(decision.closed.is_empty());
         for begin in decision.begin {
             assert!(begin.priority >= last, "priority {} after {last}", begin.priority);
             last = begin.priority;
@@ -139,5 +142,4 @@ fn a_morning_for_which_many_wait_costs_little_and_keeps_the_order() {
         }
         rig.now_ms += 1;
     }
-    assert!(rig.now_ms < morning + 10_000);
 }

@@ -9,6 +9,7 @@
 use super::day::day_of;
 use super::leases::MonoClock;
 use super::shares::ShareKeeper;
+use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use carillon_core::meta::{MetaView, is_present};
 use carillon_delivery::GateSettings;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -179,8 +180,4 @@ impl Grants {
         let desk = desk.as_ref().filter(|desk| desk.term == leadership.term)?;
         (leadership.leader == self.0.handle.node_id()).then(|| desk.grantor.view(limit)).flatten()
     }
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

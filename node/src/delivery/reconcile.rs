@@ -11,6 +11,7 @@
 //! connector's. [`ASKED_AT_ONCE`] look-ups run beside each other.
 use super::facts::{Fact, Facts};
 use super::lanes::{Lane, LaneTable};
+use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::{Clear, LookUp, LookUpAnswer};
@@ -24,7 +25,7 @@ use carillon_proto::slot::SLOTS;
 use carillon_proto::{MessageId, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc};
 
 const NOTES_MAX: usize = 100_000;
@@ -98,10 +99,6 @@ enum Asked {
     Again {
         after_ms: u64,
     },
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 impl Desk {

@@ -1,4 +1,5 @@
 //! Hours of waiting messages, computed anew: when the scheduler says so, and for all that are held when the rules change.
+use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use crate::hours::Hours;
 use bytes::Bytes;
@@ -9,7 +10,6 @@ use carillon_delivery::hours::Rulebook;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, command::Kind};
 use prost::Message as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Rows that a sweep looks at and proposes at a time.
 const SWEEP_ROWS: usize = 256;
@@ -102,8 +102,4 @@ fn commands(
         commands.push(Command { kind: Some(Kind::SetHours(set)) }.encode_to_vec().into());
     }
     Ok(commands)
-}
-
-fn clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_page_token_says_where_to_go_on_and_others_are_refused() {
-        let id = MessageId::from_bytes(&[0; 16]).expect("zero is an id");
+        let id = MessageId::new(1, carillon_proto::Slot::of_practice("acme", "north"), 2);
         assert_eq!(position(&format!("7.3.{id}")).expect("ours"), (7, Some((3, id))));
         assert_eq!(position("").expect("the start"), (0, None));
         for bad in ["x", "7", "7.3", "7.3.!"] {

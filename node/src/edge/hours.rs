@@ -1,5 +1,6 @@
 //! What operators do with the hours in which recipients may be texted: look, replace, and ask what counts for a recipient.
 use super::admin::change;
+use crate::clock::now_ms;
 use crate::engine::NodeHandle;
 use crate::hours::Hours;
 use crate::meta::MetaClient;
@@ -13,7 +14,6 @@ use carillon_proto::errors::{self, FieldViolation, invalid_fields, violation};
 use carillon_proto::internal::{PutHours, PutPractice, RecipientZones, meta_command::Kind};
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
 use carillon_proto::{local_time, place};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
 
 pub struct HoursDesk<'a> {
@@ -134,8 +134,4 @@ impl HoursDesk<'_> {
         let place = Some(place);
         Ok(CheckHoursResponse { place, at_ms, open, opens_ms, open_until_ms, exempt, rules, local_times })
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -1,5 +1,6 @@
 //! Lanes and limits, for operators: what is held and by whom, limits set while running, lanes stopped.
 use super::admin::change;
+use crate::clock::now_ms;
 use crate::delivery::{Grants, LaneTable, day_of};
 use crate::engine::NodeHandle;
 use crate::meta::MetaClient;
@@ -14,7 +15,6 @@ use carillon_proto::admin::{
 use carillon_proto::identity::Role;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{CarrierRecord, DropLimit, LimitRecord, PutCarrier, PutLimit, SetLane};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::{Request, Response, Status};
 
 pub struct LaneApi {
@@ -23,10 +23,6 @@ pub struct LaneApi {
     pub meta: MetaClient,
     pub lanes: LaneTable,
     pub grants: Grants,
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 impl LaneApi {

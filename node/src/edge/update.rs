@@ -308,7 +308,11 @@ mod tests {
     #[test]
     fn a_shift_moves_what_is_set_and_a_new_deadline_brings_an_expiry() {
         let mut row = ListRow {
-            message_id: carillon_proto::MessageId::from_bytes(&[0; 16]).expect("zero is an id"),
+            message_id: carillon_proto::MessageId::new(
+                1,
+                carillon_proto::Slot::of_practice("acme", "north"),
+                2,
+            ),
             payload: carillon_proto::internal::MessagePayload::default(),
             status: carillon_proto::internal::MessageStatus::default(),
         };

@@ -10,13 +10,9 @@ use tempfile::tempdir;
 
 type Rows = BTreeMap<Vec<u8>, Bytes>;
 
-fn options() -> StateOptions {
-    StateOptions {
-        // A few rows, so that writes by the background thread, by commits and by flushes take turns.
-        waiting_bytes: 4 << 10,
-        share_bytes_min: 2 << 10,
-        ..StateOptions::default()
-    }
+/// A few rows for each write, so that those by the background thread, by commits and by flushes take turns.
+fn options(share_bytes: usize) -> StateOptions {
+    StateOptions { waiting_bytes: share_bytes, share_bytes_min: share_bytes, ..StateOptions::default() }
 }
 
 fn scan(tables: &dyn ReadTables, start: &[u8], end: &[u8], rows_max: usize) -> Vec<(Vec<u8>, Bytes)> {
@@ -73,7 +69,7 @@ proptest! {
     #[test]
     fn overlay_equals_the_model(ops in proptest::collection::vec(op(), 1..120)) {
         let dir = tempdir().unwrap();
-        let state = StateDb::open(dir.path(), &options()).unwrap();
+        let state = StateDb::open(dir.path(), &options(2 << 10)).unwrap();
         let replica = state.replica(1).unwrap();
         let mut committed = MemTables::default();
         let mut model = committed.clone();
@@ -123,7 +119,7 @@ proptest! {
         steps in proptest::collection::vec((0u8..40, 0usize..3000, any::<bool>(), 0u8..12), 1..150),
     ) {
         let dir = tempdir().unwrap();
-        let state = StateDb::open(&dir.path().join("live"), &options()).unwrap();
+        let state = StateDb::open(&dir.path().join("live"), &options(8 << 10)).unwrap();
         let mut history: BTreeMap<u32, Vec<MemTables>> = (1..=2).map(|g| (g, vec![MemTables::default()])).collect();
         for (number, (key, size, delete, what)) in steps.into_iter().enumerate() {
             let group = 1 + u32::from(what % 2);
@@ -150,7 +146,7 @@ proptest! {
             .map(|family| (family.group, state.durable_applied(family.group).unwrap().map_or(0, |a| a.index)))
             .collect();
         state.checkpoint(&dir.path().join("crashed")).unwrap();
-        let crashed = StateDb::open(&dir.path().join("crashed"), &options()).unwrap();
+        let crashed = StateDb::open(&dir.path().join("crashed"), &options(8 << 10)).unwrap();
         for (group, promise) in promised {
             let replica = crashed.replica(group).unwrap();
             let index = crashed.durable_applied(group).unwrap().map_or(0, |a| a.index);
@@ -192,6 +188,26 @@ fn durable_applied_lags_until_a_flush_and_a_crash_loses_exactly_the_rest() {
     let live = StateDb::open(&dir.path().join("live"), &StateOptions::default()).unwrap();
     assert_eq!(live.durable_applied(1).unwrap().unwrap().index, 2);
     assert_eq!(live.durable_applied(2).unwrap().unwrap().index, 1);
+}
+
+#[test]
+fn a_failed_write_is_told_to_every_later_commit_and_readers_go_on() {
+    let dir = tempdir().unwrap();
+    let state = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+    commit_one(&state, 1, 1);
+    commit_one(&state, 2, 1);
+    // Tables can no longer be made.
+    std::fs::remove_dir_all(dir.path().join("write-back")).unwrap();
+    let error = state.flush(1).unwrap_err();
+    assert!(!error.is_damage(), "{error}");
+    let other = state.replica(2).unwrap();
+    let mut batch = other.batch().expect("whoever begins a batch is not to blame");
+    batch.put(b"M9".to_vec(), vec![1]);
+    assert_eq!(batch.commit().unwrap_err(), error);
+    assert!(other.get(b"M9").unwrap().is_none());
+    assert!(state.replica(1).unwrap().get(b"M1").unwrap().is_some());
+    assert_eq!(state.flush(2).unwrap_err(), error);
+    assert_eq!(state.durable_applied(1).unwrap(), None);
 }
 
 #[test]

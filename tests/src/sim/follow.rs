@@ -41,7 +41,7 @@ impl World {
         }
         let now_ms = applied_record(self.nodes[node].stores[&partition].tables()).map_or(0, |r| r.now_ms);
         self.judge_stamp(node, partition, now_ms);
-        self.follow_commands(node, partition, data, &effects.results);
+        // A key that goes in an entry may be used again in the same one.
         let mut dropped = Retired::default();
         for result in &effects.results {
             if let CommandResult::Retired(retired) = result {
@@ -52,6 +52,7 @@ impl World {
         if dropped != Retired::default() {
             self.follow_retire(node, partition, now_ms, &dropped);
         }
+        self.follow_commands(node, partition, data, &effects.results);
         for event in &effects.events {
             // What was written, even if a row of it rotted since.
             let store = self.nodes[node].stores[&partition].tables();

@@ -171,7 +171,7 @@ impl World {
 
 impl World {
     /// What ingest finds out about the recipient's hours; nothing below their feature level.
-    fn hours(
+    pub fn hours(
         &self,
         node: usize,
         practice_no: u32,

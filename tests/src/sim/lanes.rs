@@ -192,7 +192,6 @@ impl World {
             holder.forget(carrier_no);
         }
         wing.scheduler.remove_lane(carrier_no);
-        self.trace.count("lane_closed");
         for send_no in lane.queue {
             self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0);
         }

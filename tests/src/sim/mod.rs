@@ -8,8 +8,8 @@
 //! them in a node is threads and sockets; its decisions are mirrored here, one file for each: `engine.rs` (shard turn), `log_writer.rs`,
 //! `apply.rs` (applier), `recovery.rs` (start, identity), `maintenance.rs`, `members.rs` (replicas come and go), `steward.rs` (what
 //! carries the planner's steps out), `operator.rs` (tokens, drain, replace, repair), `retention.rs`, `space.rs`, `backup.rs`,
-//! `restore.rs`, `wing.rs` (driver), `lanes.rs`, `sending.rs` (one attempt), `facts.rs` (facts, receipts), `care.rs` (appointments, failover), `series.rs` (recurring messages), `snapshot.rs`, `ingest.rs`,
-//! `client.rs` (router and callers). A change of that glue in `node/` or `router/` must be made here, too.
+//! `restore.rs`, `wing.rs` (driver), `lanes.rs`, `sending.rs` (one attempt), `facts.rs` (facts, receipts), `care.rs`
+//! (appointments, failover), `series.rs` (recurring messages), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers). A change of that glue in `node/` or `router/` must be made here, too.
 //!
 //! # What surrounds them
 //! `disk.rs` and `store.rs` (unsynced writes lost, torn tails, log and state lost apart, rot in both, failed syncs, full, slow),
@@ -38,12 +38,12 @@
 //!    recipient's hours (`nights.rs`)
 //!  - I8 after the trouble everything ends in bounded time: messages, calls, moves of replicas, repairs, restores, retention, the rise of
 //!    the feature level
-//!  - I10 a change of an appointment takes effect for all its messages or for none, versions rise, and no attempt begins with an older
-//!    text; what a carrier may have is never given to another one; an occurrence of a series comes into being once
 //!  - I9 states move along the table of transitions; the same seed gives the same trace
-//!  - I10 a node that could see that its disk is nearly full takes no new message
+//!  - I10 a change of an appointment takes effect for all its messages or for none, versions rise, and no attempt begins with an older
+//!    text; what a carrier may have is never given to another one; an occurrence of a series comes into being once; ordered
+//!    messages of a recipient begin one after the other, and never more for a recipient than the caps allow
 //!  - I11 one wrong clock moves no stamp by more than the bound
-//!  - I10 ordered messages of a recipient begin one after the other, and never more for a recipient than the caps allow
+//!  - I12 a node that could see that its disk is nearly full takes no new message
 //!
 //! # Bounds of the trouble
 //! What is damaged (lost, wiped, rotten) is one node at a time until no group counts on it any more: partitions have three voters.
@@ -51,8 +51,8 @@
 //! once, if there is a backup.
 //!
 //! # Not here
-//! Taking opt-outs back. SMPP's own session logic has its conformance suite in `carriers`. There is no audit chain yet, and no
-//! order within a practice is promised, so neither is an invariant.
+//! Taking opt-outs back. SMPP's own session logic has its conformance suite in `carriers`. There is no audit chain yet, so it
+//! is no invariant.
 
 mod apply;
 mod backup;

@@ -35,6 +35,8 @@ pub struct Seen {
     pub attempts: u32,
     pub practice_no: u32,
     pub key: Option<Index>,
+    /// What the key named, as its text says (`care.rs`).
+    pub text: Option<(u64, u64)>,
     /// By the clock of the tables.
     pub accepted_ms: u64,
     pub changed_ms: u64,
@@ -57,6 +59,7 @@ impl Seen {
             attempts: 0,
             practice_no: accept.practice_no,
             key: Index::try_from(accept.idempotency_index.as_ref()).ok(),
+            text: super::series::named(&accept),
             accepted_ms: payload.accepted_at_ms,
             changed_ms: 0,
             retired: false,

@@ -5,7 +5,6 @@ use super::nights;
 use super::plant::Plant;
 use super::rng::Rng;
 use super::world::START_MS;
-use carillon_core::meta::level;
 use std::collections::BTreeSet;
 
 /// Trouble that begins at a moment. Nodes are indexes.

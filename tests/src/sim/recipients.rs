@@ -4,7 +4,8 @@
 //!   flight.
 //! - Of the messages that were begun for a recipient on one day, and in one week, there are never more than the caps allow.
 use super::wing::{PER_DAY, PER_WEEK};
-use carillon_core::message::holds_up;
+use carillon_core::message::{holds_up, state_of};
+use carillon_core::{MemTables, keys, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{EventRecord, MessageStatus};
 use carillon_proto::public::MessageState;
@@ -20,6 +21,25 @@ pub struct Recipients {
 }
 
 impl Recipients {
+    /// A lost cluster was restored: only what its backup knows counts.
+    pub fn restored<'a>(&mut self, tables: impl Iterator<Item = &'a MemTables>) {
+        *self = Self::default();
+        for tables in tables {
+            for id in tables.rows().keys().filter_map(|key| keys::decode_payload(key)) {
+                let Ok(Some((payload, status))) = query::message(tables, &id) else { continue };
+                let recipient = payload.accept.map(|accept| accept.recipient_index).unwrap_or_default();
+                let recipient = (status.practice_no, recipient);
+                if status.ordered && holds_up(state_of(&status)) {
+                    self.ordered.entry(recipient.clone()).or_default().insert(id);
+                }
+                if status.counted_day > 0 {
+                    let days = self.begun.entry(recipient).or_default();
+                    days.entry(status.counted_day).or_default().insert(id);
+                }
+            }
+        }
+    }
+
     pub fn event(
         &mut self,
         event: &EventRecord,

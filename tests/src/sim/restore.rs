@@ -111,6 +111,9 @@ impl World {
                 None => lost.push(*id),
             }
         }
+        let named = oracle.messages.iter().filter(|(id, seen)| !seen.key_gone && !lost.contains(id));
+        oracle.changes.accepted = named.filter_map(|(_, seen)| Some((seen.text?, 1))).collect();
+        oracle.recipients.restored(backup.tables.values());
         for id in &lost {
             oracle.messages.remove(id);
             oracle.acked.remove(id);

@@ -108,9 +108,19 @@ impl World {
             let text = Bytes::from(
                 [u64::from(record.practice_no), occurrence_key(&id, number)].map(u64::to_be_bytes).concat(),
             );
+            let (from_ms, expires_at_ms) = (at_ms(number).max(self.wall_ms(node)), at_ms(number) + 40_000);
+            // Its hours are those of its own time, not of the one that the content draws.
+            let asked = (accept.class, accept.priority);
+            let hours = self.hours(node, record.practice_no, content, asked, (from_ms, expires_at_ms));
+            let (place, plan) = hours.unzip();
+            let plan = plan.unwrap_or_default();
             let accept = Accept {
                 not_before_ms: at_ms(number),
-                expires_at_ms: at_ms(number) + 40_000,
+                expires_at_ms,
+                place,
+                due_ms: plan.due_ms,
+                open_until_ms: plan.open_until_ms,
+                hours_stamp: plan.stamp,
                 sealed_body: text,
                 ..accept
             };
@@ -143,16 +153,20 @@ impl World {
 impl Changes {
     /// In the order of the log: a message came into being. The text names the occurrence: twice is one too many.
     pub fn accepted(&mut self, accept: &Accept) -> Option<String> {
-        let (practice_no, key) = accept.sealed_body.split_first_chunk::<8>()?;
-        let key: [u8; 8] = *key.first_chunk()?;
-        let text = (u64::from_be_bytes(*practice_no), u64::from_be_bytes(key));
-        if text.1 & OF_SERIES == 0 {
-            return None;
-        }
+        let text = named(accept).filter(|(_, key)| key & OF_SERIES != 0)?;
         let count = self.accepted.entry(text).or_insert(0);
         *count += 1;
         (*count > 1).then(|| format!("I10 an occurrence of a series came into being {count} times"))
     }
+}
+
+/// What the key of a message named: (practice, key), as its text says. `None`: it has no key.
+pub fn named(accept: &Accept) -> Option<(u64, u64)> {
+    let (practice_no, rest) = accept.sealed_body.split_first_chunk::<8>()?;
+    // A text that was changed goes on behind it.
+    let key = rest.first_chunk::<8>()?;
+    let text = (u64::from_be_bytes(*practice_no), u64::from_be_bytes(*key));
+    (!accept.idempotency_index.is_empty()).then_some(text)
 }
 
 fn index(key: u64, purpose: u64) -> Bytes {

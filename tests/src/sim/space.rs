@@ -1,6 +1,6 @@
 //! Room on disks, as the simulator runs it: a mirror of `node/src/space.rs` and of the admission in `node/src/edge/ingest.rs` around the same
 //! gate; and what must be true of it:
-//!  - I10 a node that has had time to see that its disk is nearly full takes no new message; everything else goes on, and
+//!  - I12 a node that has had time to see that its disk is nearly full takes no new message; everything else goes on, and
 //!    submits do, too, when there is room again (I8).
 use super::node::VOLUME_BYTES;
 use super::plant::Plant;
@@ -53,14 +53,14 @@ impl World {
         }
     }
 
-    /// I10.
+    /// I12.
     pub fn judge_admission(&mut self, node: usize) {
         let at = &self.nodes[node];
         let known = at.full_since_ms.is_some_and(|since| self.now_ms > since + 2 * LOOK_EVERY_MS)
             && self.now_ms > at.started_ms + 2 * LOOK_EVERY_MS
             && self.now_ms > at.frozen_until + 2 * LOOK_EVERY_MS;
         if known {
-            self.oracle.fail(format!("I10 node {} accepts a message while its disk is nearly full", at.id));
+            self.oracle.fail(format!("I12 node {} accepts a message while its disk is nearly full", at.id));
         }
     }
 

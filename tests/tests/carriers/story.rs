@@ -266,7 +266,8 @@ impl<'a> Story<'a> {
             let faulty = |id: &u64| {
                 pages
                     .get(&format!("node-{id}"))
-                    .is_some_and(|page| page.contains("carillon_contract_faults 1"))
+                    .and_then(|page| page.lines().find(|line| line.starts_with("carillon_contract_faults{")))
+                    .is_some_and(|line| line.ends_with(" 1"))
             };
             let nodes = self.rig.lab.node_ids();
             if nodes.iter().all(faulty) { Ok(()) } else { Err("not everywhere".to_owned()) }

@@ -53,7 +53,7 @@ fn going_on_after_a_failed_sync() {
 
 #[test]
 fn answering_waiters_of_another_term() {
-    found_in(Scenario::Isolations, Plant::SkipTermCheck, 30, &["I1", "I2", "I4"]);
+    found_in(Scenario::Isolations, Plant::SkipTermCheck, 30, &["I1", "I2", "I4", "was answered with"]);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn dropping_keys_before_their_message() {
 
 #[test]
 fn taking_messages_on_a_nearly_full_disk() {
-    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I10"]);
+    found_in(Scenario::FullDisks, Plant::SpaceIgnored, 3, &["I12"]);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn copying_a_backup_from_any_replica() {
 
 #[test]
 fn forgetting_the_resend_guard() {
-    found_in(Scenario::Restores, Plant::GuardForgotten, 10, &["I5", "I4"]);
+    found_in(Scenario::Restores, Plant::GuardForgotten, 10, &["I5", "I4", "I8 a receipt"]);
 }
 
 /// Found by the simulator: a partition whose restore had not begun said that there is no such message, and the receipt was acknowledged.

@@ -21,6 +21,17 @@ const REGRESSIONS: &[(u64, Option<Scenario>, &str)] = &[
         Some(Scenario::Growth),
         "a node that left lost its replica of the meta group before it could say which shares it keeps to",
     ),
+    (
+        5_000,
+        Some(Scenario::Restores),
+        "a message that waited for its turn was woken and sent after the backup, and went on after the restore",
+    ),
+    (40_001, None, "a receipt that came during a restore was acknowledged as that of no message"),
+    (
+        5_014,
+        Some(Scenario::WrongClocks),
+        "an occurrence of a series had the hours of another moment (simulator)",
+    ),
     (3_127, None, "two live replicas refused each other because of election priorities"),
     (1_071, None, "a leader never knew that it led: waiters of lost entries stood before its own"),
     (2_224, None, "the same"),

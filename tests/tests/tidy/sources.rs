@@ -158,6 +158,11 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("dbg!(", &[""], "debug output may hold plaintext"),
     (".unwrap()", &["node/", "router/", "proto/"], "use expect with a proof, or handle it"),
     ("SystemTime::now", &["node/core/", "node/consensus/", "node/delivery/"], "time is an argument"),
+    (
+        "SystemTime::now",
+        &["node/src/delivery/", "node/src/edge/", "node/src/engine/", "node/src/meta/", "node/src/seal/"],
+        "crate::clock::now_ms is the node's time",
+    ),
     ("Instant::now", &["node/core/", "node/consensus/", "node/delivery/"], "time is an argument"),
     ("std::thread", &["node/core/", "node/consensus/", "node/delivery/"], "no threads in pure crates"),
     ("HashMap", &["node/core/"], "its order differs between replicas"),

@@ -76,7 +76,7 @@ pub struct PutArgs {
     scope: Scope,
     /// Sender number, campaign or brand.
     #[arg(long, default_value = "")]
-    key: String,
+    scope_key: String,
     #[arg(long, default_value = "", requires = "tenant")]
     practice: String,
     #[arg(long, default_value = "")]
@@ -127,7 +127,7 @@ pub async fn limit(command: LimitCommand, format: Format) -> anyhow::Result<Verd
             };
             let limit = LimitRecord {
                 scope: scope.into(),
-                key: args.key,
+                key: args.scope_key,
                 network: args.network,
                 amount: args.amount,
                 window_s: args.window_s.unwrap_or(0),

@@ -198,8 +198,11 @@ mod tests {
         assert_eq!(parse("carillonctl node drain 3 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl lane set-limit sim 0 --lab lab"), Ok(()));
         let put = "carillonctl limit put --lab lab --carrier sim --amount 75";
-        assert_eq!(parse(&format!("{put} --scope campaign --key c1 --network att --window-s 60")), Ok(()));
-        assert_eq!(parse(&format!("{put} --scope brand --key b --day-in America/Los_Angeles")), Ok(()));
+        assert_eq!(
+            parse(&format!("{put} --scope campaign --scope-key c1 --network att --window-s 60")),
+            Ok(())
+        );
+        assert_eq!(parse(&format!("{put} --scope brand --scope-key b --day-in America/Los_Angeles")), Ok(()));
         assert_eq!(parse(&format!("{put} --scope account")), Err(2), "a window or a day");
         assert_eq!(parse(&format!("{put} --scope account --window-s 4000")), Err(2));
         assert_eq!(parse("carillonctl node drain --lab lab"), Err(2));

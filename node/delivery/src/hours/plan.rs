@@ -61,6 +61,7 @@ impl Rulebook {
             open_until_ms,
             hours_stamp: self.stamp_with(ask.practice),
             rule,
+            asked_ms: from_ms,
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Claim {
 pub(crate) fn split(tokens: u32, claims: &[Claim], turn: Duration, mono: Duration) -> Vec<u32> {
     let wanting = claims.iter().filter(|claim| claim.want > 0).count() as u32;
     let wanted: u64 = claims.iter().map(|claim| u64::from(claim.want)).sum();
-    if wanting == 0 || wanted <= u64::from(tokens) {
+    if wanting == 0 || wanted < u64::from(tokens) {
         return generous(tokens, claims);
     }
     if tokens < wanting {
