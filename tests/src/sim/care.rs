@@ -258,11 +258,13 @@ impl World {
 }
 
 impl Changes {
-    /// What retention dropped from the tables of a partition binds nobody any more.
-    pub fn dropped(&mut self, partition: u32, store: &MemTables) {
+    /// What retention dropped from the tables of a partition binds nobody any more. They are those after the entry: a version may have
+    /// gone and another one have taken effect in it.
+    pub fn dropped(&mut self, partition: u32, now_ms: u64, store: &MemTables) {
         self.versions.retain(|(practice_no, index), (_, of)| {
             let index: Option<keys::Index> = index.as_ref().try_into().ok();
-            let kept = |index| update::version(store, *practice_no, &index).is_ok_and(|row| row.is_some());
+            let row = |index| update::version(store, *practice_no, &index).ok().flatten();
+            let kept = |index| row(index).is_some_and(|row| row.applied_at_ms < now_ms);
             *of != partition || index.is_some_and(kept)
         });
     }

@@ -96,7 +96,7 @@ impl World {
         let slack_ms = self.jumps_ms();
         let (finals_ms, keys_ms) = (self.plan.finals_kept_s * 1000, self.plan.keys_kept_s * 1000);
         let store = self.nodes[node].stores[&partition].tables();
-        self.oracle.changes.dropped(partition, store);
+        self.oracle.changes.dropped(partition, now_ms, store);
         let of_partition = |id: &MessageId| id.slot().partition(self.plan.partitions) == partition;
         let mut wrong = Vec::new();
         let (mut messages, mut outlived, mut gone) = (0, 0, 0);
