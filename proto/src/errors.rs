@@ -57,6 +57,18 @@ pub fn info(reason: ErrorReason) -> ReasonInfo {
         }
         R::StorageFull => (Code::ResourceExhausted, Some(5_000), "retry later; operators were alerted"),
         R::RequestTooLarge => (Code::InvalidArgument, None, "send fewer messages in one request or batch"),
+        R::MalformedRequest => (
+            Code::InvalidArgument,
+            None,
+            "send valid Protobuf of this method's request, all strings in UTF-8",
+        ),
+        R::UnknownMethod => {
+            (Code::Unimplemented, None, "check the name of the service and method; reflection lists them")
+        }
+        R::CompressionUnsupported => (Code::Unimplemented, None, "send requests uncompressed"),
+        R::DeadlineExceeded => {
+            (Code::DeadlineExceeded, None, "call again with the last cursor, and a later deadline or none")
+        }
         R::OldVersion => {
             (Code::FailedPrecondition, None, "look at the appointment again; a later version was applied")
         }

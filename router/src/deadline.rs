@@ -7,6 +7,8 @@ use tonic::metadata::MetadataMap;
 pub const STREAM_BATCH: Duration = Duration::from_secs(30);
 /// Longer deadlines are cut to this, so that nothing waits for ever.
 const LONGEST: Duration = Duration::from_secs(300);
+/// No stream lives longer than its connection; this only keeps the sum in range.
+const LONGEST_STREAM: Duration = Duration::from_secs(365 * 86_400);
 /// The answer leaves this long before the deadline, or a tenth of the whole if that is less.
 const MARGIN: Duration = Duration::from_millis(250);
 
@@ -19,13 +21,21 @@ pub struct Deadline {
 impl Deadline {
     /// The caller gives up `timeout` from now.
     pub fn within(timeout: Duration) -> Self {
-        let timeout = timeout.min(LONGEST);
-        Self { answer_by: Instant::now() + timeout - MARGIN.min(timeout / 10) }
+        Self::ahead(timeout.min(LONGEST))
     }
 
     /// From the header; `None` without one, or when it cannot be read.
     pub fn of_metadata(metadata: &MetadataMap) -> Option<Self> {
         timeout(metadata).map(Self::within)
+    }
+
+    /// Like [`of_metadata`](Self::of_metadata) for a stream that may live for long.
+    pub fn of_stream(metadata: &MetadataMap) -> Option<Self> {
+        timeout(metadata).map(|timeout| Self::ahead(timeout.min(LONGEST_STREAM)))
+    }
+
+    fn ahead(timeout: Duration) -> Self {
+        Self { answer_by: Instant::now() + timeout - MARGIN.min(timeout / 10) }
     }
 
     /// Work must have stopped by then.
@@ -101,6 +111,10 @@ mod tests {
         assert_eq!(Deadline::within(Duration::from_secs(10)).remaining(), Duration::from_millis(9_750));
         assert_eq!(Deadline::within(Duration::from_millis(100)).remaining(), Duration::from_millis(90));
         assert!(Deadline::within(Duration::ZERO).has_passed());
+        let mut metadata = MetadataMap::new();
+        metadata.insert("grpc-timeout", "99999999H".parse().unwrap());
+        assert_eq!(Deadline::of_metadata(&metadata).unwrap().remaining(), LONGEST - MARGIN);
+        assert_eq!(Deadline::of_stream(&metadata).unwrap().remaining(), LONGEST_STREAM - MARGIN);
         let (near, far) =
             (Deadline::within(Duration::from_secs(1)), Deadline::within(Duration::from_secs(2)));
         assert_eq!(

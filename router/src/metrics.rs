@@ -3,23 +3,87 @@ use crate::map::MapCache;
 use std::time::Duration;
 use tonic::Code;
 
+/// Every method of the public services.
+pub const METHODS: [&str; 11] = [
+    "SubmitMessages",
+    "StreamMessages",
+    "GetMessage",
+    "ExplainMessage",
+    "ListMessages",
+    "CancelMessages",
+    "WatchEvents",
+    "UpdateAppointment",
+    "CreateSeries",
+    "GetSeries",
+    "EndSeries",
+];
+/// The codes that alerts are made of; the others appear with their first call.
+const CODES_WATCHED: [Code; 4] = [Code::Ok, Code::Unavailable, Code::ResourceExhausted, Code::Internal];
+const OUTCOMES: [&str; 4] = ["accepted", "duplicate", "refused", "unavailable"];
+const NODE_METHODS: [&str; 8] =
+    ["Submit", "Get", "Explain", "List", "Cancel", "Update", "CreateSeries", "ManageSeries"];
+const RETRY_CAUSES: [&str; 7] =
+    ["no_leader", "not_leader", "broken_too_often", "watch", "uncertain", "unsent", "practice_unknown"];
+
+/// Puts every counter and histogram on the page with zero, so that an alert can tell "none so far" from "no router", and a
+/// rate sees the first event.
+pub fn start_at_zero() {
+    for method in METHODS {
+        for code in CODES_WATCHED {
+            requests(method, code).increment(0);
+        }
+        let _shown = request_seconds(method);
+    }
+    for outcome in OUTCOMES {
+        items(outcome).increment(0);
+    }
+    let _shown = batch_seconds();
+    for cause in RETRY_CAUSES {
+        retries(cause).increment(0);
+    }
+    for method in NODE_METHODS {
+        let _shown = node_call_seconds(method);
+    }
+    metrics::counter!("carillon_tls_handshake_failures_total").increment(0);
+    metrics::counter!("carillon_panics_total").increment(0);
+}
+
+fn requests(method: &'static str, code: Code) -> metrics::Counter {
+    metrics::counter!("carillon_router_requests_total", "method" => method, "code" => code_word(code))
+}
+
+fn request_seconds(method: &'static str) -> metrics::Histogram {
+    metrics::histogram!("carillon_router_request_seconds", "method" => method)
+}
+
+fn items(outcome: &'static str) -> metrics::Counter {
+    metrics::counter!("carillon_router_items_total", "outcome" => outcome)
+}
+
+fn batch_seconds() -> metrics::Histogram {
+    metrics::histogram!("carillon_router_batch_seconds")
+}
+
+fn retries(cause: &'static str) -> metrics::Counter {
+    metrics::counter!("carillon_router_retries_total", "cause" => cause)
+}
+
+fn node_call_seconds(method: &'static str) -> metrics::Histogram {
+    metrics::histogram!("carillon_router_node_call_seconds", "method" => method)
+}
+
 /// A public call ended.
 pub fn request(method: &'static str, code: Code, took: Duration) {
-    metrics::counter!("carillon_router_requests_total", "method" => method, "code" => code_word(code))
-        .increment(1);
-    metrics::histogram!("carillon_router_request_seconds", "method" => method).record(took);
+    requests(method, code).increment(1);
+    request_seconds(method).record(took);
 }
 
 /// A batch, of a stream or of a unary submit, was answered.
 pub fn batch(accepted: u64, duplicate: u64, refused: u64, unavailable: u64, took: Duration) {
-    for (outcome, count) in
-        [("accepted", accepted), ("duplicate", duplicate), ("refused", refused), ("unavailable", unavailable)]
-    {
-        if count > 0 {
-            metrics::counter!("carillon_router_items_total", "outcome" => outcome).increment(count);
-        }
+    for (outcome, count) in OUTCOMES.into_iter().zip([accepted, duplicate, refused, unavailable]) {
+        items(outcome).increment(count);
     }
-    metrics::histogram!("carillon_router_batch_seconds").record(took);
+    batch_seconds().record(took);
 }
 
 /// Counts while it lives.
@@ -48,12 +112,12 @@ pub fn stream_open(method: &'static str) -> Held {
 
 /// Something is tried again.
 pub fn retry(cause: &'static str) {
-    metrics::counter!("carillon_router_retries_total", "cause" => cause).increment(1);
+    retries(cause).increment(1);
 }
 
 /// A call to a node ended.
 pub fn node_call(method: &'static str, took: Duration) {
-    metrics::histogram!("carillon_router_node_call_seconds", "method" => method).record(took);
+    node_call_seconds(method).record(took);
 }
 
 /// The state of the map.

@@ -3,9 +3,10 @@
 use crate::api::{Api, Shared};
 use crate::config::{Config, Tuning};
 use crate::map::{MapCache, watch};
+use crate::metrics;
 use crate::nodes::Dialer;
 use crate::phone;
-use crate::size::{self, REQUEST_BYTES_MAX};
+use crate::undecoded::{self, REQUEST_BYTES_MAX};
 use carillon_proto::local_time;
 use carillon_proto::public::appointments_server::AppointmentsServer;
 use carillon_proto::public::messages_server::MessagesServer;
@@ -23,6 +24,7 @@ use tonic_health::server::HealthReporter;
 
 const SERVICE: &str = "carillon.v1.Messages";
 const APPOINTMENTS: &str = "carillon.v1.Appointments";
+const HEALTH: &str = "grpc.health.v1.Health";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -56,6 +58,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 
 /// Starts serving on `listener`.
 pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, StartError> {
+    metrics::start_at_zero();
     phone::warm_up();
     local_time::warm_up();
     let address = listener.local_addr()?;
@@ -73,18 +76,15 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
     );
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(Arc::clone(&map), health.clone(), stopping.clone()));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(carillon_proto::DESCRIPTORS)
-        .with_service_name(SERVICE)
-        .with_service_name(APPOINTMENTS)
-        .build_v1()?;
+    let (reflection, reflection_v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let api = Api(Arc::new(shared));
     let appointments = AppointmentsServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let messages = MessagesServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX);
     let router = builder(&config.tuning)
-        .layer(tower::util::MapResponseLayer::new(size::explain_response))
+        .layer(tower::util::MapResponseLayer::new(undecoded::explain_response))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(reflection_v1alpha)
         .add_service(appointments)
         .add_service(messages);
     let signal = stopping.clone().cancelled_owned();
@@ -93,6 +93,18 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
     tracing::info!(%address, name = config.name, "serving");
     let drain_timeout = Duration::from_millis(config.tuning.drain_timeout_ms);
     Ok(Running { address, map, stopping, map_stop, server, health, drain_timeout })
+}
+
+/// What reflection shows: our services and health, and the messages of error details, so that any client can print them. Many
+/// tools still ask by v1alpha first.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(carillon_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(SERVICE)
+        .with_service_name(APPOINTMENTS)
+        .with_service_name(HEALTH)
 }
 
 fn builder(tuning: &Tuning) -> Server {

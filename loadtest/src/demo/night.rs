@@ -55,7 +55,11 @@ pub async fn hold(stage: &Stage, day: &Day, show: &Show, now_ms: i64) -> anyhow:
         other => anyhow::bail!("the message of the night was not accepted: {other:?}"),
     };
     let id = accepted.message_id.clone();
-    stage.book.lock().answer(&Origin::Message(Box::new(message)), &Ok(accepted), stage.start_ms);
+    {
+        let mut book = stage.book.lock();
+        book.answer(&Origin::Message(Box::new(message)), &Ok(accepted), stage.start_ms);
+        book.acks.of_quiet_hours += 1;
+    }
     let held = look(stage, &id).await?;
     let by_hours =
         held.state() == MessageState::Waiting && held.waiting_reason() == WaitingReason::QuietHours;

@@ -47,6 +47,9 @@ pub struct Acknowledged {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Acks {
     pub accepted: Vec<Acknowledged>,
+    /// How many of them the demo added to the day for its quiet-hours line.
+    #[serde(default)]
+    pub of_quiet_hours: u64,
     /// Answers that said `duplicate`: the same key had been accepted before.
     pub repeated: u64,
     /// A repetition that got another id than the first submit.
@@ -157,6 +160,7 @@ impl Finding {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Ledger {
     pub accepted: u64,
+    pub of_quiet_hours: u64,
     pub repeated: u64,
     pub refused: BTreeMap<String, u64>,
     pub surprises: BTreeMap<String, u64>,
@@ -233,6 +237,7 @@ fn is_sent_again(class: &str) -> bool {
 pub fn compare(acks: &Acks, listed: &[Listed], truth: &Truth) -> Ledger {
     let mut ledger = Ledger {
         accepted: acks.accepted.len() as u64,
+        of_quiet_hours: acks.of_quiet_hours,
         repeated: acks.repeated,
         refused: acks.refused.clone(),
         surprises: acks.surprises.clone(),

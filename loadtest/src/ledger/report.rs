@@ -32,7 +32,8 @@ fn reasons(counts: &BTreeMap<String, u64>) -> String {
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "LEDGER")?;
-        writeln!(f, "  acknowledged          {:>7}", self.accepted)?;
+        let line = format!("  acknowledged          {:>7}  {}", self.accepted, self.added());
+        writeln!(f, "{}", line.trim_end())?;
         writeln!(f, "  repeated, same id     {:>7}", self.repeated)?;
         let refused: u64 = self.refused.values().sum();
         writeln!(f, "  refused as they must  {refused:>7}  {}", reasons(&self.refused))?;
@@ -76,6 +77,19 @@ impl fmt::Display for Ledger {
 }
 
 impl Ledger {
+    /// What was acknowledged beside the sample day, if anything was.
+    fn added(&self) -> String {
+        match self.of_quiet_hours {
+            0 => String::new(),
+            added => {
+                format!(
+                    "({} of the day, {added} of the quiet-hours line)",
+                    self.accepted.saturating_sub(added)
+                )
+            }
+        }
+    }
+
     /// Each held message with its reason, and what the carrier really has; at most [`HELD_SHOWN_MAX`].
     fn fmt_held(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.held.is_empty() {

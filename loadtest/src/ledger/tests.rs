@@ -104,6 +104,22 @@ fn three_accounts_that_agree_are_clean_and_fully_counted() {
 }
 
 #[test]
+fn a_message_that_the_demo_added_is_told_apart_from_the_day() {
+    let line = |world: &World| {
+        let text = world.compare().to_string();
+        text.lines().find(|line| line.contains("acknowledged")).unwrap().to_owned()
+    };
+    let mut world = world();
+    assert_eq!(line(&world), "  acknowledged               16");
+    world.acks.of_quiet_hours = 1;
+    assert_eq!(line(&world), "  acknowledged               16  (15 of the day, 1 of the quiet-hours line)");
+    // Files of runs before have no such count.
+    let mut old = serde_json::to_value(&world.acks).unwrap();
+    old.as_object_mut().unwrap().remove("of_quiet_hours");
+    assert_eq!(serde_json::from_value::<Acks>(old).unwrap().of_quiet_hours, 0);
+}
+
+#[test]
 fn a_message_missing_in_the_list_is_lost() {
     let mut world = world();
     world.listed.remove(3);

@@ -7,7 +7,7 @@ use super::submit::accept;
 use crate::auth::Caller;
 use crate::deadline::{Deadline, STREAM_BATCH};
 use crate::metrics;
-use crate::size;
+use crate::undecoded;
 use crate::validate::{self, ITEMS_MAX};
 use carillon_proto::errors;
 use carillon_proto::public::{ErrorReason, StreamMessagesRequest, StreamMessagesResponse};
@@ -54,7 +54,7 @@ async fn pump(
         let batch = match batch {
             Ok(Some(batch)) => batch,
             Ok(None) => break None,
-            Err(status) => break Some(size::explain(status)),
+            Err(status) => break Some(undecoded::explain(status)),
         };
         let room = shared.room(batch.encoded_len(), batch.messages.len()).await;
         let (shared, caller, answers) = (Arc::clone(&shared), Arc::clone(&caller), answers.clone());

@@ -6,7 +6,6 @@
 //!  - Bounded: followers stop reading when the client does.
 use super::Shared;
 use super::stream::stopping;
-use crate::auth::Caller;
 use crate::deadline::Deadline;
 use crate::follow::{Follower, Part};
 use crate::metrics;
@@ -43,6 +42,7 @@ pub(super) async fn open(
     request: Request<WatchEventsRequest>,
 ) -> Result<ReceiverStream<Result<WatchEventsResponse, Status>>, Status> {
     let caller = shared.authorize(&request)?;
+    let until = Deadline::of_stream(request.metadata());
     let WatchEventsRequest { practice, cursor } = request.into_inner();
     let partitions = shared.partitions(Deadline::within(START_TIMEOUT).earlier(caller.deadline)).await?;
     let (first, last, practice_no) = if practice.is_empty() {
@@ -75,20 +75,20 @@ pub(super) async fn open(
     }
     let (answers, receiver) = mpsc::channel(ANSWERS_MAX);
     let merge = Merge { first, scope, indexes, events: Vec::new(), parts, _followers: followers };
-    tokio::spawn(run(Arc::clone(shared), caller, merge, answers, place));
+    tokio::spawn(run(Arc::clone(shared), until, merge, answers, place));
     Ok(ReceiverStream::new(receiver))
 }
 
 async fn run(
     shared: Arc<Shared>,
-    caller: Caller,
+    until: Option<Deadline>,
     mut merge: Merge,
     answers: Answers,
     _place: OwnedSemaphorePermit,
 ) {
     let _open = metrics::stream_open("WatchEvents");
     let caller_gives_up = async {
-        match caller.deadline {
+        match until {
             Some(deadline) => tokio::time::sleep_until(deadline.answer_by()).await,
             None => std::future::pending().await,
         }
@@ -97,11 +97,16 @@ async fn run(
         result = merge.forward(&answers) => result.err(),
         () = shared.stopping.cancelled() => Some(stopping()),
         () = answers.closed() => None,
-        () = caller_gives_up => None,
+        () = caller_gives_up => Some(deadline_exceeded()),
     };
     if let Some(status) = last_word {
         let _client_gone = answers.send(Err(status)).await;
     }
+}
+
+/// In time for the caller to read it, so that it can tell the end of its own patience from a stream that broke.
+fn deadline_exceeded() -> Status {
+    errors::status(ErrorReason::DeadlineExceeded, "the deadline of the stream has come")
 }
 
 struct Merge {

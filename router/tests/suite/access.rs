@@ -122,7 +122,7 @@ async fn health_follows_readiness_and_reflection_shows_the_public_service() {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut reflection = ServerReflectionClient::new(channel);
+    let mut reflection = ServerReflectionClient::new(channel.clone());
     let mut answers =
         reflection.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
     let Some(MessageResponse::ListServicesResponse(list)) =
@@ -131,6 +131,41 @@ async fn health_follows_readiness_and_reflection_shows_the_public_service() {
         panic!("not a list of services")
     };
     let names: Vec<_> = list.service.into_iter().map(|s| s.name).collect();
-    assert!(names.contains(&"carillon.v1.Messages".to_owned()), "{names:?}");
+    for name in ["carillon.v1.Messages", "carillon.v1.Appointments", "grpc.health.v1.Health"] {
+        assert!(names.contains(&name.to_owned()), "{names:?}");
+    }
     assert!(!names.iter().any(|name| name.contains("internal") || name.contains("admin")), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_of_both_versions_knows_the_details_of_errors() {
+    use tonic_reflection::pb::v1alpha::ServerReflectionRequest as OldRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient as OldClient;
+    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest as OldAsk;
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse as OldAnswer;
+    let bed = Bed::start().await;
+    let channel = bed.own_channel();
+    for symbol in
+        ["google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo", "grpc.health.v1.Health"]
+    {
+        let ask = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+        };
+        let mut client = ServerReflectionClient::new(channel.clone());
+        let mut answers =
+            client.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        assert!(matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))), "{symbol}: {answer:?}");
+
+        let ask = OldRequest {
+            host: String::new(),
+            message_request: Some(OldAsk::FileContainingSymbol(symbol.to_owned())),
+        };
+        let mut client = OldClient::new(channel.clone());
+        let mut answers =
+            client.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        assert!(matches!(answer, Some(OldAnswer::FileDescriptorResponse(_))), "{symbol}: {answer:?}");
+    }
 }

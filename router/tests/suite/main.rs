@@ -5,6 +5,7 @@ mod support;
 mod access;
 mod appointments;
 mod leaders;
+mod malformed;
 mod process;
 mod queries;
 mod speed;

@@ -135,6 +135,22 @@ async fn check_tells_good_from_bad() {
 async fn a_process_serves_shows_its_state_keeps_secrets_and_ends_in_order() {
     let bed = Bed::start().await;
     let router = Process::start(&bed, "trace").await;
+    // Nothing was asked yet: an alert must see zeros, not holes.
+    let fresh = page(router.http, "/metrics").await.unwrap();
+    for name in [
+        "requests_total{",
+        "items_total{",
+        "retries_total{",
+        "request_seconds_count{",
+        "batch_seconds_count{",
+    ] {
+        let start = format!("carillon_router_{name}");
+        let lines: Vec<_> = fresh.lines().filter(|line| line.starts_with(&start)).collect();
+        assert!(!lines.is_empty(), "{start} is missing in {fresh}");
+        // The router looks for leaders while it starts, so a retry may have been counted.
+        assert!(name.starts_with("retries") || lines.iter().all(|line| line.ends_with(" 0")), "{lines:?}");
+    }
+    assert!(fresh.contains("method=\"ListMessages\",code=\"UNAVAILABLE\""), "{fresh}");
     let mut client = router.client(&bed);
     let marked = MessageSpec {
         recipient: Some(Recipient::PhoneNumber(format!("+1{}", MARKS[0]))),

@@ -3,7 +3,8 @@ use crate::support::cluster::PARTITIONS;
 use crate::support::*;
 use crate::told;
 use carillon_proto::public::*;
-use tonic::{Code, Streaming};
+use std::time::Duration;
+use tonic::{Code, Request, Streaming};
 
 type Stream = Streaming<WatchEventsResponse>;
 
@@ -122,6 +123,29 @@ async fn bad_cursors_and_foreign_practices_are_refused() {
     let request = WatchEventsRequest { practice: FOREIGN.into(), cursor: String::new() };
     let status = client.watch_events(request).await.unwrap_err();
     assert_eq!(told(&status), (Code::NotFound, ErrorReason::PracticeNotFound));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_with_its_deadline_says_so_and_its_cursor_resumes() {
+    let bed = Bed::start().await;
+    let mut client = bed.client();
+    emit(&bed, "north", "before");
+    let mut request =
+        Request::new(WatchEventsRequest { practice: "north".to_owned(), cursor: "start".to_owned() });
+    request.set_timeout(Duration::from_secs(2));
+    let mut stream = client.watch_events(request).await.unwrap().into_inner();
+    let (ids, mut cursor) = read(&mut stream, 1).await;
+    assert_eq!(ids, ["before"]);
+    let status = loop {
+        match stream.message().await {
+            Ok(Some(answer)) => cursor = answer.cursor,
+            Ok(None) => panic!("the stream ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(told(&status), (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded));
+    emit(&bed, "north", "after");
+    assert_eq!(read(&mut watch(&mut client, "north", &cursor).await, 1).await.0, ["after"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -83,6 +83,10 @@ pub async fn messages(rig: &Rig) {
     let (code, canceled) = json(&cancel).await;
     assert_eq!((code, canceled.as_array().map(Vec::len)), (Some(0), Some(1)), "{canceled}");
     assert_eq!((&canceled[0]["message_id"], &canceled[0]["canceled"]), (&id.into(), &true.into()));
+    let cancel = ["message", "cancel", &lab, "--practice", practice, "--reference", "nothing"];
+    let (code, _, error) = run(&cancel).await;
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("has the reference nothing"), "{error}");
 }
 
 pub async fn errors(rig: &Rig) {

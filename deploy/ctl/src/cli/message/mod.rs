@@ -149,9 +149,11 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
     }
 }
 
-/// One block for each message, or one list; fails when one of them could not be processed, after all are shown.
+/// One block for each message, or one list; fails when one of them could not be processed or a reference has no message, after
+/// all are shown.
 async fn cancel(mut router: Router, call: CancelMessagesRequest, format: Format) -> anyhow::Result<Verdict> {
     let what = "take the messages back";
+    let (practice, asked) = (call.practice.clone(), call.external_references.clone());
     let answer = router.client.cancel_messages(request(call)).await;
     let results = answer.map_err(|s| Problem::of(what, &router.address, &s))?.into_inner().results;
     let (good, bad): (Vec<_>, Vec<_>) = results.iter().partition(|result| result.error.is_none());
@@ -163,18 +165,29 @@ async fn cancel(mut router: Router, call: CancelMessagesRequest, format: Format)
             }
             show::lines(result);
         }
-        if results.is_empty() {
-            println!("no message has this reference");
-        }
     })?;
     let problems = bad.into_iter().filter_map(|result| {
         let status = errors::from_rpc(result.error.as_ref()?);
         Some(Problem::of(&format!("{what}: {}", result.message_id), &router.address, &status))
     });
-    match Problem::all(problems) {
+    match Problem::all(problems.chain(without_message(&practice, &asked, &results))) {
         Some(problem) => Err(problem.into()),
         None => Ok(Verdict::Done),
     }
+}
+
+/// The references that no result is about: a misspelt one must not look like a cancel that worked.
+fn without_message(practice: &str, asked: &[String], results: &[CancelResult]) -> Vec<Problem> {
+    let found = |reference: &&String| results.iter().any(|result| result.external_reference == **reference);
+    let missing = asked.iter().filter(|reference| !found(reference));
+    missing
+        .map(|reference| {
+            Problem::refusal(format!(
+                "no message of practice {practice} has the reference {reference}; nothing was taken back for it: check the \
+                 reference and the practice"
+            ))
+        })
+        .collect()
 }
 
 fn canceled(result: &CancelResult) -> Value {
@@ -186,4 +199,30 @@ fn canceled(result: &CancelResult) -> Value {
         "submitted": result.submit_time.as_ref().map(ToString::to_string),
         "reference": result.external_reference,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_without_a_message_is_a_failure_that_names_it() {
+        let asked = ["visit-1".to_owned(), "nothing".to_owned()];
+        let found = CancelResult {
+            external_reference: "visit-1".to_owned(),
+            canceled: true,
+            ..CancelResult::default()
+        };
+        assert!(without_message("hill", &asked[..1], std::slice::from_ref(&found)).is_empty());
+        assert!(without_message("", &[], &[]).is_empty());
+        for results in [vec![found], Vec::new()] {
+            let expected = asked.len() - results.len();
+            let problems = without_message("hill", &asked, &results);
+            assert_eq!(problems.len(), expected);
+            let problem = Problem::all(problems).unwrap();
+            let text = problem.to_string();
+            assert!(text.contains("no message of practice hill has the reference nothing;"), "{text}");
+            assert_eq!(super::super::exit_code(&problem.into()), 4);
+        }
+    }
 }

@@ -38,6 +38,11 @@ impl Problem {
         Self { text, refused }
     }
 
+    /// The cluster answered, and the answer is not what was asked for.
+    pub fn refusal(text: String) -> Self {
+        Self { text, refused: true }
+    }
+
     /// Several as one, a repeated text once.
     pub fn all(problems: impl IntoIterator<Item = Self>) -> Option<Self> {
         problems.into_iter().reduce(|all, next| {
