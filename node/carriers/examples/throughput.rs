@@ -151,6 +151,7 @@ async fn measure(settings: SmppSettings, messages: u64, with_tls: bool) -> Resul
                     validity: Some(Duration::from_secs(3600)),
                     valid_until_ms: 0,
                     send_by: tokio::time::Instant::now() + Duration::from_secs(10),
+                    start_by: tokio::time::Instant::now() + Duration::from_secs(10),
                     urgent: false,
                 },
                 &OpenGate,

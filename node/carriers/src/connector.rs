@@ -33,6 +33,9 @@ pub struct SendRequest {
     pub valid_until_ms: u64,
     /// No byte may be written at or after this.
     pub send_by: Instant,
+    /// A message of which nothing was accepted by then is not begun any more; it can be sent later, over any node. At most `send_by`,
+    /// which leaves more time to a message that is half sent.
+    pub start_by: Instant,
     /// It goes before those that wait in line and are not urgent.
     pub urgent: bool,
 }

@@ -159,16 +159,17 @@ fn write_attempt(now_ms: u64, message: &mut Message, position: usize, before: Ou
     attempt.outcome = answer.outcome as i32;
     attempt.end_ms = now_ms;
     attempt.code.clone_from(&answer.code);
-    if answer.outcome == Outcome::Accepted {
-        attempt.segments = match (answer.refs.len(), answer.segments) {
-            // Named one by one, so that many receipts will come.
-            (named @ 2.., _) => named as u32,
-            (_, 0) => segments_whole,
-            (_, acknowledged) => acknowledged,
-        };
-        if status.submitted_at_ms == 0 {
-            status.submitted_at_ms = now_ms;
-        }
+    attempt.segments = match (answer.outcome, answer.refs.len(), answer.segments) {
+        // Named one by one, so that many receipts will come.
+        (Outcome::Accepted, named @ 2.., _) => named as u32,
+        (Outcome::Accepted, _, 0) => segments_whole,
+        (Outcome::Accepted, _, acknowledged) => acknowledged,
+        // Parts that the carrier named; of the others nobody knows.
+        (Outcome::Ambiguous, named, _) => named as u32,
+        _ => 0,
+    };
+    if answer.outcome == Outcome::Accepted && status.submitted_at_ms == 0 {
+        status.submitted_at_ms = now_ms;
     }
     receipt::restart_if_decisive_changed(status, decisive);
 }

@@ -164,6 +164,15 @@ fn the_old_leaders_late_answer_resolves_what_it_left() {
 }
 
 #[test]
+fn an_attempt_that_stopped_half_way_tells_how_many_parts_were_acknowledged() {
+    let mut world = in_flight(UnknownPolicy::Hold);
+    world.done(outcome(1, 1, Outcome::Ambiguous, &["part-1", "part-2"]));
+    assert_eq!((world.state(1), world.status(1).attempts[0].segments), (MessageState::Unknown, 2));
+    world.done(outcome(1, 1, Outcome::NotSent, &[]));
+    assert_eq!(world.status(1).attempts[0].segments, 0);
+}
+
+#[test]
 fn resend_once_sends_once_more_and_then_holds() {
     let mut world = in_flight(UnknownPolicy::ResendOnce);
     let effects = world.run([outcome(1, 1, Outcome::Ambiguous, &[])]);

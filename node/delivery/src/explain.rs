@@ -154,8 +154,15 @@ fn elsewhere(status: &MessageStatus) -> String {
         MessageState::InFlight => "an attempt is under way".to_owned(),
         MessageState::Submitted => "the carrier has it; its receipt has not come".to_owned(),
         MessageState::Unknown => {
-            let lost = status.attempts.iter().filter(|a| a.outcome == Outcome::Ambiguous as i32).count();
-            with(&format!("held: the carrier's answer to {lost} attempts was lost"))
+            let lost = || status.attempts.iter().filter(|a| a.outcome == Outcome::Ambiguous as i32);
+            match lost().next_back() {
+                // Whether the rest was not sent, refused or not answered says the detail.
+                Some(half) if half.segments > 0 => with(&format!(
+                    "held: the carrier acknowledged {} of {} parts, and not the rest",
+                    half.segments, status.segments
+                )),
+                _ => with(&format!("held: the carrier's answer to {} attempts was lost", lost().count())),
+            }
         }
         MessageState::Delivered => "delivered".to_owned(),
         MessageState::Undelivered => with("not delivered"),

@@ -140,6 +140,19 @@ fn a_free_lane_holds_nothing_and_what_does_not_wait_is_told_in_a_sentence() {
     };
     let told = explain(&unknown, &lane(), None, NOW);
     assert_eq!(told.summary, "held: the carrier's answer to 1 attempts was lost (answer_timeout)");
+    let half = AttemptRecord {
+        outcome: Outcome::Ambiguous as i32,
+        code: "paused".into(),
+        segments: 1,
+        ..Default::default()
+    };
+    let unknown = MessageStatus {
+        attempts: vec![half],
+        segments: 3,
+        ..status(MessageState::Unknown, WaitingReason::Unspecified, 0)
+    };
+    let told = explain(&unknown, &lane(), None, NOW);
+    assert_eq!(told.summary, "held: the carrier acknowledged 1 of 3 parts, and not the rest (paused)");
     for state in (1..=12).filter_map(|n| MessageState::try_from(n).ok()) {
         let told = explain(&status(state, WaitingReason::Unspecified, 0), &lane(), None, NOW);
         assert!(!told.summary.is_empty(), "{state:?}");

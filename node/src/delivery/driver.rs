@@ -50,6 +50,10 @@ use tokio_util::task::TaskTracker;
 /// Time between the commit of an attempt and the last moment at which its first segment may leave; each further one gets
 /// the time that the lane's share needs for it.
 const SEND_WITHIN_MS: u64 = 2_000;
+/// A long message of which the carrier has accepted a part gets so much more for the others. What is not sent by then is missing for good, and the message
+/// is held, so it is well above the pauses that carriers ask for. It is bounded because the message keeps its place in the bind's window, a stopping node
+/// waits for it, and a leader that takes over calls it AMBIGUOUS meanwhile.
+const REST_WITHIN_MS: u64 = 30_000;
 /// A lane whose carrier is not connected is looked at again after this time.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Longest sleep of the driver.

@@ -36,6 +36,13 @@ pub struct Sender {
     pub attempts: TaskTracker,
 }
 
+/// The clock when the permits came back, and until when a message may begin to leave; how long the rest of it may take is in its permit.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub now_ms: u64,
+    pub start_by_ms: u64,
+}
+
 /// The lane's gate, counting permits so that the driver learns when the last segment may leave.
 struct CountingGate<'a> {
     gate: Arc<NodeGate>,
@@ -71,19 +78,19 @@ impl Sender {
         permit: Permit,
         urgent: bool,
         lane: Option<Arc<Lane>>,
-        now_ms: u64,
+        times: Times,
     ) {
         let id = permit.message_id;
         let outcome = match &lane {
             None => not_sent("no_lane"),
             // Whatever decided to send it: this is the last wall.
             Some(lane) if !agreement::covers(lane, permit.class) => not_sent(agreement::CODE),
-            Some(lane) => match self.open(&permit, urgent, now_ms) {
+            Some(lane) => match self.open(&permit, urgent, times) {
                 Err(code) => not_sent(code),
                 Ok(request) => {
                     // The gate must not wait; without room `Finished` says it a little later.
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
-                    match self.turn_of(lane, &permit, (request.send_by, urgent)).await {
+                    match self.turn_of(lane, &permit, (request.start_by, urgent)).await {
                         None => not_sent("send_by_passed"),
                         Some((gate, turn)) => {
                             let left = AtomicU32::new(permit.segments.max(1));
@@ -127,7 +134,7 @@ impl Sender {
         &self,
         lane: &Lane,
         permit: &Permit,
-        (send_by, urgent): (Instant, bool),
+        (start_by, urgent): (Instant, bool),
     ) -> Option<(Arc<NodeGate>, Option<OwnedMutexGuard<()>>)> {
         let view = self.handle.meta();
         let stack = stack(&view, permit.carrier_no, permit.practice_no);
@@ -135,11 +142,11 @@ impl Sender {
         if stack == common(&view, permit.carrier_no) {
             return Some((gate, None));
         }
-        let turn = tokio::time::timeout_at(send_by, gate.near(urgent)).await.ok()?;
+        let turn = tokio::time::timeout_at(start_by, gate.near(urgent)).await.ok()?;
         Some((gate, Some(turn)))
     }
 
-    fn open(&self, permit: &Permit, urgent: bool, now_ms: u64) -> Result<SendRequest, &'static str> {
+    fn open(&self, permit: &Permit, urgent: bool, times: Times) -> Result<SendRequest, &'static str> {
         let keys = self.keyring.of_epoch(permit.practice_no, permit.key_epoch).map_err(|error| {
             tracing::error!(%error, "practice key unavailable");
             "key_unavailable"
@@ -157,6 +164,8 @@ impl Sender {
             })?;
             String::from_utf8(opened.to_vec()).map(Clear::new).map_err(|_| "payload_unreadable")
         };
+        let now = Instant::now();
+        let after = |at_ms: u64| Duration::from_millis(at_ms.saturating_sub(times.now_ms));
         Ok(SendRequest {
             message_id: permit.message_id,
             attempt_no: permit.attempt_no,
@@ -165,9 +174,10 @@ impl Sender {
             sender: None,
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
-            validity: Some(Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))),
+            validity: Some(after(valid_until_ms(permit))),
             valid_until_ms: valid_until_ms(permit),
-            send_by: Instant::now() + Duration::from_millis(permit.send_by_ms.saturating_sub(now_ms)),
+            send_by: now + after(permit.send_by_ms),
+            start_by: now + after(times.start_by_ms.min(permit.send_by_ms)),
             urgent,
         })
     }

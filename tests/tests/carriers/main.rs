@@ -1,4 +1,4 @@
-//! Carriers as real processes: an account over HTTPS beside the SMPP one, its signed callbacks, lost answers that a look-up
+//! Carriers as real processes: an account over HTTPS beside the SMPP one, which is reached over TLS, its signed callbacks, lost answers that a look-up
 //! resolves, redaction, contracts that are read again, and accounts without a business associate agreement.
 mod story;
 
@@ -9,11 +9,17 @@ use story::Story;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_over_http_does_what_one_over_smpp_does() {
-    let options = LabOptions { with_rest: true, profile: "perfect".to_owned(), ..LabOptions::default() };
+    let options = LabOptions {
+        with_rest: true,
+        carrier_tls: true,
+        profile: "perfect".to_owned(),
+        ..LabOptions::default()
+    };
     let contract = |lab: &Lab| story::write_contract(lab, 2, story::SOON);
     let rig = Rig::start_with(options, contract).await;
     let story = Story::new(&rig).await;
     let mut steps = Steps::new("carriers");
+    steps.run("smpp over tls: submit, receipt, DELIVERED", story.over_tls()).await;
     steps.run("https: submit, signed callback, DELIVERED, redacted", story.delivered()).await;
     steps.run("https: a lost answer is UNKNOWN until the list tells", story.lost_and_found()).await;
     steps.run("https: what was never taken over is sent again", story.lost_and_absent()).await;

@@ -1,5 +1,5 @@
 //! The steps. The second simulator is the carrier of some practices; what it was told is its own ground truth.
-use carillon_ctl::lab::{HTTP_CARRIER, Lab, Plane, TENANT};
+use carillon_ctl::lab::{CARRIER, HTTP_CARRIER, Lab, Plane, TENANT};
 use carillon_loadtest::carrier::Carrier;
 use carillon_loadtest::smsc::Stats;
 use carillon_proto::errors;
@@ -112,6 +112,34 @@ impl<'a> Story<'a> {
 
     async fn stats(&self) -> Stats {
         self.carrier.stats().await.unwrap()
+    }
+
+    /// The simulator speaks nothing but TLS, so that a message that gets there went over it.
+    pub async fn over_tls(&self) {
+        let status = self.rig.status(1).await.unwrap();
+        let record = status.carriers.iter().filter_map(|c| c.carrier.clone()).find(|c| c.name == CARRIER);
+        let smpp = record.and_then(|record| record.smpp).unwrap();
+        assert!(smpp.tls && smpp.tls_ca_pem.contains("BEGIN CERTIFICATE"));
+        assert_eq!(smpp.tls_server_name, "localhost");
+        let simulator = Carrier::new(self.rig.http.clone(), &self.rig.lab.smsc_http());
+        let before = simulator.stats().await.unwrap();
+        let spec = spec(&self.rig.practices[2], "over-tls", 70);
+        self.sent.lock().unwrap().push(spec.clone());
+        let id = self.rig.submit(vec![spec]).await.remove(0).message_id;
+        let message = self.rig.until_state(&id, MessageState::Delivered, LIMIT).await;
+        assert_eq!(message.attempts.len(), 1, "{message:?}");
+        let after = simulator.stats().await.unwrap();
+        assert_eq!(after.messages.messages, before.messages.messages + 1);
+        self.refuses_plaintext().await;
+    }
+
+    async fn refuses_plaintext(&self) {
+        let mut stream = TcpStream::connect(self.rig.lab.plan().smsc()).await.unwrap();
+        // An enquire_link, which every SMSC answers, also before a bind.
+        stream.write_all(&[0, 0, 0, 16, 0, 0, 0, 0x15, 0, 0, 0, 0, 0, 0, 0, 1]).await.unwrap();
+        let mut answer = Vec::new();
+        drop(stream.read_to_end(&mut answer).await);
+        assert!(!answer.starts_with(&[0, 0, 0, 16]), "{answer:?}");
     }
 
     pub async fn delivered(&self) {

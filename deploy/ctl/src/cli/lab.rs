@@ -45,6 +45,9 @@ pub struct Up {
     /// A second carrier, sim-http, that speaks Twilio's API over HTTPS. Only of a new lab.
     #[arg(long)]
     with_http_carrier: bool,
+    /// The nodes talk to the carrier simulator over TLS. Only of a new lab.
+    #[arg(long)]
+    carrier_tls: bool,
     /// More tables of the nodes' configuration (TOML), for example `[retention]`.
     #[arg(long)]
     node_config: Option<PathBuf>,
@@ -224,6 +227,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
         with_rest: up.with_http_carrier,
+        carrier_tls: up.carrier_tls,
         ..LabOptions::default()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const CARRIER: &str = "sim";
 /// Name of the second carrier account, at the simulator that speaks Twilio's API.
 pub const HTTP_CARRIER: &str = "sim-http";
+/// A name on the certificate of the carrier simulator.
+const CARRIER_TLS_NAME: &str = "localhost";
 /// Practices registered at a time.
 const CONCURRENT: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
@@ -128,7 +130,12 @@ pub(super) async fn register(lab: &Lab, options: &LabOptions, limit: Duration) -
         put_hours(&admins[0], rules, limit).await?;
     }
     let practices = &options.practices;
-    let carrier = carrier_record(plan.smsc(), plan.lane_limit);
+    let mut carrier = carrier_record(plan.smsc(), plan.lane_limit);
+    if let Some(smpp) = carrier.smpp.as_mut().filter(|_| plan.carrier_tls) {
+        smpp.tls = true;
+        smpp.tls_ca_pem = lab.read("pki/carriers-ca.pem")?;
+        smpp.tls_server_name = CARRIER_TLS_NAME.to_owned();
+    }
     retry(limit, || admins[0].put_carrier(carrier.clone())).await?;
     if plan.with_rest {
         until_level(&admins[0], limit).await?;

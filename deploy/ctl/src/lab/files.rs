@@ -93,6 +93,8 @@ fn certificates(dir: &Path, plan: &Plan) -> Result<(), LabError> {
     let (peers, clients, operators) = (make(Plane::Peers)?, make(Plane::Clients)?, make(Plane::Operators)?);
     let carriers = make(Plane::Carriers)?;
     carriers.issue(&callback_leaf(Ipv4Addr::LOCALHOST))?.write(&pki, "smsc-http")?;
+    let smsc = callback_leaf(plan.smsc_address.unwrap_or(Ipv4Addr::LOCALHOST));
+    carriers.issue(&smsc)?.write(&pki, "smsc")?;
     let leaf = |role: Role, usage: Usage| {
         let identity = Identity { cluster: CLUSTER.to_owned(), role };
         Leaf::new(&identity, usage)

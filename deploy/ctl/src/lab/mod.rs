@@ -87,6 +87,8 @@ pub struct LabOptions {
     pub smsc_address: Option<Ipv4Addr>,
     /// A second carrier, `sim-http`, that speaks Twilio's API over HTTPS. Only of a new lab.
     pub with_rest: bool,
+    /// SMPP over TLS: the simulator has a certificate of the lab's CA of carriers. Only of a new lab.
+    pub carrier_tls: bool,
 }
 
 impl Default for LabOptions {
@@ -104,6 +106,7 @@ impl Default for LabOptions {
             placements: Vec::new(),
             smsc_address: None,
             with_rest: false,
+            carrier_tls: false,
         }
     }
 }

@@ -80,6 +80,9 @@ pub struct Plan {
     /// It is part of the lab.
     #[serde(default)]
     pub with_rest: bool,
+    /// The nodes talk to the carrier simulator over TLS.
+    #[serde(default)]
+    pub carrier_tls: bool,
 }
 
 impl Plan {
@@ -113,6 +116,7 @@ impl Plan {
             rest_port: port()?,
             rest_http_port: port()?,
             with_rest: options.with_rest,
+            carrier_tls: options.carrier_tls,
         })
     }
 

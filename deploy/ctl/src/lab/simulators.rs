@@ -16,7 +16,7 @@ impl Lab {
     pub fn start_smsc(&self) -> Result<(), LabError> {
         let password = self.read("secrets/sim-password")?;
         let plan = self.plan();
-        let arguments = [
+        let mut arguments = vec![
             "smsc".to_owned(),
             format!("--listen={}", plan.smsc()),
             format!("--http-port={}", plan.smsc_http_port),
@@ -24,6 +24,11 @@ impl Lab {
             format!("--profile={}", self.dir.join("smsc-profile.toml").display()),
             format!("--limit={}", plan.lane_limit),
         ];
+        if plan.carrier_tls {
+            let pki = files::pki_dir(&self.dir);
+            arguments.push(format!("--tls-cert={}", pki.join("smsc.pem").display()));
+            arguments.push(format!("--tls-key={}", pki.join("smsc.key").display()));
+        }
         self.processes.start(SMSC, "carillon-loadtest", &arguments, &Placement::default())
     }
 

@@ -6,8 +6,8 @@
 //! Each part waits for the answer to the one before, so a refused first part means that nothing was taken over and the
 //! message simply has that outcome. Once a part was accepted the message can neither be sent again (the patient would
 //! get the first part twice) nor be called refused (something will arrive). So a later part is
-//!  - sent again after the pause when the carrier said "slow down", as long as `send_by` allows: it was provably not
-//!    taken over;
+//!  - sent after the pause when the carrier said "slow down", to this message or to another one, as long as `send_by` allows:
+//!    it was provably not taken over. The first part has only until `start_by`, as a message that was not begun loses nothing;
 //!  - otherwise the end: `AMBIGUOUS` with the code of what happened and the ids of the accepted parts, whose receipts
 //!    then tell what the patient got.
 use super::config::{Source, international_digits};
@@ -98,8 +98,7 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
         Some(own) => own,
         None => None,
     };
-    let (source, contract) =
-        (own.as_ref().unwrap_or(&shared.pool.account.source), shared.pool.account.contract.get());
+    let source = own.as_ref().unwrap_or(&shared.pool.account.source);
     let reference = shared.concatenation_reference.fetch_add(1, Ordering::Relaxed);
     let Ok(parts) = Parts::cut(request.body.expose(), reference) else {
         return progress.end(Outcome::RejectedContent, "too_many_parts".into(), None);
@@ -119,7 +118,7 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
         encoding: parts.encoding,
         octets,
         concatenated: parts.is_concatenated(),
-        validity: request.validity.map(|wanted| contract.validity(wanted)),
+        validity: None,
         user_message_reference,
     });
     in_order(shared, &request, wires.collect(), gate, progress).await
@@ -129,12 +128,19 @@ async fn attempt(shared: &Arc<Shared>, request: SendRequest, gate: &dyn SegmentG
 async fn in_order(
     shared: &Arc<Shared>,
     request: &SendRequest,
-    parts: Vec<pdu::Submit<'_>>,
+    mut parts: Vec<pdu::Submit<'_>>,
     gate: &dyn SegmentGate,
     mut progress: Progress,
 ) -> SendOutcome {
     let contract = shared.pool.account.contract.get();
-    while let Some(part) = parts.get(progress.accepted as usize) {
+    let began = Instant::now();
+    while let Some(part) = parts.get_mut(progress.accepted as usize) {
+        // All parts end at the same moment, also one that had to wait.
+        let (send_by, waited) = match progress.accepted {
+            0 => (request.start_by.min(request.send_by), Duration::ZERO),
+            _ => (request.send_by, began.elapsed()),
+        };
+        part.validity = request.validity.map(|wanted| contract.validity(wanted.saturating_sub(waited)));
         let Ok(wire) = pdu::submit(part) else {
             return progress.end(Outcome::RejectedContent, "bad_field".into(), None);
         };
@@ -145,9 +151,7 @@ async fn in_order(
             parts: parts.len() as u32,
         };
         let answer =
-            match hand_over(shared, &mut progress.seat, wire, tag, (request.send_by, request.urgent), gate)
-                .await
-            {
+            match hand_over(shared, &mut progress.seat, wire, tag, (send_by, request.urgent), gate).await {
                 // The session answers every submission; if its task died, the PDU may have been written.
                 Ok(answer) => answer.await.unwrap_or(PartAnswer::Lost),
                 Err(refusal) => return progress.refused(refusal),
@@ -157,7 +161,7 @@ async fn in_order(
         }
         match answer {
             // The permission was void before its turn at the socket came: another one.
-            PartAnswer::NotWritten(SEND_BY_PASSED) if Instant::now() < request.send_by => {}
+            PartAnswer::NotWritten(SEND_BY_PASSED) if Instant::now() < send_by => {}
             PartAnswer::NotWritten(code) => return progress.refused(Refusal::NotWritten(code)),
             PartAnswer::TimedOut => return progress.end(Outcome::Ambiguous, "answer_timeout".into(), None),
             PartAnswer::Lost => return progress.end(Outcome::Ambiguous, "connection_lost".into(), None),

@@ -163,6 +163,30 @@ async fn a_throttled_later_part_is_sent_again_after_the_pause() {
 }
 
 #[tokio::test]
+async fn a_half_sent_message_waits_for_a_pause_that_is_longer_than_a_message_may_wait_to_begin() {
+    let smsc = Smsc::new().await;
+    let mut setup = Setup::new(&smsc);
+    setup.settings.throttle_pause_ms = 1_000;
+    let (connector, _inbox, mut peers) = setup.bound(&smsc).await;
+    let mut peer = peers.remove(0);
+    let start_by = Instant::now() + Duration::from_millis(900);
+    let sending = spawn_send(&connector, SendRequest { start_by, ..request(1, &two_parts()) });
+    let (sequence, _) = peer.submit().await;
+    peer.accept(sequence, "1").await;
+    let (sequence, _) = peer.submit().await;
+    peer.refuse(sequence, 0x58).await;
+    let (sequence, _) = peer.submit().await;
+    assert!(Instant::now() > start_by);
+    peer.accept(sequence, "2").await;
+    let half = outcome(sending).await;
+    assert_eq!((half.outcome, half.carrier_refs), (Outcome::Accepted, vec!["1".to_owned(), "2".to_owned()]));
+    let passed = SendRequest { start_by: Instant::now(), ..request(2, &two_parts()) };
+    let passed = outcome(spawn_send(&connector, passed)).await;
+    assert_eq!((passed.outcome, passed.code.as_str()), (Outcome::NotSent, "send_by_passed"));
+    peer.assert_silent().await;
+}
+
+#[tokio::test]
 async fn a_later_part_throttled_beyond_send_by_is_ambiguous() {
     let (_smsc, connector, _inbox, mut peer) = one_bind().await;
     let send_by = Instant::now() + Duration::from_millis(90);

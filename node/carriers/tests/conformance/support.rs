@@ -354,6 +354,7 @@ pub fn request(n: u64, body: &str) -> SendRequest {
         validity: Some(Duration::from_secs(3600)),
         valid_until_ms: 0,
         send_by: Instant::now() + PATIENCE,
+        start_by: Instant::now() + PATIENCE,
         urgent: false,
     }
 }
