@@ -158,7 +158,7 @@ impl Admin for AdminApi {
             feature_level: view.level,
             restore: view.restore.clone(),
             silent_nodes,
-            policies: super::policy::records(&view),
+            policies: view.policy_records(),
             pauses: view.pauses.values().filter(|pause| pause.paused).cloned().collect(),
         }))
     }

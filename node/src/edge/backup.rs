@@ -8,7 +8,7 @@ use carillon_core::applied_record;
 use carillon_proto::admin::{
     ExportMetaResponse, ExportPartitionRequest, ExportPartitionResponse, ReleaseExportRequest,
 };
-use carillon_proto::internal::{FetchSnapshotRequest, LimitBackup, MetaBackup};
+use carillon_proto::internal::FetchSnapshotRequest;
 use std::time::Duration;
 use tonic::Status;
 
@@ -81,25 +81,7 @@ impl Backups<'_> {
             cluster_id: view.cluster_id.clone(),
             partitions: view.partitions,
             feature_level: view.level,
-            meta: Some(MetaBackup {
-                practices: view.practices.values().cloned().collect(),
-                carriers: view.carriers.values().cloned().collect(),
-                data_keys: view.data_keys.values().cloned().collect(),
-                routes: view.routes.values().cloned().collect(),
-                policies: super::policy::records(&view),
-                limits: view
-                    .limits
-                    .values()
-                    .map(|limit| LimitBackup {
-                        limit: Some(limit.clone()),
-                        cap: view.caps.get(&limit.limit_no).copied(),
-                    })
-                    .collect(),
-                lanes: view.lanes.values().copied().collect(),
-                breakers: view.breakers.values().copied().collect(),
-                pauses: view.pauses.values().copied().collect(),
-                hours: (view.hours.version > 0).then(|| view.hours.clone()),
-            }),
+            meta: Some(view.backup()),
             index: view.applied_index,
         })
     }

@@ -1,21 +1,8 @@
 //! What operators set about practices, beside their registration: policies and pauses.
 use carillon_core::meta::MetaView;
 use carillon_proto::admin::PausePracticeRequest;
-use carillon_proto::internal::{PauseCause, PausePractice, PolicyRecord};
+use carillon_proto::internal::{PauseCause, PausePractice};
 use tonic::Status;
-
-/// All policies that were set.
-pub fn records(view: &MetaView) -> Vec<PolicyRecord> {
-    let of_tenant = |(tenant, policies): (&String, &std::collections::BTreeMap<_, _>)| {
-        let record = |(practice, policy): (&String, &carillon_proto::internal::SendingPolicy)| PolicyRecord {
-            tenant: tenant.clone(),
-            practice: practice.clone(),
-            policy: Some(policy.clone()),
-        };
-        policies.iter().map(record).collect::<Vec<_>>()
-    };
-    view.policies.iter().flat_map(of_tenant).collect()
-}
 
 /// Names become numbers.
 pub fn pause(view: &MetaView, request: &PausePracticeRequest) -> Result<PausePractice, Status> {

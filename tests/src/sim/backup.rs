@@ -5,10 +5,9 @@
 use super::node::Asker;
 use super::plant::Plant;
 use super::world::{Event, World};
-use carillon_core::meta::MetaView;
 use carillon_core::{MemTables, ReadTables as _, applied_record, keys};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{MetaBackup, PolicyRecord, SendingPolicy};
+use carillon_proto::internal::MetaBackup;
 use std::collections::{BTreeMap, BTreeSet};
 
 const EVERY_MS: u64 = 300;
@@ -119,13 +118,7 @@ impl World {
     fn finish_backup(&mut self) {
         let Some(mut backup) = self.backups.under_way.take() else { return };
         if let Some(view) = self.newest_view() {
-            backup.meta = MetaBackup {
-                practices: view.practices.values().cloned().collect(),
-                carriers: view.carriers.values().cloned().collect(),
-                data_keys: Vec::new(),
-                routes: view.routes.values().cloned().collect(),
-                policies: policies(view),
-            };
+            backup.meta = MetaBackup { data_keys: Vec::new(), hours: None, ..view.backup() };
         }
         self.trace.count("backup_made");
         let (no, count) = (backup.no, backup.acked.len() as u64);
@@ -141,16 +134,4 @@ impl World {
         }
         self.backups.newest = Some(backup);
     }
-}
-
-fn policies(view: &MetaView) -> Vec<PolicyRecord> {
-    let of_tenant = |(tenant, list): (&String, &BTreeMap<String, SendingPolicy>)| -> Vec<PolicyRecord> {
-        let record = |(practice, policy): (&String, &SendingPolicy)| PolicyRecord {
-            tenant: tenant.clone(),
-            practice: practice.clone(),
-            policy: Some(policy.clone()),
-        };
-        list.iter().map(record).collect()
-    };
-    view.policies.iter().flat_map(of_tenant).collect()
 }

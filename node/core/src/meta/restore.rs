@@ -5,13 +5,48 @@
 //! cluster that has given out none. Nodes, map and shares are those of the new cluster.
 use super::apply::{Change, MetaRefusal, Outcome, number, put_if_new};
 use super::keys::{self, Counted};
+use super::view::MetaView;
 use super::{hours, limits, rows};
 use crate::records::{decode, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use carillon_proto::internal::{
     BeginRestore, Bootstrap, CapRecord, ClusterRestore, LimitBackup, LimitRecord, MetaBackup,
-    PartitionRestored, RestoreMeta,
+    PartitionRestored, PolicyRecord, RestoreMeta,
 };
+
+impl MetaView {
+    /// What a backup holds of the meta group.
+    pub fn backup(&self) -> MetaBackup {
+        let limit = |limit: &LimitRecord| LimitBackup {
+            limit: Some(limit.clone()),
+            cap: self.caps.get(&limit.limit_no).copied(),
+        };
+        MetaBackup {
+            practices: self.practices.values().cloned().collect(),
+            carriers: self.carriers.values().cloned().collect(),
+            data_keys: self.data_keys.values().cloned().collect(),
+            routes: self.routes.values().cloned().collect(),
+            policies: self.policy_records(),
+            limits: self.limits.values().map(limit).collect(),
+            lanes: self.lanes.values().copied().collect(),
+            breakers: self.breakers.values().copied().collect(),
+            pauses: self.pauses.values().copied().collect(),
+            hours: (self.hours.version > 0).then(|| self.hours.clone()),
+        }
+    }
+
+    /// All policies that were set.
+    pub fn policy_records(&self) -> Vec<PolicyRecord> {
+        let of_tenant = self.policies.iter().flat_map(|(tenant, policies)| {
+            policies.iter().map(move |(practice, policy)| PolicyRecord {
+                tenant: tenant.clone(),
+                practice: practice.clone(),
+                policy: Some(policy.clone()),
+            })
+        });
+        of_tenant.collect()
+    }
+}
 
 pub(super) fn record(tables: &dyn ReadTables) -> Result<Option<ClusterRestore>, TableError> {
     tables.get(&keys::restore())?.map(|row| decode('m', row)).transpose()
