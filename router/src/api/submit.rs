@@ -103,7 +103,7 @@ fn check_each(
 
 fn panic_if_asked(spec: &MessageSpec) {
     let number = match &spec.recipient {
-        Some(Recipient::PhoneNumber(number)) => number,
+        Some(Recipient::PhoneNumber(number)) => number.as_str(),
         Some(Recipient::NationalNumber(national)) => &national.number,
         None => "",
     };
