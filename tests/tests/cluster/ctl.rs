@@ -4,7 +4,7 @@ use carillon_proto::public::{CancelMessagesRequest, MessageClass, MessageState, 
 use carillon_tests::api::{from_now, spec};
 use carillon_tests::rig::{Rig, program, until};
 use serde_json::Value;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -297,6 +297,14 @@ pub async fn lists(rig: &Rig) {
     let (code, out, _) = run(&["message", "list", &lab, "--practice", practice, "--limit=3"]).await;
     assert!(code == Some(0) && out.contains(&ids[2]) && out.contains("for more: --page-token "), "{out}");
     assert!(!out.contains("+1212555"), "numbers are masked: {out}");
+    // A reader that goes away is no panic.
+    let ctl = program("carillonctl");
+    let mut cut = std::process::Command::new(ctl);
+    let cut = cut.args(["practice", "list", &lab]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut cut = cut.unwrap();
+    drop(cut.stdout.take());
+    let ended = tokio::task::spawn_blocking(move || cut.wait_with_output().unwrap()).await.unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{}", String::from_utf8_lossy(&ended.stderr));
     let (code, _, error) = run(&["message", "list", &lab, "--practice", "nobodys"]).await;
     assert!(code == Some(4) && error.contains("PRACTICE_NOT_FOUND"), "{error}");
 }
