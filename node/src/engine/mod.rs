@@ -79,13 +79,7 @@ pub fn start(
     let running: Vec<u32> = opened.cells.keys().copied().collect();
     let lines = Lines::new();
     let leavers = Arc::<Leavers>::default();
-    let origin = transport::Origin {
-        node_id: config.node_id,
-        store_id: identity.store_id(),
-        cluster_id: Arc::from(config.cluster_id.as_str()),
-        space: Arc::clone(&space),
-        leavers: Arc::clone(&leavers),
-    };
+    let origin = origin(config, identity, (&space, &leavers));
     let peers = transport::start(origin, channels, lines.inbox.0.clone());
     let snapshots = Arc::new(open_hub(config, &stores.state, &lines, channels)?);
     let (common, changing) =
@@ -140,6 +134,20 @@ pub fn start(
         snapshots,
         threads,
     })
+}
+
+fn origin(
+    config: &Config,
+    identity: &Identity,
+    (space, leavers): (&Arc<Space>, &Arc<Leavers>),
+) -> transport::Origin {
+    transport::Origin {
+        node_id: config.node_id,
+        store_id: identity.store_id(),
+        cluster_id: Arc::from(config.cluster_id.as_str()),
+        space: Arc::clone(space),
+        leavers: Arc::clone(leavers),
+    }
 }
 
 fn open_hub(

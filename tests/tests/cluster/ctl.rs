@@ -134,8 +134,10 @@ pub async fn errors(rig: &Rig) {
     ];
     let (code, _, error) = run(&reused).await;
     assert!(code == Some(4) && error.contains("IDEMPOTENCY_KEY_REUSED") && error.contains(&id), "{error}");
+}
 
-    // On the way: nobody listens; the wrong CA; a certificate of another plane.
+/// On the way: nobody listens; the wrong CA; a certificate of another plane. Said once, with what to do.
+pub async fn transport(rig: &Rig) {
     let pki = |name: &str| rig.lab.dir().join("pki").join(name).display().to_string();
     let router = rig.lab.router_address();
     let tenant = format!("tenant-{TENANT}");
@@ -408,7 +410,12 @@ pub async fn unknown(rig: &Rig) {
     assert!(code == Some(4) && error.contains("give a reason: one word"), "{error}");
     assert_eq!(list(&[]).await.len(), 1);
 
-    // The event says why, and the leader's log who.
+    told_why_and_by_whom(rig, practice, &ids).await;
+}
+
+/// The event says why, and the leader's log who.
+async fn told_why_and_by_whom(rig: &Rig, practice: &str, ids: &[String]) {
+    let lab = lab(rig);
     let (_, out, _) =
         run(&["message", "watch", &lab, "--practice", practice, "--from=start", "--count=15"]).await;
     assert!(

@@ -46,6 +46,7 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("metrics: pages, names and health", metrics::pages(&rig)).await;
     steps.run("ctl: messages, with everything that can be said", ctl::messages(&rig)).await;
     steps.run("ctl: errors say what is wrong and what to do", ctl::errors(&rig)).await;
+    steps.run("ctl: what fails on the way", ctl::transport(&rig)).await;
     steps.run("ctl: lists of practices, carriers and messages", ctl::lists(&rig)).await;
     steps.run("ctl: a watch goes on from its cursor", ctl::watch(&rig)).await;
     steps.run("ctl: lost answers are resolved by an operator", ctl::unknown(&rig)).await;
