@@ -70,7 +70,7 @@ impl Filter {
 }
 
 pub async fn run(mut router: Router, filter: Filter, format: Format) -> anyhow::Result<Verdict> {
-    let limit = filter.limit as usize;
+    let (limit, full) = (filter.limit as usize, filter.full);
     let mut call = filter.into_request();
     let mut found: Vec<Message> = Vec::new();
     loop {
@@ -84,7 +84,7 @@ pub async fn run(mut router: Router, filter: Filter, format: Format) -> anyhow::
             break;
         }
     }
-    let messages: Vec<Value> = found.iter().map(show::message).collect();
+    let messages: Vec<Value> = found.iter().map(|message| show::message(message, full)).collect();
     print(format, &json!({ "messages": messages, "next_page_token": call.page_token }), || {
         table(&["MESSAGE", "ACCEPTED", "PRACTICE", "CLASS", "TO", "STATE", "WHY"], &rows(&found));
         match call.page_token.as_str() {

@@ -147,7 +147,7 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             let mut router = api.connect()?;
             let answer = router.client.get_message(request(call)).await;
             let message = answer.map_err(|s| Problem::of("look the message up", &router.address, &s))?;
-            show::fields(format, &show::message(&message.into_inner()))?;
+            show::fields(format, &show::message(&message.into_inner(), full))?;
             Ok(Verdict::Done)
         }
         Command::Explain { api, id } => {
