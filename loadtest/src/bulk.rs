@@ -12,12 +12,13 @@ use carillon_proto::errors;
 use carillon_proto::google::rpc::Status as RpcStatus;
 use carillon_proto::public::submit_result::Result as Item;
 use carillon_proto::public::{AcceptedMessage, MessageSpec, StreamMessagesRequest, StreamMessagesResponse};
+use carillon_proto::transport::Cause;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::client::{Backoff, Client, is_retryable, retry_delay};
+use crate::client::{Backoff, Client, is_retryable, retry_delay, why};
 
 /// What the API allows on one stream.
 pub const WINDOW_MAX: usize = 32;
@@ -25,7 +26,7 @@ pub const WINDOW_MAX: usize = 32;
 /// A bulk submit that stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum BulkError {
-    #[error("the stream was refused: {} {}", .0.code(), .0.message())]
+    #[error("the stream was refused: {}", why(.0))]
     Refused(Box<Status>),
     #[error("no batch was acknowledged for {0:?}")]
     Stuck(Duration),
@@ -155,9 +156,12 @@ fn item_is_retryable(error: &RpcStatus) -> bool {
 }
 
 /// A stream that ends so will end so again.
-fn is_final(code: Code) -> bool {
+fn is_final(status: &Status) -> bool {
+    if Cause::of(status).is_some_and(|cause| cause.is_permanent()) {
+        return true;
+    }
     matches!(
-        code,
+        status.code(),
         Code::InvalidArgument
             | Code::PermissionDenied
             | Code::Unauthenticated
@@ -327,7 +331,7 @@ impl Submitter {
 
     /// Takes back what was in flight, in its old order, and waits a little.
     async fn broken(&mut self, status: Option<Status>) -> Result<(), BulkError> {
-        if let Some(status) = status.as_ref().filter(|status| is_final(status.code())) {
+        if let Some(status) = status.as_ref().filter(|status| is_final(status)) {
             return Err(BulkError::Refused(Box::new(status.clone())));
         }
         if self.progress_at.elapsed() >= self.config.patience {

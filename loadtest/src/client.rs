@@ -1,7 +1,8 @@
 //! A thin client of the public API: TLS, a deadline on every call, retries that are safe.
 //!
 //! Owns: [`Client`]. It repeats a call only after UNAVAILABLE or RESOURCE_EXHAUSTED, after the delay that RetryInfo
-//! names (else a doubling one), and never beyond [`ClientConfig::patience`].
+//! names (else a doubling one), and never beyond [`ClientConfig::patience`]. A handshake that failed on a certificate is
+//! UNAVAILABLE too and is not repeated: it fails again until somebody has changed a certificate.
 //! Does not: stream (see `bulk` and `watch`), or keep anything.
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ use carillon_proto::public::{
     SubmitMessagesRequest, SubmitMessagesResponse,
 };
 use carillon_proto::tls::{self, TlsError, TlsFiles};
+use carillon_proto::transport::Cause;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -31,7 +33,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub enum ClientError {
     #[error(transparent)]
     Tls(#[from] TlsError),
-    #[error("{call}: {} {}", status.code(), status.message())]
+    #[error("{call}: {}", why(status))]
     Call { call: &'static str, status: Box<Status> },
     #[error("a list is longer than {LIST_MAX} messages")]
     TooLong,
@@ -63,6 +65,19 @@ pub struct Client {
 /// True when repeating the call may help and is safe.
 pub fn is_retryable(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// The same for a call as a whole, whose status still knows how the connection failed.
+pub fn may_pass(status: &Status) -> bool {
+    is_retryable(status.code()) && !Cause::of(status).is_some_and(|cause| cause.is_permanent())
+}
+
+/// What failed on the way and what to do about it, or what the server said.
+pub fn why(status: &Status) -> String {
+    match Cause::of(status) {
+        Some(cause) => format!("{cause}; {}", cause.remedy()),
+        None => format!("{} {}", status.code(), status.message()),
+    }
 }
 
 /// The delay that an error asks for.
@@ -140,7 +155,7 @@ impl Client {
                 Err(status) => status,
             };
             let at = Instant::now() + backoff.next(retry_delay(&status));
-            if !is_retryable(status.code()) || at >= until {
+            if !may_pass(&status) || at >= until {
                 return Err(ClientError::Call { call, status: Box::new(status) });
             }
             tokio::time::sleep_until(at).await;

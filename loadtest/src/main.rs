@@ -74,10 +74,15 @@ struct LedgerArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Its output is a log; that of the others is for people.
+    let logs = matches!(cli.command, Command::Smsc(_));
     match start(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("carillon-loadtest: {error:#}");
+            match logs {
+                true => carillon_proto::telemetry::last_word("carillon-loadtest", &format!("{error:#}")),
+                false => eprintln!("carillon-loadtest: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }

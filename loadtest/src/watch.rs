@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use carillon_proto::public::{Event, WatchEventsRequest};
+use carillon_proto::transport::Cause;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
@@ -38,7 +39,11 @@ pub async fn follow(
             () = stop.cancelled() => return Ok(stats),
             status = one => status,
         };
-        if matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented) {
+        let refused = matches!(
+            status.code(),
+            Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented | Code::Unauthenticated
+        );
+        if refused || Cause::of(&status).is_some_and(|cause| cause.is_permanent()) {
             return Err(status);
         }
         tracing::info!(code = ?status.code(), "event stream ended; going on from its cursor");

@@ -7,10 +7,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use carillon_loadtest::bulk::{Answered, Batch, BulkConfig, BulkError, BulkStats, submit_all};
-use carillon_loadtest::client::{Client, ClientConfig, ClientError};
+use carillon_loadtest::client::{Client, ClientConfig, ClientError, why};
 use carillon_loadtest::watch;
 use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::*;
+use carillon_proto::tls::TlsFiles;
 use common::{Act, Fake, Served, State};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -169,6 +170,40 @@ async fn patience_ends_and_says_why() {
     let error = client.list(0, &[], drop).await.unwrap_err();
     assert!(matches!(&error, ClientError::Call { call: "list", .. }), "{error}");
     assert!(served.fake.0.lock().list_calls > 1);
+}
+
+/// A client that repeats these would wait for an hour.
+#[tokio::test]
+async fn what_fails_on_a_certificate_is_not_repeated_and_says_what_to_do() {
+    const PATIENCE: Duration = Duration::from_secs(3_600);
+    let (served, stranger) = (Served::start(Fake::default()).await, Served::start(Fake::default()).await);
+    let address = served.address.to_string();
+    let wrong_ca = TlsFiles { ca: stranger.files.ca.clone(), ..served.files.clone() };
+    let wrong_own = TlsFiles { ca: served.files.ca.clone(), ..stranger.files.clone() };
+    for (files, told) in [
+        (wrong_ca, "the server's certificate is not from the CA that was given; give the CA of this server"),
+        (wrong_own, "the server refused our certificate"),
+    ] {
+        let config = ClientConfig { patience: PATIENCE, ..ClientConfig::default() };
+        let client = Client::connect(&address, &files, config).unwrap();
+        let all = async {
+            let request = SubmitMessagesRequest { messages: batch(1).messages, validate_only: false };
+            let call = client.submit(request).await.unwrap_err().to_string();
+            let (batches, input) = mpsc::channel(4);
+            let (output, _answers) = mpsc::channel(4);
+            batches.send(batch(1)).await.unwrap();
+            let config = BulkConfig { patience: PATIENCE, ..BulkConfig::default() };
+            let bulk = submit_all(client.clone(), config, input, output).await.unwrap_err().to_string();
+            let stop = CancellationToken::new();
+            let watched = watch::follow(client, stop, || {}, |_| {}).await.unwrap_err();
+            (call, bulk, why(&watched))
+        };
+        let all = tokio::time::timeout(Duration::from_secs(60), all).await.expect("nothing is repeated");
+        for text in [&all.0, &all.1, &all.2] {
+            assert!(text.contains(told), "{told:?} is not in {text:?}");
+        }
+    }
+    assert_eq!(served.fake.0.lock().requests, 0);
 }
 
 #[tokio::test]

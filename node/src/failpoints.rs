@@ -9,7 +9,7 @@
 //! [`POLL`] of a change; or `FAILPOINTS="name=actions;..."` in the environment. Actions are those of the crate:
 //! `return`, `sleep(ms)`, `pause`, `off`, with counts and chances, for example `200*off->return` or `1%return`.
 //! `return` means: die here and now, as by kill -9 (SIGABRT, nothing is flushed or closed), or, at the places whose
-//! name ends in `_error`, fail with an I/O error.
+//! name ends in `_error`, fail with an I/O error, or where it says so, panic.
 //!
 //! | name | thread | place |
 //! |---|---|---|
@@ -28,6 +28,8 @@
 //! | `recovery::before_replay`, `recovery::after_batch` | start | entries beyond the durable state are applied again |
 //! | `send::before_intent` | worker | attempts are about to be proposed |
 //! | `send::after_intent` | worker | they are committed; no byte has left |
+//! | `send::panic_opened` | worker | a message is open; `return` makes it panic with the plaintext in the panic |
+//! | `send::panic_handed_over` | worker | the same, where its connector may have begun to write |
 //! | `send::before_first_byte` | worker | one attempt is handed to its connector |
 //! | `send::after_last_byte` | worker | PDUs are written to the carrier's socket; no answer was read (in carillon-carriers) |
 //! | `send::after_answer` | worker | the carrier answered; the outcome is not proposed |

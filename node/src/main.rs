@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     let config = match Config::load(&cli.config, join) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("carillon-node: {error}");
+            match cli.check {
+                true => eprintln!("carillon-node: {error}"),
+                false => telemetry::last_word("carillon-node", &error.to_string()),
+            }
             return ExitCode::from(2);
         }
     };
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("carillon-node: {error:#}");
+            telemetry::last_word("carillon-node", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

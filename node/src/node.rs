@@ -202,6 +202,7 @@ impl Node {
     /// Stops gracefully.
     pub async fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.handle.leavers().leave();
         self.delivery.drain(DRAIN_LIMIT).await;
         hand_over(&self.handle, HAND_OVER_LIMIT).await;
         self.close.send_replace(true);

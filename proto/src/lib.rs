@@ -26,6 +26,7 @@ pub mod ids;
 pub mod local_time;
 pub mod place;
 mod redact;
+pub mod region;
 pub mod replica;
 pub mod slot;
 pub mod sms;

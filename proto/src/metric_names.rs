@@ -98,6 +98,10 @@ pub const CATALOGUE: &[Metric] = &[
         "Messages held because a restore left their fate unknown, in the partitions that this node leads.",
     ),
     counter("carillon_dead_letters_replayed_total", "Dead letters that operators had sent again."),
+    counter(
+        "carillon_unknown_resolved_total",
+        "Messages with a lost answer that operators resolved, by verdict.",
+    ),
     counter("carillon_dead_letters_dropped_total", "Dead letters that operators took out of the list."),
     gauge(
         "carillon_breaker_state",

@@ -106,16 +106,6 @@ pub fn describe(place: &Place) -> String {
     [&place.time_zones.join(", "), " (", source, ")"].concat()
 }
 
-/// "US-FL" or "DE": what names a region.
-pub fn is_region(text: &str) -> bool {
-    let (country, part) = text.split_once('-').map_or((text, None), |(country, part)| (country, Some(part)));
-    let upper = |s: &str| s.bytes().all(|b| b.is_ascii_uppercase());
-    let part_fits = |part: &str| {
-        (1..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
-    };
-    country.len() == 2 && upper(country) && part.is_none_or(part_fits)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +119,7 @@ mod tests {
         let lines = TABLE.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!((areas().count(), lines), (441, 441));
         for area in areas() {
-            assert!(area.regions.iter().all(|region| is_region(region)), "{area:?}");
+            assert!(area.regions.iter().all(|region| crate::region::is_region(region)), "{area:?}");
             assert!(area.time_zones.iter().all(|zone| zone.contains('/')), "{area:?}");
         }
     }
@@ -183,15 +173,5 @@ mod tests {
         assert_eq!(resolve(moved).regions, ["US-FL"]);
         assert_eq!(resolve(Known { message_region: "US-CO", ..moved }).regions, ["US-CO"]);
         assert_eq!(resolve(Known { number: "+442079460123", ..moved }).regions, Vec::<String>::new());
-    }
-
-    #[test]
-    fn regions_have_a_form() {
-        for good in ["US-FL", "DE", "CA-QC", "GB-ENG", "AT-9"] {
-            assert!(is_region(good), "{good}");
-        }
-        for bad in ["", "us-fl", "USA", "US-", "US-FLOR", "Fl", "US FL"] {
-            assert!(!is_region(bad), "{bad}");
-        }
     }
 }

@@ -5,6 +5,7 @@ use crate::metric_names::{CATALOGUE, Kind};
 use axum::http::StatusCode;
 use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracing_log::LogTracer;
@@ -54,6 +55,26 @@ pub fn install(service: &'static str, filter: &str) -> anyhow::Result<Telemetry>
     metrics::gauge!("carillon_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     install_panic_hook();
     Ok(Telemetry { filter: handle, prometheus })
+}
+
+/// Why a program ends, to standard error: a sentence for people at a terminal, otherwise a line as all the others of a log, whatever
+/// the filter is and also before anything was installed.
+pub fn last_word(program: &str, reason: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("{program}: {reason}");
+    } else {
+        last_line(std::io::stderr, program, reason);
+    }
+}
+
+fn last_line(
+    writer: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
+    program: &str,
+    reason: &str,
+) {
+    let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer);
+    let subscriber = tracing_subscriber::registry().with(layer);
+    tracing::subscriber::with_default(subscriber, || tracing::error!(program, reason, "the program ends"));
 }
 
 /// Lines of dependencies that log through `log`, as events. Their files are paths of the machine that built the program, which
@@ -200,6 +221,17 @@ mod tests {
 
         assert_eq!(place_of(record.file().unwrap()), "raft-engine-0.4.2/src/engine.rs");
         assert_eq!(place_of("node/src/main.rs"), "node/src/main.rs");
+    }
+
+    #[test]
+    fn the_reason_why_a_program_ends_is_a_line_of_its_log() {
+        let written = Written::default();
+        let writer = written.clone();
+        last_line(move || writer.clone(), "carillon-node", "line 3 of \"node.toml\":\n  nonsense");
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.starts_with("{\"timestamp\":\"") && text.contains("\"level\":\"ERROR\""), "{text}");
+        assert!(text.contains(r#""reason":"line 3 of \"node.toml\":\n  nonsense""#), "{text}");
     }
 
     #[tokio::test]

@@ -61,14 +61,39 @@ impl Cause {
         matches!(self, Self::Broken | Self::Deadline | Self::Other(_))
     }
 
+    /// The handshake failed on a certificate: the same call fails again until somebody has changed one. Never worth a repeat.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::ServerCertificate(_) | Self::OtherIdentity => true,
+            Self::Alert(alert) => {
+                !matches!(alert, AlertDescription::CloseNotify | AlertDescription::UserCanceled)
+            }
+            _ => false,
+        }
+    }
+
     /// What the caller should do.
     pub fn remedy(&self) -> &'static str {
+        use CertificateError as C;
         match self {
             Self::Refused => "start the server, or correct the address and port",
             Self::Unreachable(_) | Self::ConnectTimeout => "check the address, the network and firewalls",
             Self::Alert(AlertDescription::CertificateExpired) => "renew the certificate",
             Self::Alert(AlertDescription::ProtocolVersion) => "use TLS 1.3",
+            Self::Alert(AlertDescription::CertificateRequired) => "give a certificate and its key",
             Self::Alert(_) => "use a certificate of the CA that this server trusts; each plane has its own",
+            Self::ServerCertificate(C::Expired | C::ExpiredContext { .. }) => {
+                "renew the server's certificate, or set this machine's clock"
+            }
+            Self::ServerCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
+                "set the clocks of this machine and of the server"
+            }
+            Self::ServerCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
+                "use an address that is in the server's certificate, or give the server one with this address"
+            }
+            Self::ServerCertificate(C::UnknownIssuer | C::BadSignature) => {
+                "give the CA of this server; each plane has its own"
+            }
             Self::ServerCertificate(_) => {
                 "give the CA of this server, and the name or address that is in its certificate"
             }
@@ -82,6 +107,7 @@ impl Cause {
 
 impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use CertificateError as C;
         match self {
             Self::Refused => f.write_str("connection refused: nothing listens there"),
             Self::Unreachable(why) => write!(f, "the address cannot be reached: {why}"),
@@ -92,9 +118,26 @@ impl std::fmt::Display for Cause {
             Self::Alert(AlertDescription::UnknownCA) => {
                 f.write_str("the server refused our certificate: it does not trust its CA")
             }
+            Self::Alert(AlertDescription::CertificateRequired) => {
+                f.write_str("the server wants a certificate and was given none")
+            }
+            Self::Alert(
+                alert @ (AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::AccessDenied
+                | AlertDescription::DecryptError),
+            ) => write!(f, "the server refused our certificate: {alert:?}"),
             Self::Alert(alert) => write!(f, "the server ended the TLS handshake: {alert:?}"),
-            Self::ServerCertificate(CertificateError::UnknownIssuer) => {
+            Self::ServerCertificate(C::UnknownIssuer | C::BadSignature) => {
                 f.write_str("the server's certificate is not from the CA that was given")
+            }
+            Self::ServerCertificate(C::Expired | C::ExpiredContext { .. }) => {
+                f.write_str("the server's certificate has expired")
+            }
+            Self::ServerCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
+                f.write_str("the server's certificate is not valid yet")
             }
             Self::ServerCertificate(why) => write!(f, "the server's certificate is not good: {why}"),
             Self::OtherIdentity => f.write_str("the server has another identity"),
@@ -170,6 +213,33 @@ mod tests {
         );
         assert_eq!(Cause::of(&status(io::Error::other(OtherIdentity))), Some(Cause::OtherIdentity));
         assert_eq!(Cause::of(&Status::cancelled("Timeout expired")), Some(Cause::Deadline));
+    }
+
+    #[test]
+    fn what_fails_on_a_certificate_is_for_good_and_each_has_its_remedy() {
+        let server = |why| Cause::ServerCertificate(why);
+        for (cause, text, remedy) in [
+            (server(CertificateError::UnknownIssuer), "is not from the CA", "give the CA of this server"),
+            (server(CertificateError::Expired), "certificate has expired", "renew the server's certificate"),
+            (server(CertificateError::NotValidYet), "not valid yet", "clocks"),
+            (server(CertificateError::NotValidForName), "is not good", "an address that is in the server's"),
+            (Cause::Alert(AlertDescription::CertificateExpired), "it has expired", "renew the certificate"),
+            (
+                Cause::Alert(AlertDescription::UnknownCA),
+                "does not trust its CA",
+                "use a certificate of the CA",
+            ),
+            (Cause::Alert(AlertDescription::CertificateRequired), "was given none", "give a certificate"),
+            (Cause::Alert(AlertDescription::BadCertificate), "refused our certificate", "use a certificate"),
+            (Cause::OtherIdentity, "another identity", "check the address"),
+        ] {
+            assert!(cause.is_permanent() && !cause.is_uncertain(), "{cause:?}");
+            assert!(cause.to_string().contains(text), "{cause}");
+            assert!(cause.remedy().contains(remedy), "{cause:?}: {}", cause.remedy());
+        }
+        for cause in [Cause::Refused, Cause::ConnectTimeout, Cause::Broken, Cause::Deadline] {
+            assert!(!cause.is_permanent(), "{cause:?}");
+        }
     }
 
     #[test]

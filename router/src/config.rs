@@ -22,6 +22,10 @@ pub struct Config {
     /// Syntax of `RUST_LOG`. Default "info".
     #[serde(default = "default_log_filter")]
     pub log_filter: String,
+    /// A lab, never patients' data: a message can ask the router to panic, for the test that panics leave no trace of plaintext.
+    /// Default false.
+    #[serde(default)]
+    pub lab: bool,
     /// host:port of the peer plane of one or more nodes, 1 to 64; the others are learnt from them.
     pub nodes: Vec<String>,
     /// Our certificate towards health systems, and the CA that theirs must come from.

@@ -28,7 +28,10 @@ fn main() -> ExitCode {
     match prepare(&arguments).and_then(|config| if arguments.check { Ok(()) } else { run(config) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("carillon-router: {error:#}");
+            match arguments.check {
+                true => eprintln!("carillon-router: {error:#}"),
+                false => telemetry::last_word("carillon-router", &format!("{error:#}")),
+            }
             ExitCode::FAILURE
         }
     }

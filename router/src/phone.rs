@@ -34,7 +34,7 @@ pub fn e164(text: String) -> Result<String, PhoneFault> {
     long_way(&text, None)
 }
 
-/// Parses a number as people of `region` write it.
+/// Parses a number as people of `region` write it; the region may be in lower case.
 pub fn national(number: &str, region: &str) -> Result<String, PhoneFault> {
     let region = known_region(region).ok_or(PhoneFault::Region)?;
     if number.trim().is_empty() {
@@ -52,10 +52,10 @@ pub fn national(number: &str, region: &str) -> Result<String, PhoneFault> {
 }
 
 fn known_region(code: &str) -> Option<Region> {
-    if code.len() != 2 || !code.bytes().all(|b| b.is_ascii_uppercase()) {
+    if code.len() != 2 || !code.bytes().all(|b| b.is_ascii_alphabetic()) {
         return None;
     }
-    let region = Region::from_code(code).ok()?;
+    let region = Region::from_code(&code.to_ascii_uppercase()).ok()?;
     PHONE_NUMBER_UTIL.get_country_code_for_region(region).map(|_| region)
 }
 
@@ -140,6 +140,7 @@ mod tests {
             ("020 7946 0958", "GB", "+442079460958"),
             ("+44 20 7946 0958", "US", "+442079460958"),
             ("416-555-0123", "CA", "+14165550123"),
+            ("416-555-0123", "ca", "+14165550123"),
         ] {
             assert_eq!(national(number, region).as_deref(), Ok(expected), "{number}");
         }
@@ -163,7 +164,9 @@ mod tests {
         }
         for (number, region, fault) in [
             ("", "US", PhoneFault::Empty),
-            ("2125550123", "us", PhoneFault::Region),
+            ("2125550123", "USA", PhoneFault::Region),
+            ("2125550123", "1", PhoneFault::Region),
+            ("2125550123", "xx", PhoneFault::Region),
             ("2125550123", "", PhoneFault::Region),
             ("2125550123", "ZZ", PhoneFault::Region),
             ("2125550123", "XX", PhoneFault::Region),

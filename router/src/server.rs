@@ -73,6 +73,7 @@ pub async fn start(config: &Config, listener: TcpListener) -> Result<Running, St
         Arc::clone(&map),
         config.tuning.buffer_bytes_max,
         stopping.clone(),
+        config.lab,
     );
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(Arc::clone(&map), health.clone(), stopping.clone()));

@@ -10,9 +10,11 @@ use carillon_proto::errors;
 use carillon_proto::internal::{IngestMessage, Place};
 use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::{ErrorReason, MessageClass, MessageSpec, Priority};
+use carillon_proto::region::{self, RegionFault};
 use carillon_proto::sms::SmsText;
 use carillon_proto::{local_time, place};
 use prost_types::Timestamp;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use tonic::Status;
 
@@ -44,12 +46,16 @@ pub fn count(items: usize, items_max: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Checks one message. `practice` is the practice that the spec names, if this tenant has it.
+/// Checks one message. `practice` is the practice that the spec names, if this tenant has it. One that it does not have is the whole
+/// answer, whatever else is wrong: of what is not theirs callers learn nothing more.
 pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) -> Result<Checked, Status> {
     let mut bad = Violations::default();
     if spec.practice.is_empty() {
         bad.add("practice", Fault::EMPTY);
+    } else if practice.is_none() {
+        return Err(practice_not_found());
     }
+    let region_fault = set_region(&mut spec.region);
     let recipient = check_recipient(spec.recipient.take(), &mut bad);
     let sms = check_body(&spec.body, &mut bad);
     if spec.class == 0 || MessageClass::try_from(spec.class).is_err() {
@@ -65,8 +71,8 @@ pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) ->
     if !zone_known {
         bad.add("time_zone", Fault::UNKNOWN_TIME_ZONE);
     }
-    if !spec.region.is_empty() && !place::is_region(&spec.region) {
-        bad.add("region", Fault::MALFORMED_REGION);
+    if let Some(fault) = region_fault {
+        bad.add("region", fault);
     }
     check_key("idempotency_key", &spec.idempotency_key, &mut bad);
     check_key("external_reference", &spec.external_reference, &mut bad);
@@ -102,18 +108,28 @@ pub fn check(mut spec: MessageSpec, practice: Option<&Practice>, now_ms: u64) ->
             Ok(Checked { message, sms })
         }
         (true, _, _, _) => Err(practice_not_found()),
-        (false, practice, _, _) => {
-            if practice.is_none() && !spec.practice.is_empty() {
-                bad.add("practice", Fault::NOT_FOUND);
-            }
-            Err(bad.into_result().expect_err("it is not empty"))
-        }
+        (false, ..) => Err(bad.into_result().expect_err("it is not empty")),
     }
 }
 
 /// The same answer for practices that do not exist and for those of other tenants.
 pub fn practice_not_found() -> Status {
     errors::status(ErrorReason::PracticeNotFound, "no such practice for this tenant")
+}
+
+/// The region as tables and rules have it, in upper case; what is wrong with it otherwise.
+fn set_region(given: &mut String) -> Option<Fault> {
+    if given.is_empty() {
+        return None;
+    }
+    match region::known(given).map(Cow::into_owned) {
+        Ok(region) => {
+            *given = region;
+            None
+        }
+        Err(RegionFault::Malformed) => Some(Fault::MALFORMED_REGION),
+        Err(RegionFault::Unknown) => Some(Fault::UNKNOWN_REGION),
+    }
 }
 
 fn check_recipient(recipient: Option<Recipient>, bad: &mut Violations) -> Option<String> {

@@ -32,12 +32,12 @@ reasons! {
     CONTROL_CHARACTER = "holds a control character other than a line feed";
     UNPARSABLE_NUMBER = "is not a phone number; e.164 has a plus sign and 8 to 15 digits";
     INVALID_NUMBER = "is not a number that can exist in its country";
-    UNKNOWN_REGION = "is not an iso 3166-1 alpha-2 region with phone numbers";
+    UNKNOWN_REGION = "is not a region of iso 3166, such as us or us-fl; a national number needs a country with phone numbers";
     UNKNOWN_CLASS = "is not a message class";
     UNKNOWN_PRIORITY = "is not a priority";
     UNKNOWN_STATE = "is not a message state";
     UNKNOWN_VIEW = "is not a message view";
-    MALFORMED_REGION = "is not like us-fl (iso 3166-2) or de (iso 3166-1), in upper case";
+    MALFORMED_REGION = "is not like us-fl (iso 3166-2) or de (iso 3166-1)";
     UNKNOWN_TIME_ZONE = "is not an iana time zone";
     INVALID_TIMESTAMP = "is not a time between 1970 and 9999";
     PAST_EXPIRY = "has passed";
@@ -47,7 +47,6 @@ reasons! {
     NOT_A_LOCAL_TIME = "is not a wall-clock time like 2026-12-03T09:00, without zone and offset";
     BOTH_GIVEN = "cannot be given together with not_before";
     TOO_FAR = "is more than 400 days ahead";
-    NOT_FOUND = "is not registered for this tenant";
     NEGATIVE = "must not be negative";
     MALFORMED = "is not a message id";
     EMPTY_INTERVAL = "is not after accepted_after";

@@ -33,12 +33,18 @@ pub enum AdminError {
     Refused(Status),
     #[error("{what} failed: {message}")]
     Failed { what: &'static str, code: Code, message: String },
+    /// No connection because of a certificate, theirs or ours: a repeat does not help.
+    #[error("{what} failed: {message}")]
+    Untrusted { what: &'static str, message: String },
     #[error("{0} came back empty")]
     Empty(&'static str),
 }
 
 impl AdminError {
     pub(crate) fn of(what: &'static str, status: Status) -> Self {
+        if let Some(cause) = Cause::of(&status).filter(Cause::is_permanent) {
+            return Self::Untrusted { what, message: format!("{cause}; {}", cause.remedy()) };
+        }
         match status.code() {
             Code::FailedPrecondition
             | Code::InvalidArgument

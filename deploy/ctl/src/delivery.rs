@@ -3,8 +3,8 @@ use crate::admin::{Admin, AdminError};
 use carillon_proto::admin::{
     BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, GetForecastRequest,
     GetForecastResponse, ListBreakersRequest, ListDeadLettersRequest, ListDeadLettersResponse,
-    ListRoutesRequest, PutRouteRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
-    SetBreakerRequest,
+    ListRoutesRequest, ListUnknownRequest, ListUnknownResponse, PutRouteRequest, ReplayDeadLettersRequest,
+    ReplayDeadLettersResponse, ResolveUnknownRequest, ResolveUnknownResponse, SetBreakerRequest,
 };
 use carillon_proto::internal::{BreakerMode, RouteRecord, SetBreaker};
 use std::time::Duration;
@@ -42,6 +42,19 @@ impl Admin {
     ) -> Result<DropDeadLettersResponse, AdminError> {
         let answer = self.delivery.clone().drop_dead_letters(long(request)).await;
         Ok(answer.map_err(|s| AdminError::of("drop of dead letters", s))?.into_inner())
+    }
+
+    pub async fn list_unknown(&self, request: ListUnknownRequest) -> Result<ListUnknownResponse, AdminError> {
+        let answer = self.delivery.clone().list_unknown(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("list of lost answers", s))?.into_inner())
+    }
+
+    pub async fn resolve_unknown(
+        &self,
+        request: ResolveUnknownRequest,
+    ) -> Result<ResolveUnknownResponse, AdminError> {
+        let answer = self.delivery.clone().resolve_unknown(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("change of lost answers", s))?.into_inner())
     }
 
     pub async fn forecast(&self, request: GetForecastRequest) -> Result<GetForecastResponse, AdminError> {

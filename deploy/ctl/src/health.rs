@@ -36,7 +36,9 @@ pub async fn ask(asked: Vec<Asked>) -> Result<Vec<Answer>, AdminError> {
         let status = match tokio::time::timeout(PATIENCE, admin.status()).await {
             Ok(Ok(status)) => Ok(status),
             Ok(Err(error @ (AdminError::Refused(_) | AdminError::Tls(_)))) => return Err(error),
-            Ok(Err(AdminError::Failed { message, .. })) => Err(message),
+            Ok(Err(AdminError::Failed { message, .. } | AdminError::Untrusted { message, .. })) => {
+                Err(message)
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
         };

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::load::{Load, LoadResult};
 use super::measure::{Latency, Summary};
 use super::stream::Shared;
-use crate::client::Client;
+use crate::client::{Client, why};
 use crate::ledger::state_name;
 use crate::watch;
 
@@ -119,7 +119,7 @@ pub async fn run(watcher: Client, make: impl FnOnce() -> Load) -> anyhow::Result
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     stop.cancel();
-    let watched = follower.await?.map_err(|status| anyhow::anyhow!("events refused: {:?}", status.code()))?;
+    let watched = follower.await?.map_err(|status| anyhow::anyhow!("events refused: {}", why(&status)))?;
     let counted = counted.lock();
     let invalid = match (&load.health.invalid, watched.streams_opened) {
         (Some(why), _) => Some(why.clone()),

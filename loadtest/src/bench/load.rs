@@ -13,7 +13,7 @@ use super::feed::Feed;
 use super::measure::{Health, Summary};
 use super::pacer::{Paced, pace};
 use super::stream::{Backlog, Connection, Seen, Shared};
-use crate::client::Client;
+use crate::client::{Client, why};
 use crate::proc;
 
 /// How fast.
@@ -129,7 +129,10 @@ impl Load {
         let deadline = self.config.warm_up + self.config.measured + Duration::from_secs(60);
         let mut connections = Vec::new();
         for client in &self.clients {
-            connections.push(Connection::open(client, self.shared.clone(), deadline).await?);
+            connections.push({
+                let opened = Connection::open(client, self.shared.clone(), deadline).await;
+                opened.map_err(|status| anyhow::anyhow!("the stream was refused: {}", why(&status)))?
+            });
         }
         let shared = &self.shared;
         let watch = Watch::between(self.config.processes.clone(), shared.measure_from, shared.send_until);

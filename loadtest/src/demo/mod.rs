@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bulk::BulkConfig;
 use crate::carrier::{Carrier, Mark};
-use crate::client::{Client, ClientConfig};
+use crate::client::{Client, ClientConfig, why};
 use crate::http::Http;
 use crate::lab::Lab;
 use crate::ledger::{Acks, HELD_SHOWN_MAX, Ledger, Listed, compare};
@@ -181,7 +181,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     stop.cancel();
     let _printers_have_stopped = tokio::join!(printer, lane);
     if let Ok(Err(status)) = follower.await {
-        println!("The event stream was refused: {:?} {}", status.code(), status.message());
+        println!("The event stream was refused: {}", why(&status));
     }
     played?;
     let file = AcksFile::new(start_ms, &mark, stage.book.lock().acks.clone());

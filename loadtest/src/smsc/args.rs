@@ -126,14 +126,20 @@ impl Args {
     }
 }
 
-/// Serves until SIGINT or SIGTERM; prints `READY smpp=<port> http=<port>` (and
-/// `rest=<port>`) when it can be used. `metrics_text` renders the metrics that `main` records.
+/// Serves until SIGINT or SIGTERM. When it can be used it says so on standard output, whatever the log filter is: a line as all the
+/// others, with the ports as `smpp`, `http` and (if it is served) `rest`. `metrics_text` renders the metrics that `main` records.
 pub async fn run(args: Args, metrics_text: Option<RenderMetrics>) -> Result<(), SmscError> {
     let config = SmscConfig { metrics_text, ..args.config()? };
     let smsc = Smsc::start(Arc::new(config)).await?;
     let mut out = std::io::stdout();
-    let rest = smsc.rest_addr().map_or_else(String::new, |rest| format!(" rest={}", rest.port()));
-    writeln!(out, "READY smpp={} http={}{rest}", smsc.smpp_addr().port(), smsc.http_addr().port())?;
+    let mut ready = serde_json::json!({
+        "timestamp": jiff::Timestamp::now().to_string(), "level": "INFO", "message": "ready",
+        "smpp": smsc.smpp_addr().port(), "http": smsc.http_addr().port(),
+    });
+    if let Some(rest) = smsc.rest_addr() {
+        ready["rest"] = rest.port().into();
+    }
+    writeln!(out, "{ready}")?;
     out.flush()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

@@ -18,8 +18,13 @@ impl Drop for Process {
 }
 
 fn port(ready: &str, name: &str) -> u16 {
-    let word = ready.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-    word.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no {name} in {ready:?}"))
+    let line: serde_json::Value = serde_json::from_str(ready).expect("the ready line is JSON");
+    assert!(
+        line["message"] == "ready" && line["timestamp"].is_string() && line["level"] == "INFO",
+        "{ready}"
+    );
+    let port = line[name].as_u64().and_then(|port| u16::try_from(port).ok());
+    port.unwrap_or_else(|| panic!("no {name} in {ready:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

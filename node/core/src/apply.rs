@@ -12,7 +12,7 @@ use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, OptOuts, Restored, Turn};
 use crate::{
     accept, attempt, cancel, dead_letter, keys, leader, opt_out, order, outcome, quarantine, receipt,
-    reroute, restore, retire, schedule, series, update,
+    reroute, restore, retire, schedule, series, unknown, update,
 };
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
@@ -153,6 +153,7 @@ fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
         Some(Kind::Reroute(c)) => reroute::reroute(turn, &c),
         Some(Kind::Restore(c)) => restore::restore(turn, c),
         Some(Kind::ResolveQuarantine(c)) => quarantine::resolve(turn, &c),
+        Some(Kind::ResolveUnknown(c)) => unknown::resolve(turn, &c),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),
     }
 }
@@ -204,6 +205,7 @@ fn summary(result: &CommandResult) -> [u8; 2] {
             Refusal::FrequencyCap => [60, 0],
             Refusal::Burst => [61, 0],
             Refusal::OutOfTurn => [62, 0],
+            Refusal::TakenBack => [64, 0],
         },
         CommandResult::Retired(retired) => [13, u8::from(retired.more)],
         CommandResult::Resolved(resolved) => [17, u8::from(resolved.more)],

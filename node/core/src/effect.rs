@@ -19,7 +19,7 @@ pub enum CommandResult {
     Canceled(Vec<CancelOutcome>),
     /// BeginAttempt: send it. The payload is handed over so that the sender reads nothing.
     Begun(Box<Permit>),
-    /// RecordOutcome, RecordReceipt, Expire, HoldBack, SetHours, LeaderStart, OptOut, DropDeadLetter, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
+    /// RecordOutcome, RecordReceipt, Expire, HoldBack, SetHours, LeaderStart, OptOut, DropDeadLetter, ResolveUnknown, Reroute, AdvanceSeries, EndSeries, Restore: done (also when it changed nothing new).
     Done,
     /// Retire: what was dropped.
     Retired(Retired),
@@ -166,6 +166,8 @@ pub enum Refusal {
     MovedOn,
     /// BeginAttempt: the recipient's hours are over.
     QuietHours,
+    /// ResolveUnknown: it was taken back, so it is not sent again.
+    TakenBack,
 }
 
 /// A change of the schedule: the scheduler keeps its volatile view equal to table D with these.

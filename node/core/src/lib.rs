@@ -43,6 +43,7 @@ pub mod series;
 pub mod space;
 pub mod tables;
 mod turn;
+pub mod unknown;
 pub mod update;
 
 pub use applied::EntryMeta;

@@ -35,8 +35,8 @@ pub const CARRIER_REFS_MAX: usize = 16;
 pub const CARRIER_REF_BYTES_MAX: usize = 128;
 /// Characters of a carrier's code that are kept, at most.
 pub const CODE_CHARS_MAX: usize = 48;
-/// Detail of a message that waits to be sent a second time although its first attempt may have arrived. Each such event
-/// is one possible duplicate.
+/// Detail of a message that waits to be sent a second time although its first attempt may have arrived, or what it begins with
+/// (then a colon and an operator's reason follow). Each such event is one possible duplicate.
 pub const DETAIL_RESEND: &str = "resend";
 
 /// A carrier's answer, checked.

@@ -140,7 +140,7 @@ fn taken_over(turn: &mut Turn, message: &mut Message) {
     }
 }
 
-fn mark_submitted(message: &mut Message, now_ms: u64) {
+pub(crate) fn mark_submitted(message: &mut Message, now_ms: u64) {
     if message.status.submitted_at_ms == 0 {
         message.status.submitted_at_ms = now_ms;
     }

@@ -4,7 +4,7 @@ mod support;
 use carillon_core::message::{is_final, legal};
 use carillon_core::{CommandResult, keys};
 use carillon_proto::internal::command::Kind;
-use carillon_proto::internal::{ReceiptState, UnknownPolicy};
+use carillon_proto::internal::{ReceiptState, UnknownPolicy, UnknownVerdict};
 use carillon_proto::public::{MessageState, Outcome};
 use support::*;
 
@@ -81,7 +81,7 @@ const SETUPS: &str = "-AWwbrFSUDNECROX";
 
 /// One row for each command, one letter for each setup above it: the state after it, `=` for "done, same state", `!` for
 /// "refused, nothing changed".
-const TABLE: [(&str, &str); 17] = [
+const TABLE: [(&str, &str); 20] = [
     ("setup              ", SETUPS),
     ("accept again       ", "A!!!!!!!!!!!!!!!"),
     ("cancel             ", "!CCCCU=========="),
@@ -99,6 +99,9 @@ const TABLE: [(&str, &str); 17] = [
     ("update             ", "=W===U=========="),
     ("update by cancel   ", "=CCCCU=========="),
     ("drop dead letter   ", "!!!!!!!!!!!!!!!="),
+    ("unknown: delivered ", "!!!!!!!!D!!!!!!!"),
+    ("unknown: failed    ", "!!!!!!!!N!!!!!!!"),
+    ("unknown: send again", "!!!!!!!!W!!!!!!!"),
 ];
 
 fn command(world: &mut World, name: &str) -> Kind {
@@ -131,6 +134,9 @@ fn command(world: &mut World, name: &str) -> Kind {
         }),
         "update by cancel" => update(1, 7, |u| u.cancel = true),
         "drop dead letter" => drop_dead_letter(1, "wrong_number"),
+        "unknown: delivered" => resolve_unknown(1, UnknownVerdict::Delivered, "carrier_portal"),
+        "unknown: failed" => resolve_unknown(1, UnknownVerdict::Failed, "carrier_portal"),
+        "unknown: send again" => resolve_unknown(1, UnknownVerdict::SendAgain, "asked"),
         "hold back" => hold_back(1, world.now_ms + 1_000),
         _ => unreachable!(),
     }

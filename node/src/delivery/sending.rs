@@ -1,4 +1,7 @@
 //! One attempt: opens the payload, waits for the gate, calls the connector, reports the outcome as a fact.
+//!
+//! Invariant: every attempt gets its outcome, whatever happens. A panic before the connector was called is a failure that counts
+//! (nothing left, and the same message would panic again); one after that may have been sent. Neither says anything about the carrier.
 use super::agreement;
 use super::driver::Local;
 use super::facts::{Fact, Facts};
@@ -15,13 +18,18 @@ use carillon_delivery::hours::MARGIN_MS;
 use carillon_delivery::lease::{common, stack};
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
 use carillon_proto::public::{Encoding, Outcome};
+use futures::FutureExt as _;
 use parking_lot::Mutex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+
+/// Code of an attempt in which we panicked.
+const PANIC_CODE: &str = "panic";
 
 /// What every send needs; cheap to clone.
 #[derive(Clone)]
@@ -85,8 +93,8 @@ impl Sender {
             None => not_sent("no_lane"),
             // Whatever decided to send it: this is the last wall.
             Some(lane) if !agreement::covers(lane, permit.class) => not_sent(agreement::CODE),
-            Some(lane) => match self.open(&permit, urgent, times) {
-                Err(code) => not_sent(code),
+            Some(lane) => match self.opened(&permit, urgent, times) {
+                Err(outcome) => outcome,
                 Ok(request) => {
                     // The gate must not wait; without room `Finished` says it a little later.
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
@@ -97,9 +105,13 @@ impl Sender {
                             let turn = Mutex::new(turn);
                             let gate = CountingGate { gate, turn, left, urgent, sent: Box::new(sent) };
                             failpoints::hit("send::before_first_byte");
-                            let outcome = lane.connector.send(request, &gate).await;
+                            let sending = async {
+                                panic_if_asked("send::panic_handed_over", &request);
+                                lane.connector.send(request, &gate).await
+                            };
+                            let outcome = AssertUnwindSafe(sending).catch_unwind().await;
                             failpoints::hit("send::after_answer");
-                            outcome
+                            outcome.unwrap_or_else(|_| panicked(Outcome::Ambiguous))
                         }
                     }
                 }
@@ -108,8 +120,10 @@ impl Sender {
         let carrier = lane.as_ref().map_or_else(|| "none".to_owned(), |lane| lane.record.name.clone());
         let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
-        let carrier_no = permit.carrier_no;
-        drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
+        if outcome.code != PANIC_CODE {
+            let carrier_no = permit.carrier_no;
+            drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
+        }
         let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
         let throttled = (outcome.outcome == Outcome::Throttled).then_some(pause);
         self.leases.answered(permit.carrier_no, throttled);
@@ -144,6 +158,16 @@ impl Sender {
         }
         let turn = tokio::time::timeout_at(start_by, gate.near(urgent)).await.ok()?;
         Some((gate, Some(turn)))
+    }
+
+    fn opened(&self, permit: &Permit, urgent: bool, times: Times) -> Result<SendRequest, SendOutcome> {
+        let open = || -> Result<SendRequest, &'static str> {
+            let request = self.open(permit, urgent, times)?;
+            panic_if_asked("send::panic_opened", &request);
+            Ok(request)
+        };
+        let opened = catch_unwind(AssertUnwindSafe(open));
+        opened.map_or_else(|_| Err(panicked(Outcome::Transient)), |result| result.map_err(not_sent))
     }
 
     fn open(&self, permit: &Permit, urgent: bool, times: Times) -> Result<SendRequest, &'static str> {
@@ -197,6 +221,21 @@ impl Sender {
         };
         self.facts.push(partition, Fact { command, done: None }).await;
     }
+}
+
+/// For the canary suite, which proves that no trace of the plaintext is left. Armed in labs only.
+fn panic_if_asked(point: &'static str, request: &SendRequest) {
+    assert!(
+        !failpoints::fails(point),
+        "asked to panic by {} {}",
+        request.recipient.expose(),
+        request.body.expose(),
+    );
+}
+
+fn panicked(outcome: Outcome) -> SendOutcome {
+    let code = PANIC_CODE.to_owned();
+    SendOutcome { outcome, carrier_refs: Vec::new(), code, retry_after: None, segments: 0 }
 }
 
 /// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.

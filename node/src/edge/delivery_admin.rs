@@ -3,6 +3,7 @@ use super::admin::change;
 use super::dead_letters::DeadLetters;
 use super::forecasts;
 use super::ingest::Ingest;
+use super::unknown::Unknown;
 use crate::delivery::backlog::Looker;
 use crate::engine::NodeHandle;
 use crate::meta::MetaClient;
@@ -11,8 +12,9 @@ use carillon_proto::admin::delivery_admin_server::DeliveryAdmin;
 use carillon_proto::admin::{
     BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, DropRouteResponse,
     GetForecastRequest, GetForecastResponse, ListBreakersRequest, ListBreakersResponse,
-    ListDeadLettersRequest, ListDeadLettersResponse, ListRoutesRequest, ListRoutesResponse, PutRouteRequest,
-    PutRouteResponse, ReplayDeadLettersRequest, ReplayDeadLettersResponse, SetBreakerRequest,
+    ListDeadLettersRequest, ListDeadLettersResponse, ListRoutesRequest, ListRoutesResponse,
+    ListUnknownRequest, ListUnknownResponse, PutRouteRequest, PutRouteResponse, ReplayDeadLettersRequest,
+    ReplayDeadLettersResponse, ResolveUnknownRequest, ResolveUnknownResponse, SetBreakerRequest,
     SetBreakerResponse,
 };
 use carillon_proto::identity::Role;
@@ -31,8 +33,12 @@ pub struct DeliveryAdminApi {
 }
 
 impl DeliveryAdminApi {
-    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Operator(_))).map(|_| ())
+    /// Gives the operator's name.
+    fn check<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        match super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Operator(_)))? {
+            Role::Operator(name) => Ok(name),
+            _ => Err(super::internal("role was checked")),
+        }
     }
 
     fn dead_letters(&self) -> DeadLetters<'_> {
@@ -64,6 +70,22 @@ impl DeliveryAdmin for DeliveryAdminApi {
     ) -> Result<Response<DropDeadLettersResponse>, Status> {
         self.check(&request)?;
         self.dead_letters().discard(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_unknown(
+        &self,
+        request: Request<ListUnknownRequest>,
+    ) -> Result<Response<ListUnknownResponse>, Status> {
+        self.check(&request)?;
+        Unknown { handle: &self.handle }.list(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn resolve_unknown(
+        &self,
+        request: Request<ResolveUnknownRequest>,
+    ) -> Result<Response<ResolveUnknownResponse>, Status> {
+        let operator = self.check(&request)?;
+        Unknown { handle: &self.handle }.resolve(&operator, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_forecast(

@@ -13,6 +13,7 @@ use carillon_proto::admin::{
 use carillon_proto::errors::{self, FieldViolation, invalid_fields, violation};
 use carillon_proto::internal::{PutHours, PutPractice, RecipientZones, meta_command::Kind};
 use carillon_proto::public::{ErrorReason, MessageClass, Priority};
+use carillon_proto::region::{self, RegionFault};
 use carillon_proto::{local_time, place};
 use tonic::Status;
 
@@ -89,16 +90,25 @@ impl HoursDesk<'_> {
         if !request.time_zone.is_empty() && local_time::zone(&request.time_zone).is_none() {
             wrong.push(violation("time_zone", "UNKNOWN_TIME_ZONE", "is not an IANA time zone"));
         }
-        if !request.region.is_empty() && !place::is_region(&request.region) {
-            wrong.push(violation("region", "MALFORMED_REGION", "is not like US-FL or DE"));
-        }
+        let region = match (request.region.as_str(), region::known(&request.region)) {
+            ("", _) => "".into(),
+            (_, Ok(region)) => region,
+            (_, Err(RegionFault::Malformed)) => {
+                wrong.push(violation("region", "MALFORMED_REGION", "is not like US-FL or DE"));
+                "".into()
+            }
+            (_, Err(RegionFault::Unknown)) => {
+                wrong.push(violation("region", "UNKNOWN_REGION", "is not a region of ISO 3166"));
+                "".into()
+            }
+        };
         let class = MessageClass::try_from(request.class).unwrap_or(MessageClass::Unspecified);
         if class == MessageClass::Unspecified {
             wrong.push(violation("class", "UNKNOWN_CLASS", "is not a message class"));
         }
         let place = place::resolve(place::Known {
             message_zone: &request.time_zone,
-            message_region: &request.region,
+            message_region: &region,
             practice_zone: practice.map_or("", |record| &record.time_zone),
             // Without a practice the number is all that there is.
             recipient_zones: practice.map_or(RecipientZones::AreaCode, |record| record.recipient_zones()),

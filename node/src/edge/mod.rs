@@ -25,6 +25,7 @@ mod restore;
 mod sameness;
 pub mod series;
 pub mod steward_api;
+mod unknown;
 pub mod update;
 pub mod view;
 

@@ -43,6 +43,7 @@ impl PeerApi {
             return;
         }
         self.handle.space().peer(node, frame.storage_near_full);
+        self.handle.leavers().hear(node, frame.stopping);
         crate::clock::hear(node, frame.clock_ms);
         let own = |m: &GroupMessage| m.message.as_ref().is_some_and(|r| node_of(r.from) == node);
         let messages: Vec<_> = frame.messages.into_iter().filter(own).collect();

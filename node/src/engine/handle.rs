@@ -4,6 +4,7 @@ use super::references::References;
 use super::scrub::{ScrubMessage, ScrubReport};
 use super::shard::ShardMessage;
 use super::snapshot::Hub;
+use crate::leave::Leavers;
 use crate::space::Space;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -161,6 +162,7 @@ pub(crate) struct Shared {
     pub references: Arc<References>,
     pub admission: Arc<Semaphore>,
     pub space: Arc<Space>,
+    pub leavers: Arc<Leavers>,
     pub fenced: Fenced,
     pub scrub: crossbeam_channel::Sender<ScrubMessage>,
 }
@@ -179,6 +181,11 @@ impl NodeHandle {
     /// Room on this node's disk and on its peers'.
     pub fn space(&self) -> &Space {
         &self.shared.space
+    }
+
+    /// Who is stopping, this node or others.
+    pub fn leavers(&self) -> &Leavers {
+        &self.shared.leavers
     }
 
     /// Whether this node's replica of a group is out of service.

@@ -25,6 +25,7 @@ pub mod upkeep;
 mod wiring;
 
 use crate::config::Config;
+use crate::leave::Leavers;
 use crate::meta::Membership;
 use crate::space::Space;
 use applier::DRIVER_EVENTS_MAX;
@@ -77,7 +78,9 @@ pub fn start(
     let opened = open_groups(membership, &settings, &stores)?;
     let running: Vec<u32> = opened.cells.keys().copied().collect();
     let lines = Lines::new();
-    let peers = transport::start(origin(config, identity, &space), channels, lines.inbox.0.clone());
+    let leavers = Arc::<Leavers>::default();
+    let origin = origin(config, identity, (&space, &leavers));
+    let peers = transport::start(origin, channels, lines.inbox.0.clone());
     let snapshots = Arc::new(open_hub(config, &stores.state, &lines, channels)?);
     let (common, changing) =
         Common::new(config, &stores, &opened, (Arc::clone(&space), Arc::clone(&snapshots)))?;
@@ -118,6 +121,7 @@ pub fn start(
         references: common.references,
         admission: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
         space,
+        leavers,
         fenced: common.fenced,
         scrub: scrub.0.clone(),
     };
@@ -132,12 +136,17 @@ pub fn start(
     })
 }
 
-fn origin(config: &Config, identity: &Identity, space: &Arc<Space>) -> transport::Origin {
+fn origin(
+    config: &Config,
+    identity: &Identity,
+    (space, leavers): (&Arc<Space>, &Arc<Leavers>),
+) -> transport::Origin {
     transport::Origin {
         node_id: config.node_id,
         store_id: identity.store_id(),
         cluster_id: Arc::from(config.cluster_id.as_str()),
         space: Arc::clone(space),
+        leavers: Arc::clone(leavers),
     }
 }
 

@@ -4,6 +4,7 @@
 //! because raft repeats. Order holds within a stream.
 use super::peers::PeerChannels;
 use super::shard::ShardMessage;
+use crate::leave::Leavers;
 use crate::space::Space;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{GroupMessage, RaftFrame, TruncateHint};
@@ -36,6 +37,7 @@ pub struct Origin {
     pub store_id: u64,
     pub cluster_id: Arc<str>,
     pub space: Arc<Space>,
+    pub leavers: Arc<Leavers>,
 }
 
 type Lanes = BTreeMap<u64, [mpsc::Sender<RaftFrame>; 2]>;
@@ -82,6 +84,7 @@ impl PeerSender {
             from_store: self.origin.store_id,
             storage_near_full: self.origin.space.near_full(),
             clock_ms: crate::clock::system_ms(),
+            stopping: self.origin.leavers.is_leaving(),
         };
         if lanes[lane].try_send(frame).is_err() {
             metrics::counter!("carillon_raft_messages_dropped_total", "reason" => "peer_queue_full")

@@ -45,8 +45,8 @@ async fn update(
     let caller = shared.authorize(&request)?;
     let deadline = caller.required_deadline()?;
     let request = request.into_inner();
+    shared.own_practice(caller.tenant(), &request.practice, deadline).await?;
     let changes = check(&request, super::now_ms())?;
-    shared.partitions(deadline).await?;
     let map = shared.map.load();
     let practice =
         map.practice(caller.tenant(), &request.practice).ok_or_else(validate::practice_not_found)?;

@@ -25,8 +25,10 @@ pub(super) async fn cancel(
     let deadline = caller.required_deadline()?;
     let CancelMessagesRequest { message_ids, external_references, practice } = request.into_inner();
     validate::count(message_ids.len() + external_references.len(), ITEMS_MAX + REFERENCES_MAX)?;
+    // Without references the practice says nothing.
+    let named = if external_references.is_empty() { "" } else { practice.as_str() };
+    let partitions = shared.own_practice(caller.tenant(), named, deadline).await?;
     check(&message_ids, &external_references, &practice)?;
-    let partitions = shared.partitions(deadline).await?;
     let canceller = Canceller { shared, tenant: caller.tenant(), deadline };
     let by_reference = canceller.by_reference(&practice, external_references);
     let by_id = canceller.by_id(&message_ids, partitions);

@@ -35,8 +35,8 @@ pub(super) async fn list(
     let caller = shared.authorize(&request)?;
     let deadline = caller.required_deadline()?;
     let mut filter = request.into_inner();
+    let partitions = shared.own_practice(caller.tenant(), &filter.practice, deadline).await?;
     check(&filter)?;
-    let partitions = shared.partitions(deadline).await?;
     let range = if filter.practice.is_empty() {
         1..=partitions
     } else {

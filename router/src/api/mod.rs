@@ -52,6 +52,8 @@ pub struct Shared {
     watchers: Arc<Semaphore>,
     /// Cancelled when the process is asked to end: long-lived streams finish then.
     pub stopping: CancellationToken,
+    /// Obey `submit::PANIC_LABEL`.
+    lab: bool,
 }
 
 impl Shared {
@@ -60,10 +62,11 @@ impl Shared {
         map: Arc<MapCache>,
         buffer_bytes_max: usize,
         stopping: CancellationToken,
+        lab: bool,
     ) -> Self {
         let buffer = Arc::new(Semaphore::new(buffer_bytes_max / BUFFER_UNIT_BYTES));
         let watchers = Arc::new(Semaphore::new(FOLLOWED_MAX as usize));
-        Self { cluster_id, map, buffer, watchers, stopping }
+        Self { cluster_id, map, buffer, watchers, stopping, lab }
     }
 
     /// Room for a watcher that follows so many partitions.
@@ -93,6 +96,16 @@ impl Shared {
 
     fn authorize<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         auth::authorize(&self.cluster_id, request)
+    }
+
+    /// Refuses a practice that is named and is not this tenant's. Comes before every other check of a call, so that the answer is the
+    /// same whether the practice is somebody else's or nobody's, and whatever else is wrong. Gives the number of partitions.
+    async fn own_practice(&self, tenant: &str, practice: &str, deadline: Deadline) -> Result<u32, Status> {
+        let partitions = self.partitions(deadline).await?;
+        if !practice.is_empty() && self.map.load().practice(tenant, practice).is_none() {
+            return Err(crate::validate::practice_not_found());
+        }
+        Ok(partitions)
     }
 
     /// The number of partitions, once it is known.

@@ -23,6 +23,7 @@ pub(super) async fn create(shared: &Shared, request: Request<CreateSeriesRequest
     let deadline = caller.required_deadline()?;
     let CreateSeriesRequest { message, rule, start, exceptions, valid_for } = request.into_inner();
     let spec = message.unwrap_or_default();
+    shared.own_practice(caller.tenant(), &spec.practice, deadline).await?;
     let mut bad = Violations::default();
     for (field, text) in [("rule", &rule), ("start", &start)] {
         match text.len() {
@@ -50,7 +51,6 @@ pub(super) async fn create(shared: &Shared, request: Request<CreateSeriesRequest
         bad.add(&format!("message.{field}"), Fault::TIMES_OF_A_SERIES);
     }
     bad.into_result()?;
-    shared.partitions(deadline).await?;
     let (message, partition, idempotency_key) = checked(shared, caller.tenant(), spec)?;
     let plan = SeriesPlan { message: Some(message), rule, start, exceptions, valid_ms };
     let action = Action::Create(NodeCreateSeries { plan: Some(plan), idempotency_key });

@@ -86,7 +86,7 @@ async fn answer(shared: &Shared, caller: &Caller, batch: StreamMessagesRequest) 
     if let Err(status) = shared.partitions(deadline).await {
         return whole(batch_id, &status);
     }
-    let results = accept(&shared.map, caller.tenant(), messages, deadline).await;
+    let results = accept(shared, caller.tenant(), messages, deadline).await;
     StreamMessagesResponse { batch_id, results, error: None }
 }
 

@@ -104,6 +104,7 @@ fn each_fault_has_its_field_and_word() {
     let national = |number: &str, region: &str| {
         Some(Recipient::NationalNumber(NationalNumber { number: number.into(), region: region.into() }))
     };
+    let nowhere = national("2125550123", "XX");
     let (unparsable, no_region, empty) =
         (national("call me", "US"), national("2125550123", "QQ"), national("", "US"));
     let cases: Vec<(Change, &str, &str)> = vec![
@@ -146,6 +147,9 @@ fn each_fault_has_its_field_and_word() {
         ),
         (Box::new(|s| s.time_zone = "America/Springfield".into()), "time_zone", "UNKNOWN_TIME_ZONE"),
         (Box::new(|s| s.region = "Florida".into()), "region", "MALFORMED_REGION"),
+        (Box::new(|s| s.region = "XX".into()), "region", "UNKNOWN_REGION"),
+        (Box::new(|s| s.region = "us-xx".into()), "region", "UNKNOWN_REGION"),
+        (Box::new(move |s| s.recipient = nowhere.clone()), "national_number.region", "UNKNOWN_REGION"),
         (Box::new(|s| s.not_before_local = "tomorrow".into()), "not_before_local", "NOT_A_LOCAL_TIME"),
         (Box::new(|s| s.not_before_local = "2030-12-03T09:00".into()), "not_before_local", "TOO_FAR"),
         (
@@ -175,6 +179,18 @@ fn each_fault_has_its_field_and_word() {
     }
 }
 
+#[test]
+fn a_region_in_lower_case_is_the_same_region() {
+    for (given, region) in [("us-fl", "US-FL"), ("De", "DE"), ("US-FL", "US-FL")] {
+        let spec = MessageSpec { region: given.into(), ..good() };
+        let place = check_good(spec).unwrap().message.place.unwrap_or_default();
+        assert_eq!(place.regions, [region]);
+    }
+    let number = NationalNumber { number: "212-555-0123".into(), region: "us".into() };
+    let spec = MessageSpec { recipient: Some(Recipient::NationalNumber(number)), ..good() };
+    assert_eq!(check_good(spec).unwrap().message.recipient, "+12125550123");
+}
+
 fn phone(number: &str) -> Box<dyn Fn(&mut MessageSpec)> {
     let number = number.to_owned();
     Box::new(move |s| s.recipient = Some(Recipient::PhoneNumber(number.clone())))
@@ -201,7 +217,6 @@ fn limits_themselves_are_allowed() {
 #[test]
 fn all_faults_are_told_at_once() {
     let spec = MessageSpec {
-        practice: "foreign".into(),
         body: String::new(),
         class: 99,
         expires_at: at(-5),
@@ -213,17 +228,20 @@ fn all_faults_are_told_at_once() {
         ("class", "UNKNOWN_CLASS"),
         ("expires_at", "PAST_EXPIRY"),
         ("time_zone", "UNKNOWN_TIME_ZONE"),
-        ("practice", "NOT_FOUND"),
     ];
-    let told = violations(&check(spec, None, NOW_MS).err().unwrap());
+    let told = violations(&check_good(spec).err().unwrap());
     assert_eq!(told, expected.map(|(field, word)| (field.to_owned(), word.to_owned())));
 }
 
 #[test]
 fn a_foreign_practice_is_not_found() {
-    let status = check(good(), None, NOW_MS).err().unwrap();
-    assert_eq!(status.code(), Code::NotFound);
-    assert_eq!(errors::reason_of(&status), Some(ErrorReason::PracticeNotFound));
+    // Whatever else is wrong.
+    let all_wrong = MessageSpec { body: String::new(), class: 99, region: "XX".into(), ..good() };
+    for spec in [good(), all_wrong] {
+        let status = check(spec, None, NOW_MS).err().unwrap();
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(errors::reason_of(&status), Some(ErrorReason::PracticeNotFound));
+    }
 }
 
 #[test]

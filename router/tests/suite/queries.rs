@@ -3,6 +3,7 @@ use crate::support::cluster::PARTITIONS;
 use crate::support::*;
 use crate::{told, violation, violations};
 use carillon_proto::errors;
+use carillon_proto::public::appointments_client::AppointmentsClient;
 use carillon_proto::public::*;
 use carillon_proto::{MessageId, Slot};
 use std::collections::BTreeSet;
@@ -62,6 +63,41 @@ async fn a_message_is_found_by_id_by_its_tenant_only() {
         let status = client.get_message(timed(request)).await.unwrap_err();
         assert_eq!(violations(&status), violation(field, word));
         assert!(!format!("{status:?}").contains("2125550123"));
+    }
+}
+
+/// Whether a practice is somebody else's or nobody's, and whatever else is wrong with the call: the answer is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_practice_is_not_found_before_anything_else_is_looked_at() {
+    let bed = Bed::start().await;
+    let mut client = bed.client();
+    let mut appointments = AppointmentsClient::new(bed.own_channel());
+    for practice in [FOREIGN, "nobodys"] {
+        let list = ListMessagesRequest {
+            practice: practice.into(),
+            page_size: -1,
+            states: vec![99],
+            ..Default::default()
+        };
+        let cancel = CancelMessagesRequest {
+            external_references: vec![String::new()],
+            practice: practice.into(),
+            ..Default::default()
+        };
+        let update = UpdateAppointmentRequest { practice: practice.into(), ..Default::default() };
+        let message = Some(MessageSpec { practice: practice.into(), ..Default::default() });
+        let series = CreateSeriesRequest { message, ..Default::default() };
+        let message = MessageSpec { body: String::new(), class: 42, ..spec(practice, "k") };
+        let statuses = [
+            client.list_messages(timed(list)).await.unwrap_err(),
+            client.cancel_messages(timed(cancel)).await.unwrap_err(),
+            appointments.update_appointment(timed(update)).await.unwrap_err(),
+            appointments.create_series(timed(series)).await.unwrap_err(),
+            refused(&submit(&mut client, vec![message]).await[0]),
+        ];
+        for status in statuses {
+            assert_eq!(told(&status), (Code::NotFound, ErrorReason::PracticeNotFound), "{practice}");
+        }
     }
 }
 

@@ -197,6 +197,7 @@ fn needed(command: &Command) -> u32 {
         Some(
             Kind::UpdateByReference(_)
             | Kind::DropDeadLetter(_)
+            | Kind::ResolveUnknown(_)
             | Kind::Reroute(_)
             | Kind::PutSeries(_)
             | Kind::AdvanceSeries(_)

@@ -137,7 +137,7 @@ impl Oracle {
         let from = std::mem::replace(&mut seen.state, to);
         seen.changed_ms = now_ms;
         seen.detail.clone_from(&event.detail);
-        let resent = to == MessageState::Waiting && event.detail == DETAIL_RESEND;
+        let resent = to == MessageState::Waiting && event.detail.starts_with(DETAIL_RESEND);
         seen.resends += u32::from(resent);
         let mut wrong = None;
         let guarded = to == MessageState::Unknown && event.detail == message::RESTORE_GUARD;

@@ -1,8 +1,10 @@
 //! The PHI canary: marked numbers, names and texts go through everything that can happen to a message while every
-//! process logs at `trace`; afterwards no file of the cluster may hold a mark in any form.
+//! process logs at `trace`, the most that there is; afterwards no file of the cluster may hold a mark in any form, nor may anything
+//! that our programs printed about them.
 //!
 //! Proof that it can fail: planted files are found by the same search (here and in `carillon_tests::canary`), the carrier
 //! did receive the marked texts, readers with the right certificate do get them back, and the logs really are at `trace`.
+mod programs;
 mod story;
 
 use carillon_ctl::lab::{LabOptions, SMSC};
@@ -54,10 +56,14 @@ async fn run() {
     steps.run("rejected and not delivered by the carrier", story.rejected_by_carrier()).await;
     steps.run("refused for now: throttled and failing", story.refused_for_now()).await;
     steps.run("answer timeout: unknown and held", story.answer_timeout()).await;
-    steps.run("panic while the plaintext is held", story.panic()).await;
+    steps.run("panic while the plaintext is held: router, ingest", story.panic()).await;
+    steps.run("panic between opening and the carrier's socket", story.panic_while_sending()).await;
     steps.run("crash: kill -9 with attempts in flight", story.crash()).await;
     steps.run("taken back and repeated under another text", story.taken_back()).await;
     steps.run("everything was really processed", story.proof()).await;
+    steps.run("everything has settled", story.settled()).await;
+    steps.run("carillonctl: what it shows and what it refuses", story.carillonctl()).await;
+    steps.run("demo and ledger of a marked day", story.demo()).await;
     let marks = story.marks();
     drop(story);
     steps.run("no file holds a mark", search(&rig, &marks)).await;

@@ -7,26 +7,34 @@ use carillon_proto::public::message_spec::Recipient;
 use carillon_proto::public::submit_result::Result as Item;
 use carillon_proto::public::*;
 use carillon_tests::api::{from_now, number, number_of, timed};
+use carillon_tests::faults::{arm, disarm};
 use carillon_tests::rig::{Rig, until};
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::Status;
 
-const LIMIT: Duration = Duration::from_secs(40);
+pub(super) const LIMIT: Duration = Duration::from_secs(40);
 /// Longer than the carrier's answer timeout of a lab (5 s).
 const TIMEOUT_LIMIT: Duration = Duration::from_secs(60);
 
+/// Some wait for retries.
+const SETTLE_LIMIT: Duration = Duration::from_secs(170);
+
 /// The beginning of every kind of marked text; each is a mark.
-const BODY: &str = "zqBodyVx7Lk";
+pub(super) const BODY: &str = "zqBodyVx7Lk";
 const NAME: &str = "Quixzotlberta";
-const REFERENCE: &str = "zqRefJp4Wm";
+pub(super) const REFERENCE: &str = "zqRefJp4Wm";
 const LABEL_NAME: &str = "zqLabNm8Ty";
 const LABEL_VALUE: &str = "zqLabVl2Gh";
 const KEY: &str = "zqKeyTw6Rd";
 /// In fields that are refused.
-const BAD: &str = "zqBadHn3Pf";
+pub(super) const BAD: &str = "zqBadHn3Pf";
 const PANIC_LABEL: &str = "carillon-lab-panic";
+const ROUTER_PANIC_LABEL: &str = "carillon-lab-panic-router";
+/// What is read of a log that grows by megabytes a second.
+const TAIL_BYTES: u64 = 8 << 20;
 
 /// Receipts echo the text. Numbers that end in 0187 are refused in the answer, in 0143 by the receipt.
 pub const PROFILE: &str = r#"
@@ -40,7 +48,7 @@ const LOST: &str = "base = \"perfect\"\n[faults]\nlost_accepted = 1.0\n[receipts
 const THROTTLED: &str = "base = \"perfect\"\n[faults]\nthrottled = 0.4\ntemporary = 0.4\n";
 
 pub struct Story<'a> {
-    rig: &'a Rig,
+    pub(super) rig: &'a Rig,
     evidence: PathBuf,
     kept: usize,
     numbers: BTreeSet<String>,
@@ -62,7 +70,7 @@ impl<'a> Story<'a> {
         words.into_iter().chain(self.numbers.iter().cloned()).collect()
     }
 
-    fn keep(&mut self, what: &str, bytes: &[u8]) {
+    pub(super) fn keep(&mut self, what: &str, bytes: &[u8]) {
         self.kept += 1;
         fs_err::write(self.evidence.join(format!("{:03}-{what}", self.kept)), bytes).unwrap();
     }
@@ -80,7 +88,7 @@ impl<'a> Story<'a> {
 
     /// A message with a mark in every field that may hold a patient's data. The text begins with marks, so that
     /// receipts echo them.
-    fn marked(&mut self, practice: usize, key: &str, at: usize) -> MessageSpec {
+    pub(super) fn marked(&mut self, practice: usize, key: &str, at: usize) -> MessageSpec {
         let number = number(at);
         self.numbers.insert(number[2..].to_owned());
         MessageSpec {
@@ -248,33 +256,76 @@ impl<'a> Story<'a> {
         self.rig.carrier.set_profile(PROFILE).await.unwrap();
     }
 
-    /// Ingest panics with number, text and labels in the panic's message.
+    /// Router and ingest panic with number, text and labels in the panic's message.
     pub async fn panic(&mut self) {
-        let mut spec = self.marked(9, "panic", 9);
-        spec.labels.insert(PANIC_LABEL.to_owned(), LABEL_VALUE.to_owned());
-        let mut request =
-            tonic::Request::new(SubmitMessagesRequest { messages: vec![spec], validate_only: false });
-        request.set_timeout(Duration::from_secs(4));
-        match self.rig.client.messages().submit_messages(request).await {
-            Err(status) => self.keep_status(&status),
-            Ok(answer) => match answer.into_inner().results.remove(0).result {
-                Some(Item::Error(error)) => self.keep_status(&errors::from_rpc(&error)),
-                other => panic!("ingest did not panic: {:?}", other.is_some()),
-            },
+        for (at, label) in [(9, PANIC_LABEL), (13, ROUTER_PANIC_LABEL)] {
+            let before = self.panics().await;
+            let mut spec = self.marked(9, label, at);
+            spec.labels.insert(label.to_owned(), LABEL_VALUE.to_owned());
+            let mut request =
+                tonic::Request::new(SubmitMessagesRequest { messages: vec![spec], validate_only: false });
+            request.set_timeout(Duration::from_secs(4));
+            match self.rig.client.messages().submit_messages(request).await {
+                Err(status) => self.keep_status(&status),
+                Ok(answer) => match answer.into_inner().results.remove(0).result {
+                    Some(Item::Error(error)) => self.keep_status(&errors::from_rpc(&error)),
+                    other => panic!("it did not panic: {:?}", other.is_some()),
+                },
+            }
+            let after = self.panics().await;
+            let routers = after.0 > before.0;
+            assert_eq!((routers, after.1 > before.1), (label == ROUTER_PANIC_LABEL, label == PANIC_LABEL));
         }
-        let pages = self.rig.metrics().await;
-        let mut panics = 0.0;
-        for page in pages.values() {
-            panics +=
-                carillon_loadtest::scrape::Page::parse(page).sum("carillon_panics_total").unwrap_or(0.0);
-        }
-        assert!(panics >= 1.0, "nothing panicked");
         self.keep_metrics().await;
-        // The node goes on.
+        // Both go on.
         let after = self.marked(9, "after-the-panic", 10);
         let id = self.submit(&after).await;
         self.rig.until_state(&id, MessageState::Delivered, LIMIT).await;
         self.sent.push((after, 1));
+    }
+
+    /// Panics of the router, and of all nodes.
+    async fn panics(&self) -> (f64, f64) {
+        let (mut router, mut nodes) = (0.0, 0.0);
+        for (process, page) in self.rig.metrics().await {
+            let count =
+                carillon_loadtest::scrape::Page::parse(&page).sum("carillon_panics_total").unwrap_or(0.0);
+            *(if process == "router" { &mut router } else { &mut nodes }) += count;
+        }
+        (router, nodes)
+    }
+
+    /// Between opening a message and the carrier's socket a node panics with the plaintext in the panic: before its connector was
+    /// called (it is tried again), and where that may have begun to write (it is held).
+    pub async fn panic_while_sending(&mut self) {
+        for (at, point, class, state) in [
+            (14, "send::panic_opened", MessageClass::Staff, MessageState::Delivered),
+            (15, "send::panic_handed_over", MessageClass::Reminder, MessageState::Unknown),
+        ] {
+            let mut spec = self.marked(at, &point.replace("::", "-"), at);
+            spec.class = class as i32;
+            let before = self.panics().await.1;
+            let leader = self.rig.leader_of(&spec.practice).await;
+            arm(&self.rig.lab.data_dir(leader), &[(point, "1*return")]).unwrap();
+            let log = self.rig.lab.log_path(&format!("node-{leader}"));
+            until("the fail point is armed", LIMIT, async || {
+                let armed =
+                    log_tail(&log).lines().any(|l| l.contains("fail point armed") && l.contains(point));
+                if armed { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await;
+            let id = self.submit(&spec).await;
+            let message = self.rig.until_state(&id, state, LIMIT).await;
+            let first = &message.attempts[0];
+            let outcome =
+                if state == MessageState::Unknown { Outcome::Ambiguous } else { Outcome::Transient };
+            assert_eq!((first.outcome(), first.carrier_code.as_str()), (outcome, "panic"));
+            self.keep("state-detail", format!("{} {:?}", message.state_detail, message.attempts).as_bytes());
+            assert!(self.panics().await.1 > before, "nothing panicked");
+            disarm(&self.rig.lab.data_dir(leader)).unwrap();
+            self.sent.push((spec, u32::from(state == MessageState::Delivered)));
+        }
+        self.keep_metrics().await;
     }
 
     pub async fn crash(&mut self) {
@@ -319,6 +370,24 @@ impl<'a> Story<'a> {
         }
     }
 
+    /// No message is on its way any more.
+    pub async fn settled(&mut self) {
+        let moving =
+            [MessageState::Accepted, MessageState::Waiting, MessageState::InFlight, MessageState::Submitted];
+        let request = ListMessagesRequest {
+            states: moving.map(|state| state as i32).to_vec(),
+            page_size: 1_000,
+            ..Default::default()
+        };
+        until("every message has settled", SETTLE_LIMIT, async || {
+            match self.rig.list(request.clone()).await.first() {
+                None => Ok(()),
+                Some(open) => Err(format!("{} is {:?}", open.message_id, open.state())),
+            }
+        })
+        .await;
+    }
+
     /// A canary that was never there is not found either.
     pub async fn proof(&mut self) {
         let truth = self.rig.carrier.truth(&self.since.expect("the story began")).await.unwrap();
@@ -334,4 +403,14 @@ impl<'a> Story<'a> {
         }
         self.keep_metrics().await;
     }
+}
+
+/// The end of a log.
+fn log_tail(path: &Path) -> String {
+    let mut file = fs_err::File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).unwrap();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -9,12 +9,14 @@ use tonic::{Code, Request};
 
 type Change = fn(&mut MessageSpec);
 
-const FIELDS: [(Change, &str, &str); 16] = [
+const FIELDS: [(Change, &str, &str); 18] = [
     (|s| s.recipient = phone("call me maybe"), "phone_number", "UNPARSABLE_NUMBER"),
     (|s| s.recipient = phone("+15551234567"), "phone_number", "INVALID_NUMBER"),
     (|s| s.recipient = None, "phone_number", "EMPTY"),
     (|s| s.recipient = national("two one two", "US"), "national_number.number", "UNPARSABLE_NUMBER"),
     (|s| s.recipient = national("2125550123", "QQ"), "national_number.region", "UNKNOWN_REGION"),
+    (|s| s.recipient = national("2125550123", "XX"), "national_number.region", "UNKNOWN_REGION"),
+    (|s| s.region = "XX".to_owned(), "region", "UNKNOWN_REGION"),
     (|s| s.body.clear(), "body", "EMPTY"),
     (|s| s.body = "x".repeat(1_601), "body", "TOO_LONG"),
     (|s| s.body = "x".repeat(1_531), "body", "TOO_MANY_SEGMENTS"),
@@ -55,7 +57,8 @@ pub async fn fields(rig: &Rig) {
             spec
         })
         .collect();
-    messages.push(spec("nobodys-practice", "bad-practice", 0));
+    // What else is wrong with it does not matter.
+    messages.push(MessageSpec { body: String::new(), ..spec("nobodys-practice", "bad-practice", 0) });
     // Everything wrong at once is told at once.
     messages.push(MessageSpec {
         body: String::new(),
@@ -119,10 +122,12 @@ pub async fn foreign(rig: &Rig) {
     let id = rig.submit(vec![spec(practice, "foreign", 0)]).await.remove(0).message_id;
     let other = rig.client_with(&rig.lab.tls(&format!("tenant-{OTHER_TENANT}"), Plane::Clients));
     let not_found = (Code::NotFound, reason("PRACTICE_NOT_FOUND"));
-    let request =
-        SubmitMessagesRequest { messages: vec![spec(practice, "foreign-2", 0)], validate_only: false };
-    assert_eq!(told(&refused(&other.submit(request).await.unwrap().results[0])), not_found);
-    let request = ListMessagesRequest { practice: practice.clone(), ..Default::default() };
+    let wrong = MessageSpec { body: String::new(), class: 99, ..spec(practice, "foreign-3", 0) };
+    for message in [spec(practice, "foreign-2", 0), wrong] {
+        let request = SubmitMessagesRequest { messages: vec![message], validate_only: false };
+        assert_eq!(told(&refused(&other.submit(request).await.unwrap().results[0])), not_found);
+    }
+    let request = ListMessagesRequest { practice: practice.clone(), page_size: -1, ..Default::default() };
     assert_eq!(told(&other.messages().list_messages(timed(request)).await.unwrap_err()), not_found);
     let request = WatchEventsRequest { practice: practice.clone(), cursor: "start".into() };
     assert_eq!(told(&other.messages().watch_events(timed(request)).await.unwrap_err()), not_found);

@@ -46,10 +46,16 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("metrics: pages, names and health", metrics::pages(&rig)).await;
     steps.run("ctl: messages, with everything that can be said", ctl::messages(&rig)).await;
     steps.run("ctl: errors say what is wrong and what to do", ctl::errors(&rig)).await;
+    steps.run("ctl: what fails on the way", ctl::transport(&rig)).await;
+    steps.run("ctl: lists of practices, carriers and messages", ctl::lists(&rig)).await;
+    steps.run("ctl: a watch goes on from its cursor", ctl::watch(&rig)).await;
+    steps.run("ctl: lost answers are resolved by an operator", ctl::unknown(&rig)).await;
     steps.run("ctl: status asks every node", ctl::status(&rig)).await;
     steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
     steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
     steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;
+    steps.run("logs: every line of every process is JSON", async { metrics::logs(&rig) }).await;
+    steps.run("logs: nobody complains when all is stopped", metrics::stopped(&rig)).await;
     steps.finish();
 }
 

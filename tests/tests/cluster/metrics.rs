@@ -1,7 +1,9 @@
 //! The side port of every process: metric pages hold histograms with buckets and only names of the catalogue.
+use carillon_ctl::lab::SMSC;
 use carillon_proto::metric_names::{CATALOGUE, Kind};
 use carillon_tests::rig::Rig;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// `# TYPE name kind` of a page.
 fn types(page: &str) -> BTreeMap<&str, &str> {
@@ -92,5 +94,39 @@ fn a_bad_page_is_noticed() {
         (" histogram", " gauge"),
     ] {
         assert!(!complaints(&good.replace(from, to)).is_empty(), "{from} {to}");
+    }
+}
+
+/// Of every process, from its first line on, through kills and starts.
+pub fn logs(rig: &Rig) {
+    let names = ["node-1", "node-2", "node-3", "router", SMSC];
+    for name in names {
+        let text = fs_err::read_to_string(rig.lab.log_path(name)).unwrap();
+        for line in text.lines() {
+            let value: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{name}: {e}: {line}"));
+            for field in ["timestamp", "level", "message"] {
+                assert!(value[field].is_string(), "{name}: no {field} in {line}");
+            }
+        }
+        assert!(!text.is_empty(), "{name} logs nothing");
+    }
+    let smsc = fs_err::read_to_string(rig.lab.log_path(SMSC)).unwrap();
+    assert!(smsc.contains("\"message\":\"ready\""), "{smsc}");
+}
+
+/// A cluster in order that is stopped as a whole has nothing to warn of.
+pub async fn stopped(rig: &Rig) {
+    rig.until_caught_up(Duration::from_secs(60)).await;
+    let logs = ["node-1", "node-2", "node-3", "router", SMSC].map(|name| rig.lab.log_path(name));
+    let lengths = logs.clone().map(|path| fs_err::metadata(path).unwrap().len() as usize);
+    assert_eq!(rig.lab.down().unwrap(), 5);
+    for (path, length) in logs.iter().zip(lengths) {
+        let text = fs_err::read_to_string(path).unwrap();
+        let new: Vec<&str> = text[length..].lines().collect();
+        assert!(!new.is_empty(), "{} does not say that it stops", path.display());
+        let loud = |line: &&&str| line.contains("\"level\":\"WARN\"") || line.contains("\"level\":\"ERROR\"");
+        let loud: Vec<_> = new.iter().filter(loud).collect();
+        assert!(loud.is_empty(), "{}: {loud:#?}", path.display());
     }
 }

@@ -1,11 +1,13 @@
 //! `carillonctl carrier ...`: accounts at carriers.
 use super::Verdict;
 use super::cluster::PutCarrierArgs;
-use super::output::{Format, print};
+use super::output::{Format, print, table};
 use super::target::Target;
+use carillon_proto::admin::CarrierStatus;
 use carillon_proto::internal::{Baa, CarrierRecord, TwilioSettings};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Whether a business associate agreement with the carrier is on file.
@@ -86,6 +88,8 @@ pub struct PutTwilioArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum CarrierCommand {
+    /// All accounts: what they speak, what they allow, and how many connections and attempts all nodes together have.
+    List(Target),
     /// Register an SMPP account, or change its settings.
     Put(Box<PutCarrierArgs>),
     /// Register a Twilio account, or change its settings.
@@ -94,6 +98,7 @@ pub enum CarrierCommand {
 
 pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<Verdict> {
     let (target, record) = match command {
+        CarrierCommand::List(target) => return list(&target, format).await,
         CarrierCommand::Put(args) => args.record()?,
         CarrierCommand::PutTwilio(args) => args.record()?,
     };
@@ -103,6 +108,75 @@ pub async fn carrier(command: CarrierCommand, format: Format) -> anyhow::Result<
     });
     print(format, &value, || println!("carrier {} has number {}", stored.name, stored.carrier_no))?;
     Ok(Verdict::Done)
+}
+
+/// An account as all nodes that answer see it together.
+#[derive(Default)]
+struct Account {
+    seen: CarrierStatus,
+    connections: u32,
+    in_flight: u32,
+}
+
+async fn list(target: &Target, format: Format) -> anyhow::Result<Verdict> {
+    let mut accounts = BTreeMap::<u32, Account>::new();
+    for carrier in target.every_status().await?.into_iter().flat_map(|status| status.carriers) {
+        let number = carrier.carrier.as_ref().map_or(0, |record| record.carrier_no);
+        let account = accounts.entry(number).or_default();
+        account.connections += carrier.binds_up;
+        account.in_flight += carrier.in_flight;
+        account.seen = carrier;
+    }
+    let values: Vec<Value> = accounts.values().map(Account::as_json).collect();
+    print(format, &values, || {
+        let head = [
+            "CARRIER",
+            "NUMBER",
+            "SPEAKS",
+            "ADDRESS",
+            "SEGMENTS/S",
+            "CONTRACT",
+            "PHI",
+            "CONNECTIONS",
+            "IN FLIGHT",
+        ];
+        let row = |value: &Value| {
+            let text = |name: &str| match &value[name] {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let mut row: Vec<String> =
+                ["name", "carrier_no", "protocol", "address"].iter().map(|name| text(name)).collect();
+            row.push(match value["segments_per_second"].as_u64() {
+                Some(0) => "not published".to_owned(),
+                _ => text("segments_per_second"),
+            });
+            row.push(format!("{} v{}", text("contract"), text("contract_version")));
+            row.push(if value["carries_phi"] == true { "yes" } else { "no" }.to_owned());
+            row.extend(["connections", "in_flight"].iter().map(|name| text(name)));
+            row
+        };
+        table(&head, &values.iter().map(row).collect::<Vec<_>>());
+    })?;
+    Ok(Verdict::Done)
+}
+
+impl Account {
+    fn as_json(&self) -> Value {
+        let record = self.seen.carrier.clone().unwrap_or_default();
+        let (protocol, address) = match (&record.smpp, &record.twilio) {
+            (_, Some(twilio)) => ("twilio", twilio.base_url.clone()),
+            (Some(smpp), None) if smpp.tls => ("smpp+tls", smpp.address.clone()),
+            (Some(smpp), None) => ("smpp", smpp.address.clone()),
+            (None, None) => ("unknown", String::new()),
+        };
+        json!({
+            "carrier_no": record.carrier_no, "name": record.name, "protocol": protocol, "address": address,
+            "segments_per_second": record.segments_per_second, "campaign": record.campaign, "brand": record.brand,
+            "contract": self.seen.contract, "contract_version": self.seen.contract_version,
+            "carries_phi": self.seen.carries_phi, "connections": self.connections, "in_flight": self.in_flight,
+        })
+    }
 }
 
 impl PutTwilioArgs {

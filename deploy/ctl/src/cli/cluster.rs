@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub enum PracticeCommand {
+    /// All practices, with their settings, where they live, and whether they are paused.
+    List(super::practices::ListArgs),
     /// Register a practice, or change its settings.
     Put(Box<PutPracticeArgs>),
     /// Stop a practice's messages on a carrier; they wait.
@@ -138,6 +140,7 @@ pub enum LogFilterCommand {
 
 pub async fn practice(command: PracticeCommand, format: Format) -> anyhow::Result<Verdict> {
     let args = match command {
+        PracticeCommand::List(args) => return super::practices::list(args, format).await,
         PracticeCommand::Pause(args) => return super::policy::pause(args, true, format).await,
         PracticeCommand::Resume(args) => return super::policy::pause(args, false, format).await,
         PracticeCommand::Put(args) => args,

@@ -80,7 +80,7 @@ impl Scope {
 }
 
 /// The partitions to ask, with the ids of each.
-async fn places(nodes: &Nodes, ids: &[String]) -> anyhow::Result<Vec<(u32, Vec<String>)>> {
+pub(super) async fn places(nodes: &Nodes, ids: &[String]) -> anyhow::Result<Vec<(u32, Vec<String>)>> {
     let statuses = nodes.statuses().await?;
     let all = || statuses[0].0.map.iter().map(|row| row.partition).filter(|partition| *partition != 0);
     if ids.is_empty() {

@@ -13,12 +13,14 @@ mod members;
 mod message;
 mod output;
 mod policy;
+mod practices;
 mod quarantine;
 mod route;
 mod series;
 mod status;
 mod storage;
 mod target;
+mod unknown;
 
 use carillon_ctl::admin::AdminError;
 use carillon_ctl::backup::BackupError;
@@ -56,6 +58,9 @@ enum Command {
     /// Messages whose retries are spent: list them, send them again, drop them.
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetterCommand),
+    /// Messages whose carrier's answer was lost (UNKNOWN): list them, say what became of them.
+    #[command(subcommand)]
+    Unknown(unknown::UnknownCommand),
     /// Breakers of carriers: which are open, and the operator's word.
     #[command(subcommand)]
     Breaker(breaker::BreakerCommand),
@@ -127,6 +132,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Appointment(command) => appointment::run(command, format).await,
         Command::Series(command) => series::run(command, format).await,
         Command::DeadLetter(command) => dead_letter::run(command, format).await,
+        Command::Unknown(command) => unknown::run(command, format).await,
         Command::Breaker(command) => breaker::run(command, format).await,
         Command::Route(command) => route::run(command, format).await,
         Command::Forecast(args) => forecast::run(args, format).await,
@@ -222,6 +228,16 @@ mod tests {
         );
         assert_eq!(parse("carillonctl dead-letter drop --all --lab lab"), Err(2), "say why");
         assert_eq!(parse("carillonctl forecast --limit 50 --lab lab"), Err(2), "say of which carrier");
+        assert_eq!(parse("carillonctl unknown list --older-than-s 3600 --lab lab"), Ok(()));
+        let resolve = "carillonctl unknown resolve m1 m2 --lab lab";
+        assert_eq!(parse(&format!("{resolve} --as delivered --reason portal --dry-run")), Ok(()));
+        assert_eq!(parse(&format!("{resolve} --as delivered")), Err(2), "say why");
+        assert_eq!(parse(&format!("{resolve} --reason portal")), Err(2), "say what");
+        assert_eq!(
+            parse("carillonctl unknown resolve --as failed --reason r --lab lab"),
+            Err(2),
+            "say which"
+        );
         assert_eq!(
             parse("carillonctl appointment cancel --practice p --reference r --version 2 --lab lab"),
             Ok(())
@@ -235,6 +251,12 @@ mod tests {
         assert_eq!(parse(send), Err(2));
         assert_eq!(parse("carillonctl message cancel m1 m2 --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl message cancel --practice p --reference visit-1 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl message list --state unknown --limit 5 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl message list --reference visit-1 --lab lab"), Err(2), "of whom");
+        assert_eq!(parse("carillonctl message watch --from start --count 3 --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl message watch --from start --cursor-file f --lab lab"), Err(2));
+        assert_eq!(parse("carillonctl carrier list --lab lab"), Ok(()));
+        assert_eq!(parse("carillonctl practice list --tenant t --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl message cancel --lab lab"), Err(2), "say which");
         assert_eq!(parse("carillonctl message cancel --reference visit-1 --lab lab"), Err(2), "of whom");
         assert_eq!(parse("carillonctl status --admin a:1,b:1 --cert c --key k --ca a"), Ok(()));

@@ -301,6 +301,15 @@ pub fn drop_dead_letter(n: u64, reason: &str) -> Kind {
     Kind::DropDeadLetter(DropDeadLetter { message_id: id(n).to_bytes(), practice_no: PRACTICE, reason })
 }
 
+pub fn resolve_unknown(n: u64, verdict: UnknownVerdict, reason: &str) -> Kind {
+    Kind::ResolveUnknown(ResolveUnknown {
+        message_id: id(n).to_bytes(),
+        practice_no: PRACTICE,
+        verdict: verdict as i32,
+        reason: reason.to_owned(),
+    })
+}
+
 pub fn begin(n: u64, attempt_no: u32, term: u64) -> Kind {
     Kind::BeginAttempt(BeginAttempt {
         message_id: id(n).to_bytes(),

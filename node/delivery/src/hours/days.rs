@@ -136,7 +136,7 @@ pub(super) struct Region(pub String);
 
 impl Region {
     pub fn parse(text: &str) -> Result<Self, String> {
-        match text == "*" || carillon_proto::place::is_region(text) {
+        match text == "*" || carillon_proto::region::is_region(text) {
             true => Ok(Self(text.to_owned())),
             false => Err(format!("region {text:?} is not \"*\", \"US\" or like \"US-FL\"")),
         }

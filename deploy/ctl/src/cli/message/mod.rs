@@ -1,7 +1,9 @@
-//! Messages as a tenant sees them: hand one over, look at it, take it back. Speaks the public API, for first steps and for support.
+//! Messages as a tenant sees them: hand one over, look at it, list them, follow them, take them back. Speaks the public API, for first steps and for support.
+mod list;
 mod problem;
 mod send;
 pub(super) mod show;
+mod watch;
 
 use super::Verdict;
 use super::output::{Format, print};
@@ -61,6 +63,20 @@ pub enum Command {
         /// With text, full number, reference and labels.
         #[arg(long)]
         full: bool,
+    },
+    /// Which messages there are.
+    List {
+        #[command(flatten)]
+        api: Api,
+        #[command(flatten)]
+        filter: Box<list::Filter>,
+    },
+    /// What happens to messages, as it happens, until Ctrl-C; in JSON one document in a line.
+    Watch {
+        #[command(flatten)]
+        api: Api,
+        #[command(flatten)]
+        watch: watch::Watch,
     },
     /// Why it has not left yet, what binds it, and when it will probably leave.
     Explain {
@@ -131,7 +147,7 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             let mut router = api.connect()?;
             let answer = router.client.get_message(request(call)).await;
             let message = answer.map_err(|s| Problem::of("look the message up", &router.address, &s))?;
-            show::fields(format, &show::message(&message.into_inner()))?;
+            show::fields(format, &show::message(&message.into_inner(), full))?;
             Ok(Verdict::Done)
         }
         Command::Explain { api, id } => {
@@ -142,6 +158,8 @@ pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
             show::fields(format, &show::explained(&explained.into_inner()))?;
             Ok(Verdict::Done)
         }
+        Command::List { api, filter } => list::run(api.connect()?, *filter, format).await,
+        Command::Watch { api, watch } => watch::run(api.connect()?, watch, format).await,
         Command::Cancel { api, ids, reference, practice } => {
             let call = CancelMessagesRequest { message_ids: ids, external_references: reference, practice };
             cancel(api.connect()?, call, format).await

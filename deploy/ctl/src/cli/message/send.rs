@@ -72,7 +72,7 @@ pub struct Message {
     labels: Vec<(String, String)>,
 }
 
-fn class(text: &str) -> Result<MessageClass, String> {
+pub(super) fn class(text: &str) -> Result<MessageClass, String> {
     let name = format!("MESSAGE_CLASS_{}", text.to_ascii_uppercase().replace('-', "_"));
     let known = MessageClass::from_str_name(&name).filter(|class| *class != MessageClass::Unspecified);
     known.ok_or_else(|| "not a class".to_owned())
@@ -85,7 +85,7 @@ fn priority(text: &str) -> Result<Priority, String> {
 }
 
 /// An instant, or `+` and a duration from now. `-` and a duration is allowed: the API says what is wrong with it.
-fn time(text: &str) -> Result<Timestamp, String> {
+pub(super) fn time(text: &str) -> Result<Timestamp, String> {
     if !text.starts_with(['+', '-']) {
         return text.parse().map_err(|e: jiff::Error| format!("{e}; or +90m, +2h, +3d"));
     }
@@ -108,7 +108,7 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn timestamp(time: Option<Timestamp>) -> Option<prost_types::Timestamp> {
+pub(super) fn timestamp(time: Option<Timestamp>) -> Option<prost_types::Timestamp> {
     time.map(|time| {
         let nanos = time.as_nanosecond();
         prost_types::Timestamp {

@@ -8,7 +8,8 @@ pub fn word(name: &str, prefix: &str) -> String {
     name.trim_start_matches(prefix).to_owned()
 }
 
-pub fn message(message: &Message) -> Value {
+/// Reference and labels may name a patient, and the API gives them in every view: they are shown only where everything was asked for.
+pub fn message(message: &Message, full: bool) -> Value {
     let time = |t: &Option<_>| t.as_ref().map(ToString::to_string);
     let attempts: Vec<Value> = message
         .attempts
@@ -22,6 +23,9 @@ pub fn message(message: &Message) -> Value {
     let mut labels: Vec<String> =
         message.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     labels.sort();
+    if !full {
+        labels.clear();
+    }
     json!({
         "message_id": message.message_id,
         "practice": message.practice,
@@ -39,7 +43,7 @@ pub fn message(message: &Message) -> Value {
         "expires": time(&message.expires_at),
         "deadline": time(&message.deadline),
         "time_zone": message.time_zone,
-        "reference": message.external_reference,
+        "reference": if full { message.external_reference.as_str() } else { "" },
         "labels": labels,
         "encoding": word(message.encoding().as_str_name(), "ENCODING_"),
         "segments": message.segments,
@@ -68,7 +72,7 @@ pub fn explained(answer: &ExplainMessageResponse) -> Value {
         "lower_bound": answer.lower_bound,
     });
     if let (Some(all), Some(about)) = (value.as_object_mut(), &answer.message)
-        && let Value::Object(fields) = message(about)
+        && let Value::Object(fields) = message(about, false)
     {
         all.extend(fields);
     }
