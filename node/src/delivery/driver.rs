@@ -33,7 +33,7 @@ use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal};
-use carillon_delivery::lease::LIMIT_BASE;
+use carillon_delivery::lease::{LIMIT_BASE, stamp};
 use carillon_delivery::{
     BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
 };
@@ -310,6 +310,7 @@ impl Driver {
                 LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
             }
         }
+        self.leases.set_stamp(stamp(&view));
         self.practices.sync(&view, &mut self.scheduler);
         self.shares.set(view.shares.epoch, Instant::now());
         if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
