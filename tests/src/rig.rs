@@ -14,8 +14,8 @@ use carillon_loadtest::sample_day;
 use carillon_proto::Slot;
 use carillon_proto::admin::GetStatusResponse;
 use carillon_proto::public::{
-    AcceptedMessage, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest, ListMessagesRequest, Message, MessageSpec, MessageState, MessageView,
-    SubmitMessagesRequest,
+    AcceptedMessage, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest, ListMessagesRequest,
+    Message, MessageSpec, MessageState, MessageView, SubmitMessagesRequest,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use std::collections::BTreeMap;

@@ -170,16 +170,46 @@ fn a_message_that_is_due_shows_what_keeps_its_lane_and_nothing_else() {
         ("its retry has not come", waits(W::Backoff, NOW + 1), &capped, W::Backoff),
         ("the breaker", waits(W::Backoff, NOW), &broken, W::BreakerOpen),
         ("the cap", waits(W::Schedule, NOW - 9), &capped, W::DailyCap),
-        ("both: what ends last", waits(W::Schedule, NOW), &LaneState { breaker_until_ms: NOW + 5_000, ..capped.clone() }, W::DailyCap),
-        ("an operator has no end", waits(W::Schedule, NOW), &LaneState { closed_by_operator: true, ..capped.clone() }, W::BreakerOpen),
+        (
+            "both: what ends last",
+            waits(W::Schedule, NOW),
+            &LaneState { breaker_until_ms: NOW + 5_000, ..capped.clone() },
+            W::DailyCap,
+        ),
+        (
+            "an operator has no end",
+            waits(W::Schedule, NOW),
+            &LaneState { closed_by_operator: true, ..capped.clone() },
+            W::BreakerOpen,
+        ),
         ("not connected", waits(W::Schedule, NOW), &LaneState { connected: false, ..lane() }, W::BreakerOpen),
-        ("a stopped lane", waits(W::Schedule, NOW), &LaneState { paused_by_operator: true, ..lane() }, W::Paused),
-        ("a stopped practice", waits(W::Schedule, NOW), &LaneState { practice_paused: true, ..lane() }, W::Paused),
-        ("too fast", waits(W::Schedule, NOW), &LaneState { paused_until_ms: NOW + 900, ..lane() }, W::LaneLimit),
+        (
+            "a stopped lane",
+            waits(W::Schedule, NOW),
+            &LaneState { paused_by_operator: true, ..lane() },
+            W::Paused,
+        ),
+        (
+            "a stopped practice",
+            waits(W::Schedule, NOW),
+            &LaneState { practice_paused: true, ..lane() },
+            W::Paused,
+        ),
+        (
+            "too fast",
+            waits(W::Schedule, NOW),
+            &LaneState { paused_until_ms: NOW + 900, ..lane() },
+            W::LaneLimit,
+        ),
         ("its turn", waits(W::QuietHours, NOW - 500), &lane(), W::LaneLimit),
         ("about to be sent", waits(W::Unspecified, NOW - 499), &lane(), W::Unspecified),
         ("the message before it", waits(W::Order, NOW - 900), &broken, W::Order),
-        ("it does not wait", status(MessageState::Submitted, W::Unspecified, NOW - 900), &broken, W::Unspecified),
+        (
+            "it does not wait",
+            status(MessageState::Submitted, W::Unspecified, NOW - 900),
+            &broken,
+            W::Unspecified,
+        ),
     ];
     for (name, message, lane, wanted) in table {
         assert_eq!(reason(&message, lane, NOW), wanted, "{name}");

@@ -289,7 +289,9 @@ fn run_sizes(share: u32, sizes: &[u32], polls: bool, seconds: u64, rng: &mut Sma
                     now += rng.random_range(0..2 * SECOND_NS);
                 }
             }
-            Err(WaitUntil(at)) if polls => now = now.max(at.as_nanos() as u64) + rng.random_range(0..2 * MS_NS),
+            Err(WaitUntil(at)) if polls => {
+                now = now.max(at.as_nanos() as u64) + rng.random_range(0..2 * MS_NS)
+            }
             Err(WaitUntil(at)) => now = at.as_nanos() as u64,
         }
     }
@@ -304,7 +306,10 @@ fn messages_that_leave_in_one_piece_stay_within_the_share_in_every_window() {
             for polls in [false, true] {
                 let sent = run_sizes(share, sizes, polls, 120, &mut rng);
                 let longest = *sizes.iter().max().unwrap();
-                assert!(sent.iter().any(|(_, size)| *size == longest), "{share} a second, {sizes:?}: none passes");
+                assert!(
+                    sent.iter().any(|(_, size)| *size == longest),
+                    "{share} a second, {sizes:?}: none passes"
+                );
                 // What is longer than the share leaves alone: windows as long as it takes hold it, and nothing more.
                 let seconds = u64::from(longest.div_ceil(share));
                 let most = fullest_of(&sent, seconds);

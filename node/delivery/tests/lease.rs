@@ -443,7 +443,9 @@ fn another_limit_is_settled_when_nobody_holds_tokens_of_the_old_one() {
 #[test]
 fn messages_that_leave_in_one_piece_find_their_tokens_on_every_node() {
     // Also where an equal part is too small for one message, and where the whole frame is.
-    for (amount, seconds, size) in [(10, 1, 4), (4, 1, 3), (30, 1, 3), (120, 1, 10), (600, 1, 5), (75, 60, 4), (240, 60, 6)] {
+    for (amount, seconds, size) in
+        [(10, 1, 4), (4, 1, 3), (30, 1, 3), (120, 1, 10), (600, 1, 5), (75, 60, 4), (240, 60, 6)]
+    {
         for (trouble, seed) in [(CALM, 0), (CALM, 1), (BAD, 2), (BAD, 3)] {
             let mut world = World::new(seed, limit(amount, seconds), 3, trouble);
             world.size = size;

@@ -62,7 +62,8 @@ impl NodeGate {
             if self.leases.stamp() != stamp {
                 return None;
             }
-            let near = self.leases.free_at(&self.stack, segments).map(|at| at.checked_sub(NEAR).unwrap_or(at));
+            let near =
+                self.leases.free_at(&self.stack, segments).map(|at| at.checked_sub(NEAR).unwrap_or(at));
             if self.closed.load(Ordering::Relaxed) || near.is_some_and(|near| near <= Instant::now()) {
                 return Some(turn);
             }

@@ -6,7 +6,9 @@ use super::wing::{Lane, LeaseCall, PeerCall};
 use super::world::{Event, World};
 use carillon_core::meta::{level, share_of};
 use carillon_delivery::hours::Stamps;
-use carillon_delivery::lease::{Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules, stamp};
+use carillon_delivery::lease::{
+    Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules, stamp,
+};
 use carillon_delivery::{GateSettings, LaneConfig};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{CarrierRecord, EaseLane, MetaCommand, ShareRecord};

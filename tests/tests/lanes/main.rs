@@ -262,7 +262,11 @@ async fn limits_are_set_while_messages_wait_and_all_of_them_hold() {
     admin.set_lane(SetLaneRequest { carrier: CARRIER.into(), paused: true }).await.unwrap();
     // Nodes begin to count when they hear of the cap, a little before the answer: some of the 25 may have left by then.
     let capped = arrivals(&rig).await.len();
-    say(&format!("a cap of 25 under load: {} before the answer, {} after it", before - first, capped - before));
+    say(&format!(
+        "a cap of 25 under load: {} before the answer, {} after it",
+        before - first,
+        capped - before
+    ));
     assert!(capped <= before + 25, "{} segments after a cap of 25 was confirmed", capped - before);
     assert!(capped < first + second);
     admin.drop_limit(carillon_proto::admin::DropLimitRequest { limit_no: number }).await.unwrap();

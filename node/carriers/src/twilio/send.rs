@@ -348,11 +348,7 @@ async fn in_line(
 
 /// Waits for the end of the pause and for the permission to let the whole message leave. A pause that began while the gate was waited for makes
 /// the permission stale: it would add to the burst after the pause.
-async fn permission(
-    pool: &Pool,
-    request: &SendRequest,
-    gate: &dyn SegmentGate,
-) -> Result<Instant, Refusal> {
+async fn permission(pool: &Pool, request: &SendRequest, gate: &dyn SegmentGate) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= request.send_by {

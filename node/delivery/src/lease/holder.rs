@@ -285,12 +285,7 @@ impl Holder {
     }
 
     /// Takes the permits for so many segments that leave together from all of these limits, or from none.
-    pub fn try_take_all(
-        &mut self,
-        stack: &[LimitId],
-        segments: u32,
-        mono: Duration,
-    ) -> Result<Permit, Wait> {
+    pub fn try_take_all(&mut self, stack: &[LimitId], segments: u32, mono: Duration) -> Result<Permit, Wait> {
         let (mut free_at, ends) = match self.free_at(stack, segments, mono) {
             Ok(found) => found,
             Err(Wait::NoLease(limit)) if segments > 1 => {
