@@ -42,6 +42,8 @@ enum Baa {
 #[serde(deny_unknown_fields)]
 struct Limits {
     segments_per_second_max: Option<u32>,
+    /// SMPP only.
+    bind_segments_per_second_max: Option<u32>,
     body_chars_max: Option<u32>,
 }
 
@@ -185,6 +187,12 @@ impl Contract {
         if let Some(most) = limits.segments_per_second_max {
             checks.range("limits.segments_per_second_max", most, 1, 1_000_000)?;
         }
+        if let Some(most) = limits.bind_segments_per_second_max {
+            checks.range("limits.bind_segments_per_second_max", most, 1, 1_000_000)?;
+            if twilio {
+                return checks.fail("limits.bind_segments_per_second_max", "is for smpp");
+            }
+        }
         if let Some(most) = limits.body_chars_max {
             checks.range("limits.body_chars_max", most, 1, 100_000)?;
         }
@@ -222,6 +230,7 @@ impl Contract {
             smpp_version: read.send.smpp_version.unwrap_or_default(),
             baa_offered: read.baa == Baa::Offered,
             segments_per_second_max: limits.segments_per_second_max,
+            bind_segments_per_second_max: limits.bind_segments_per_second_max,
             body_chars_max: limits.body_chars_max.map(|most| most as usize),
             validity_min: seconds(read.send.validity_s_min),
             validity_max: seconds(longest),

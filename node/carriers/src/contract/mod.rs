@@ -95,6 +95,8 @@ pub struct Contract {
     pub smpp_version: SmppVersion,
     /// `None`: nothing is published.
     pub segments_per_second_max: Option<u32>,
+    /// Of one bind, besides what the account and others limit.
+    pub bind_segments_per_second_max: Option<u32>,
     /// `None`: the segments alone limit a text.
     pub body_chars_max: Option<usize>,
     pub validity_min: Duration,
