@@ -402,7 +402,7 @@ impl Driver {
         }
         rooms::demand(&self.handle.meta(), &mut demand);
         self.leases.set_demand(demand);
-        self.rooms.look(&self.leases, &mut self.scheduler, self.clock.now());
+        let opens = self.rooms.look(&self.leases, &mut self.scheduler, self.clock.now());
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);
@@ -452,9 +452,10 @@ impl Driver {
             self.reported = Instant::now();
             self.report(now_ms);
         }
+        let opens_ms = opens.map_or(WAKE_MAX_MS, |wait| wait.as_millis() as u64 + 1);
         match decision.next_wake_ms {
-            Some(at) => at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS),
-            None => WAKE_MAX_MS,
+            Some(at) => at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS).min(opens_ms),
+            None => WAKE_MAX_MS.min(opens_ms),
         }
     }
 

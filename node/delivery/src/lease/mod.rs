@@ -81,7 +81,7 @@ impl Default for LeaseSettings {
             ttl: Duration::from_millis(1_000),
             drift_permille: 10,
             stale_after: Duration::from_millis(10),
-            renew_every: Duration::from_millis(150),
+            renew_every: Duration::from_millis(120),
             demand_horizon: Duration::from_millis(500),
             turn: Duration::from_millis(200),
             ask_again: Duration::from_millis(40),

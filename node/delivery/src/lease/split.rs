@@ -37,6 +37,10 @@ pub(crate) fn split(tokens: u32, claims: &[Claim], turn: Duration, mono: Duratio
     let need = claims[chosen].need.min(tokens);
     let mut others = claims.to_vec();
     (others[chosen].want, others[chosen].need) = (0, 0);
+    // What is left is not enough for these: they take a part of it like the rest, until it is their turn.
+    for other in others.iter_mut().filter(|other| other.need > tokens - need) {
+        other.need = 0;
+    }
     let mut parts = split(tokens - need, &others, turn, mono);
     parts[chosen] += need;
     parts

@@ -46,10 +46,14 @@ impl Rooms {
         }
     }
 
-    /// Tells the scheduler what each group's limits let through soon.
-    pub fn look(&self, leases: &Leases, scheduler: &mut Scheduler, mono: Duration) {
+    /// Tells the scheduler what each group's limits let through soon. Gives the time after which one that is closed may open.
+    pub fn look(&self, leases: &Leases, scheduler: &mut Scheduler, mono: Duration) -> Option<Duration> {
+        let mut again = None;
         for (carrier_no, groups) in &self.0 {
             for (no, needs) in groups.iter().enumerate() {
+                let opens = needs.iter().map(|limit| leases.view(*limit).next_permit).max();
+                let wait = opens.map(|at| at.saturating_sub(mono + SOON)).filter(|wait| !wait.is_zero());
+                again = [again, wait].into_iter().flatten().min();
                 let rooms = needs.iter().map(|limit| match leases.cap_left(*limit) {
                     Some(left) => left,
                     None => room(&leases.view(*limit), mono),
@@ -57,6 +61,7 @@ impl Rooms {
                 scheduler.set_group_room(*carrier_no, no, rooms.min().unwrap_or(u32::MAX));
             }
         }
+        again
     }
 }
 
