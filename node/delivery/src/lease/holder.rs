@@ -294,7 +294,10 @@ impl Holder {
             }
             Err(wait) => return Err(wait),
         };
-        for limit in stack.iter().filter(|_| free_at <= mono) {
+        if free_at > mono {
+            return Err(Wait::Until(free_at));
+        }
+        for limit in stack {
             let Some(gate) = self.limits.get_mut(limit).and_then(|held| held.gate.as_mut()) else { continue };
             if let Err(WaitUntil(at)) = gate.room_for(segments, mono) {
                 free_at = free_at.max(at);

@@ -26,7 +26,7 @@ impl Rooms {
             |scope| matches!(scope, LimitScope::Campaign | LimitScope::Brand | LimitScope::Practice);
         let limits = view.limits.values().filter(|limit| of_some(limit.scope()));
         let carriers: BTreeSet<u32> = limits.map(|limit| limit.carrier_no).collect();
-        for carrier_no in self.0.keys().filter(|carrier_no| !carriers.contains(carrier_no)) {
+        for carrier_no in self.0.keys().filter(|carrier_no| !carriers.contains(*carrier_no)) {
             scheduler.group_practices(*carrier_no, Vec::new());
         }
         self.0.clear();

@@ -123,7 +123,7 @@ fn turns_of_a_bind_keep_its_limit_in_every_window_and_use_it() {
             }
         }
         let second = |from: &Duration| {
-            turns.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(at)).count()
+            turns.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(*at)).count()
         };
         let fullest = turns.iter().map(second).max().unwrap();
         assert!(fullest <= most as usize, "{fullest} of {most}");
