@@ -294,6 +294,12 @@ impl Holder {
             }
             Err(wait) => return Err(wait),
         };
+        for limit in stack.iter().filter(|_| segments > 1) {
+            // It goes with fewer tokens, because there are no more: then it needs them for longer.
+            if self.limits.get(limit).is_some_and(|held| held.tokens < segments) {
+                self.need(*limit, segments, mono);
+            }
+        }
         if free_at > mono {
             return Err(Wait::Until(free_at));
         }
@@ -312,7 +318,7 @@ impl Holder {
                 continue;
             }
             let Some(held) = self.limits.get_mut(limit) else { continue };
-            (held.used_at, held.need) = (Some(mono), (0, Duration::ZERO));
+            held.used_at = Some(mono);
             if let Some(gate) = &mut held.gate {
                 gate.try_acquire_all(segments, mono).map_err(|wait| Wait::Until(wait.0))?;
             }
@@ -325,11 +331,14 @@ impl Holder {
         if self.caps.contains_key(&limit) {
             return;
         }
+        // Known for a lease longer than somebody waits: the next message is probably as long.
         let until = mono + self.settings.ttl;
         let held = self.held(limit);
         let before = if held.need.1 > mono { held.need.0 } else { 0 };
         held.need = (before.max(segments), until);
-        if before < segments {
+        if before < segments
+            && self.limits.get(&limit).is_some_and(|held| held.tokens < held.needed(segments))
+        {
             self.hurry(mono);
         }
     }

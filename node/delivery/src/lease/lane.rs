@@ -26,6 +26,8 @@ struct Holds {
     want: u32,
     /// So many at once, for a message that leaves in one piece.
     need: u32,
+    /// Segments of that message, which may be more than all tokens.
+    longest: u32,
     segments: u32,
     since: Option<Duration>,
     until: Duration,
@@ -148,11 +150,12 @@ impl Lane {
             ends: mono,
             want: 0,
             need: 0,
+            longest: 0,
             segments: 0,
             since: None,
             until: Duration::ZERO,
         });
-        holds.need = want.need.min(self.frame.tokens);
+        (holds.need, holds.longest) = (want.need.min(self.frame.tokens), want.need);
         holds.want = wanted.max(want.need).min(self.frame.tokens);
         holds.segments = want.segments;
         let most = std::mem::replace(&mut holds.most, want.held);
@@ -278,7 +281,11 @@ impl Lane {
                 held_until: holds.until,
             })
             .collect();
-        let turn = settings.turn.max((2 * self.frame.length).min(2 * settings.ttl));
+        // A message that is longer than all tokens keeps them for its length before it and after it.
+        let longest = self.holders.values().map(|holds| holds.longest).max().unwrap_or(0);
+        let alone =
+            if longest > tokens { self.frame.length * (2 * longest) / tokens.max(1) } else { Duration::ZERO };
+        let turn = settings.turn.max((2 * self.frame.length).min(2 * settings.ttl)).max(alone);
         let parts = split(tokens, &claims, turn, mono);
         let place = self.holders.keys().position(|other| *other == key);
         place.and_then(|place| parts.get(place)).copied().unwrap_or(0)
