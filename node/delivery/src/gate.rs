@@ -174,7 +174,11 @@ impl LaneGate {
         self.limiter
             .check()
             .map_err(|wait| WaitUntil(Duration::from_nanos(wait.earliest_possible().as_u64())))?;
-        let others_ns = self.period_ns.saturating_mul(u64::from(segments.saturating_sub(1)));
+        // After one that is longer than the share its frame says nothing: what comes next may itself be as long as the share.
+        let share = self.share.get();
+        let extra = if segments > share { share - 1 } else { 0 };
+        let others = u64::from(segments.saturating_sub(1)) + u64::from(extra);
+        let others_ns = self.period_ns.saturating_mul(others);
         let next = self.free_at_ns.load(Ordering::Relaxed).saturating_add(others_ns);
         self.free_at_ns.store(next, Ordering::Relaxed);
         self.log(booked, segments);

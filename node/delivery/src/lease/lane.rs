@@ -283,8 +283,11 @@ impl Lane {
             .collect();
         // A message that is longer than all tokens keeps them for its length before it and after it.
         let longest = self.holders.values().map(|holds| holds.longest).max().unwrap_or(0);
-        let alone =
-            if longest > tokens { self.frame.length * (2 * longest) / tokens.max(1) } else { Duration::ZERO };
+        let alone = if longest > tokens {
+            self.frame.length * (2 * longest + tokens) / tokens.max(1)
+        } else {
+            Duration::ZERO
+        };
         let turn = settings.turn.max((2 * self.frame.length).min(2 * settings.ttl)).max(alone);
         let parts = split(tokens, &claims, turn, mono);
         let place = self.holders.keys().position(|other| *other == key);
