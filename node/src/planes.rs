@@ -117,7 +117,8 @@ impl Parts<'_> {
 
     fn node_api(&self) -> NodeApi {
         let (handle, keyring) = (|| self.handle.clone(), || Arc::clone(&self.keyring));
-        let queries = Queries { handle: handle(), keyring: keyring() };
+        let looker = self.delivery.looker.clone();
+        let queries = Queries { handle: handle(), keyring: keyring(), looker: looker.clone() };
         NodeApi {
             cluster_id: self.cluster_id(),
             handle: handle(),
@@ -125,7 +126,7 @@ impl Parts<'_> {
             cancels: Cancels { handle: handle(), keyring: keyring() },
             updates: Updates { handle: handle(), keyring: keyring(), classes: Arc::clone(&self.classes) },
             series: SeriesDesk { handle: handle(), keyring: keyring() },
-            explains: Explains { queries: queries.clone(), looker: self.delivery.looker.clone() },
+            explains: Explains { queries: queries.clone(), looker },
             queries,
         }
     }

@@ -14,8 +14,8 @@ use carillon_loadtest::sample_day;
 use carillon_proto::Slot;
 use carillon_proto::admin::GetStatusResponse;
 use carillon_proto::public::{
-    AcceptedMessage, GetMessageRequest, ListMessagesRequest, Message, MessageSpec, MessageState, MessageView,
-    SubmitMessagesRequest,
+    AcceptedMessage, ExplainMessageRequest, ExplainMessageResponse, GetMessageRequest, ListMessagesRequest,
+    Message, MessageSpec, MessageState, MessageView, SubmitMessagesRequest,
 };
 use carillon_proto::tls::{self, TlsFiles};
 use std::collections::BTreeMap;
@@ -170,6 +170,11 @@ impl Rig {
     pub async fn get(&self, message_id: &str, view: MessageView) -> Result<Message, Status> {
         let request = GetMessageRequest { message_id: message_id.to_owned(), view: view as i32 };
         Ok(self.client.messages().get_message(timed(request)).await?.into_inner())
+    }
+
+    pub async fn explain(&self, message_id: &str) -> Result<ExplainMessageResponse, Status> {
+        let request = ExplainMessageRequest { message_id: message_id.to_owned() };
+        Ok(self.client.messages().explain_message(timed(request)).await?.into_inner())
     }
 
     /// Waits until a message is in `state`; panics when it settles in another.

@@ -157,6 +157,9 @@ pub trait SegmentGate: Send + Sync {
             Ok(Instant::now() + Duration::from_secs(86_400))
         })
     }
+
+    /// The permission for segments that leave in one piece, all or none: no window holds more than the limit with all of them in it.
+    fn acquire_together(&self, segments: u32) -> BoxFuture<'_, Result<Instant, GateClosed>>;
 }
 
 /// The lane was closed: nothing more may be written.
@@ -171,6 +174,10 @@ pub struct OpenGate;
 impl SegmentGate for OpenGate {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn acquire_together(&self, _: u32) -> BoxFuture<'_, Result<Instant, GateClosed>> {
+        self.acquire_fresh()
     }
 }
 

@@ -115,6 +115,11 @@ impl Breaker {
         }
     }
 
+    /// Other thresholds. Its state stays: an open breaker closes as it would have, and what it remembers is counted by the new ones.
+    pub fn set_config(&mut self, config: BreakerConfig) {
+        self.config = config;
+    }
+
     /// The operator's word counts until it is taken back; then the breaker begins closed.
     pub fn set_mode(&mut self, mode: BreakerMode) {
         if self.mode != mode {

@@ -29,6 +29,10 @@ pub struct LaneState {
     pub tighter_limit: String,
     /// A limit whose daily cap is used up; empty = none is.
     pub cap_reached: String,
+    /// When that cap begins anew; 0 = not known.
+    pub cap_resets_ms: u64,
+    /// The practice is stopped on it.
+    pub practice_paused: bool,
 }
 
 impl LaneState {
@@ -77,7 +81,7 @@ pub fn explain(
     if lane.configured && ahead > 0 {
         holds.push(Hold { reason: WaitingReason::LaneLimit, limit: lane.pace(), until_ms: leaves_ms });
     }
-    holds.sort_by_key(|hold| std::cmp::Reverse(if hold.until_ms == 0 { u64::MAX } else { hold.until_ms }));
+    holds.sort_by_key(|hold| std::cmp::Reverse(ends_ms(hold)));
     let binding_limit = match holds.first() {
         Some(hold) => hold.limit.clone(),
         None => lane.pace(),
@@ -88,6 +92,30 @@ pub fn explain(
         None => "is about to be sent".to_owned(),
     };
     Explanation { holds, binding_limit, summary }
+}
+
+/// One whose end is not known ends last.
+fn ends_ms(hold: &Hold) -> u64 {
+    if hold.until_ms == 0 { u64::MAX } else { hold.until_ms }
+}
+
+/// Beginning an attempt takes less; a message that has been due for longer waits for its lane.
+const BEGINS_WITHIN_MS: u64 = 500;
+
+/// The one reason that a message shows while it waits: its own as long as its time has not come, then what keeps its lane, and when nothing does
+/// the lane's limit. It is worked out when somebody reads: no row is written for what all messages of a lane wait for.
+pub fn reason(status: &MessageStatus, lane: &LaneState, now_ms: u64) -> WaitingReason {
+    let own = WaitingReason::try_from(status.waiting_reason).unwrap_or(WaitingReason::Unspecified);
+    let waits = matches!(state_of(status), MessageState::Accepted | MessageState::Waiting);
+    // The message before it has not been handed over: it is not among those of its lane.
+    if !waits || own == WaitingReason::Order || status.due_ms > now_ms {
+        return own;
+    }
+    match of_lane(lane, now_ms).iter().max_by_key(|hold| ends_ms(hold)) {
+        Some(hold) => hold.reason,
+        None if status.due_ms.saturating_add(BEGINS_WITHIN_MS) <= now_ms => WaitingReason::LaneLimit,
+        None => own,
+    }
 }
 
 /// What the message itself waits for.
@@ -130,8 +158,12 @@ fn of_lane(lane: &LaneState, now_ms: u64) -> Vec<Hold> {
     if lane.paused_by_operator {
         hold(WaitingReason::Paused, format!("carrier {name}: paused by an operator"), 0);
     }
+    if lane.practice_paused {
+        hold(WaitingReason::Paused, format!("the practice is stopped on carrier {name}"), 0);
+    }
     if !lane.cap_reached.is_empty() {
-        hold(WaitingReason::DailyCap, format!("limit {}: its daily cap is used up", lane.cap_reached), 0);
+        let what = format!("limit {}: its daily cap is used up", lane.cap_reached);
+        hold(WaitingReason::DailyCap, what, lane.cap_resets_ms);
     }
     if !lane.configured {
         hold(WaitingReason::LaneLimit, format!("carrier {name}: no share of its limit on this node"), 0);

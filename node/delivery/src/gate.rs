@@ -12,6 +12,12 @@
 //! share`, rounded up, this is at most `share` even when the way to the carrier compresses the stream by
 //! `jitter_allowance`. The price is the derating: 1.5 % of the share with the defaults, at any rate.
 //!
+//! Segments that leave together (a message in one request) take their permits together: [`LaneGate::try_acquire_all`]. It keeps the
+//! next permits closed for as many periods as it has segments, and it waits until the frame that ends with it has room
+//! for all of them. So in every frame the share holds: a frame that ends with one segment by the periods, one that ends with
+//! several by the count. While it waits shorter messages wait, too, or it would never have its turn. What is longer than the whole share
+//! leaves alone: nothing for so many periods before it, and after it.
+//!
 //! Invariants
 //!  - A new gate starts without credit: the first permit comes one period later. A change of the share creates
 //!    no credit either, so a window that spans changes holds at most the largest of its shares. It follows that
@@ -25,6 +31,7 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -122,6 +129,11 @@ pub struct LaneGate {
     /// The moment from which the next permit is free.
     free_at_ns: Arc<AtomicU64>,
     limiter: Limiter,
+    /// What left in the last frame, by its booked moments, and the sum of it. At most the share.
+    log: VecDeque<(u64, u32)>,
+    logged: u64,
+    /// Segments of a message for which permits are saved, and until when.
+    saving: Option<(u32, u64)>,
 }
 
 impl LaneGate {
@@ -130,7 +142,10 @@ impl LaneGate {
         let frame_ns = second_ns(settings);
         let period_ns = period_ns(share, frame_ns);
         let free_at = Duration::from_nanos(nanos(mono).saturating_add(period_ns));
-        Self::of(share, frame_ns, settings, free_at)
+        let mut gate = Self::of(share, frame_ns, settings, free_at);
+        // What left before is not known: it may have been all of it, until now.
+        gate.log(nanos(mono), share.get());
+        gate
     }
 
     /// A gate for tokens that each may be used once in a frame and that have all rested: the first permit is free at
@@ -143,23 +158,90 @@ impl LaneGate {
         let period_ns = period_ns(share, frame_ns);
         let free_at_ns = Arc::new(AtomicU64::new(nanos(free_at)));
         let limiter = limiter(period_ns, &free_at_ns);
-        Self { settings, share, frame_ns, period_ns, free_at_ns, limiter }
+        let (log, logged, saving) = (VecDeque::new(), 0, None);
+        Self { settings, share, frame_ns, period_ns, free_at_ns, limiter, log, logged, saving }
     }
 
     /// Takes the permit for one segment, or says when to come again.
     pub fn try_acquire(&mut self, mono: Duration) -> Result<(), WaitUntil> {
-        let now = nanos(mono);
-        let free_at = self.free_at_ns.load(Ordering::Relaxed);
-        let booked = if now < free_at {
-            now
-        } else {
-            // Never before `free_at`, so the spacing stays exact; never after `now`.
-            free_at.max(now.saturating_sub(nanos(self.settings.catch_up)))
-        };
+        self.try_acquire_all(1, mono)
+    }
+
+    /// Takes the permits of so many segments that leave together, or says when to come again.
+    pub fn try_acquire_all(&mut self, segments: u32, mono: Duration) -> Result<(), WaitUntil> {
+        let booked = self.room_for(segments, mono)?;
         self.limiter.clock().0.store(booked, Ordering::Relaxed);
         self.limiter
             .check()
-            .map_err(|wait| WaitUntil(Duration::from_nanos(wait.earliest_possible().as_u64())))
+            .map_err(|wait| WaitUntil(Duration::from_nanos(wait.earliest_possible().as_u64())))?;
+        // After one that is longer than the share its frame says nothing: what comes next may itself be as long as the share.
+        let share = self.share.get();
+        let extra = if segments > share { share - 1 } else { 0 };
+        let others = u64::from(segments.saturating_sub(1)) + u64::from(extra);
+        let others_ns = self.period_ns.saturating_mul(others);
+        let next = self.free_at_ns.load(Ordering::Relaxed).saturating_add(others_ns);
+        self.free_at_ns.store(next, Ordering::Relaxed);
+        self.log(booked, segments);
+        self.saving = self.saving.filter(|(wanted, _)| *wanted > segments);
+        Ok(())
+    }
+
+    /// The moment as which the permits of so many segments would be booked now, or when to come again.
+    pub(crate) fn room_for(&mut self, segments: u32, mono: Duration) -> Result<u64, WaitUntil> {
+        let now = nanos(mono);
+        let free_at = self.free_at_ns.load(Ordering::Relaxed);
+        let catch_up = nanos(self.settings.catch_up);
+        if let Some((wanted, until)) = self.saving {
+            let given_up = until.saturating_add(catch_up);
+            if segments < wanted && now < given_up {
+                return Err(WaitUntil(Duration::from_nanos(given_up.max(free_at))));
+            }
+        }
+        if now < free_at {
+            return Err(WaitUntil(Duration::from_nanos(free_at)));
+        }
+        // Never before `free_at`, so the spacing stays exact; never after `now`.
+        let booked = free_at.max(now.saturating_sub(catch_up));
+        if segments <= 1 {
+            return Ok(booked);
+        }
+        let fits_at = self.fits_at(segments, booked, free_at);
+        if fits_at > now {
+            self.saving = Some((segments, fits_at));
+            return Err(WaitUntil(Duration::from_nanos(fits_at)));
+        }
+        Ok(booked.max(fits_at))
+    }
+
+    /// From when on the frame that ends with so many segments has room for them.
+    fn fits_at(&self, segments: u32, booked: u64, free_at: u64) -> u64 {
+        let share = u64::from(self.share.get());
+        if u64::from(segments) > share {
+            return free_at.saturating_add(self.period_ns.saturating_mul(u64::from(segments - 1)));
+        }
+        let frame_ns = u64::try_from(self.frame_ns).unwrap_or(u64::MAX);
+        let (mut at, mut left) = (booked, self.logged);
+        for (when, count) in &self.log {
+            let leaves = when.saturating_add(frame_ns);
+            if leaves > at && left + u64::from(segments) <= share {
+                break;
+            }
+            at = at.max(leaves);
+            left -= u64::from(*count);
+        }
+        at
+    }
+
+    fn log(&mut self, booked: u64, segments: u32) {
+        let frame_ns = u64::try_from(self.frame_ns).unwrap_or(u64::MAX);
+        while let Some((when, count)) = self.log.front().copied()
+            && when.saturating_add(frame_ns) <= booked
+        {
+            self.log.pop_front();
+            self.logged -= u64::from(count);
+        }
+        self.log.push_back((booked, segments));
+        self.logged += u64::from(segments);
     }
 
     /// The moment at which the next permit is free.
@@ -186,6 +268,16 @@ impl LaneGate {
     /// The same for tokens and their frame.
     pub fn set_frame(&mut self, tokens: NonZeroU32, frame: Duration, mono: Duration) {
         self.change(tokens, frame.as_nanos().max(1), mono);
+    }
+
+    /// Gives up all tokens but `tokens`, and skips the turns of `skipped` of them at once: for so many periods nothing leaves. From
+    /// the next permit on, no frame that ends there or later holds more than what is left of them, so somebody else may use
+    /// them from then on.
+    pub fn give_up(&mut self, tokens: NonZeroU32, skipped: u32, mono: Duration) {
+        let pause_ns = self.period_ns.saturating_mul(skipped.into());
+        let next = self.free_at_ns.load(Ordering::Relaxed).max(nanos(mono)).saturating_add(pause_ns);
+        self.change(tokens, self.frame_ns, mono);
+        self.free_at_ns.store(next, Ordering::Relaxed);
     }
 
     fn change(&mut self, share: NonZeroU32, frame_ns: u128, mono: Duration) {

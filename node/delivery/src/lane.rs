@@ -6,7 +6,9 @@
 //! stand among the urgent ones, in front of those that are just as urgent and newer. Inside a level: `fair.rs`.
 use crate::cells::CellNo;
 use crate::fair::{Fair, ReadyKey};
+use crate::groups::Groups;
 use crate::types::{LaneConfig, PRIORITIES, SchedulerConfig};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long before its permit an attempt begins.
@@ -39,6 +41,9 @@ pub(crate) struct Lane {
     levels: [Fair; PRIORITIES.len()],
     /// Segments that passed by each level while it had an aged message.
     passed_by: [u64; PRIORITIES.len()],
+    /// Practices that operators stopped.
+    stopped: BTreeSet<u32>,
+    groups: Groups,
 }
 
 impl Lane {
@@ -75,11 +80,37 @@ impl Lane {
             self.passed_by[below] = if waits { self.passed_by[below] + passing } else { 0 };
         }
         self.attempt_begins(segments);
+        let touched = self.groups.begins(next.practice_no, segments).to_vec();
+        self.show(&touched);
     }
 
     /// Messages of a paused practice stay where they are.
     pub fn pause_practice(&mut self, practice_no: u32, paused: bool) {
-        self.levels.iter_mut().for_each(|level| level.pause(practice_no, paused));
+        match paused {
+            true => self.stopped.insert(practice_no),
+            false => self.stopped.remove(&practice_no),
+        };
+        self.show(&[practice_no]);
+    }
+
+    /// Practices that need the same limits of their own.
+    pub fn group_practices(&mut self, members: Vec<Vec<u32>>) {
+        let touched = self.groups.set(members);
+        self.show(&touched);
+    }
+
+    /// So many segments of a group may be begun and not sent.
+    pub fn set_group_room(&mut self, no: usize, room: u32) {
+        let touched = self.groups.set_room(no, room).to_vec();
+        self.show(&touched);
+    }
+
+    /// Whether these practices can be chosen may have changed.
+    fn show(&mut self, practices: &[u32]) {
+        for practice_no in practices {
+            let paused = self.stopped.contains(practice_no) || self.groups.is_closed(*practice_no);
+            self.levels.iter_mut().for_each(|level| level.pause(*practice_no, paused));
+        }
     }
 
     /// Practices that could be chosen.
@@ -113,7 +144,7 @@ impl Lane {
         let holds = |level: &Fair| level.ready() > 0 || level.pauses();
         let used =
             self.config.is_some() || self.breaker_max.is_some() || self.in_flight > 0 || self.is_paused(mono);
-        !used && !self.levels.iter().any(holds)
+        !used && self.groups.is_empty() && !self.levels.iter().any(holds)
     }
 
     /// True if an attempt of so many segments may begin now.
@@ -142,9 +173,11 @@ impl Lane {
         self.unsent_segments += u64::from(segments);
     }
 
-    pub fn attempt_sent(&mut self, segments: u32) {
+    pub fn attempt_sent(&mut self, practice_no: u32, segments: u32) {
         self.unsent_attempts -= 1;
         self.unsent_segments -= u64::from(segments);
+        let touched = self.groups.sent(practice_no, segments).to_vec();
+        self.show(&touched);
     }
 
     pub fn attempt_ends(&mut self) {

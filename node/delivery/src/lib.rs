@@ -26,6 +26,7 @@ mod fair;
 mod flows;
 pub mod forecast;
 mod gate;
+mod groups;
 pub mod hours;
 mod key;
 mod lane;

@@ -241,6 +241,21 @@ impl Scheduler {
         self.lanes.entry(carrier_no).or_default().pause_practice(practice_no, paused);
     }
 
+    /// Groups of practices that need the same limits besides those that the whole lane needs; a practice in none of them needs no
+    /// others. Until its room is told a group may begin as much as the lane.
+    pub fn group_practices(&mut self, carrier_no: u32, members: Vec<Vec<u32>>) {
+        if !members.is_empty() || self.lanes.contains_key(&carrier_no) {
+            self.lanes.entry(carrier_no).or_default().group_practices(members);
+        }
+    }
+
+    /// So many segments of a group may be begun and not sent: what its limits let through soon. The others of the lane go on.
+    pub fn set_group_room(&mut self, carrier_no: u32, group: usize, segments: u32) {
+        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+            lane.set_group_room(group, segments);
+        }
+    }
+
     /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends
     /// the pause. The order of the messages stays as it is.
     pub fn pause_lane(&mut self, carrier_no: u32, until: Duration) {

@@ -112,3 +112,17 @@ proptest! {
         prop_assert_eq!(breaker.state(at), BreakerState::Closed);
     }
 }
+
+#[test]
+fn other_thresholds_count_at_once_and_leave_its_state_alone() {
+    let mut breaker = Breaker::new(BreakerConfig::default());
+    feed(&mut breaker, Outcome::Transient, 2, s(1));
+    let strict = BreakerConfig { failures_min: 3, open_first: s(60), ..BreakerConfig::default() };
+    breaker.set_config(strict);
+    assert_eq!(breaker.state(s(1)), BreakerState::Closed);
+    feed(&mut breaker, Outcome::Transient, 1, s(1));
+    assert_eq!(open_until(&mut breaker, s(1)), Some(s(61)), "the two from before count");
+    breaker.set_config(BreakerConfig { open_first: s(1), probes: 4, ..strict });
+    assert_eq!(open_until(&mut breaker, s(30)), Some(s(61)));
+    assert_eq!(breaker.attempts_max(s(61)), Some(4));
+}

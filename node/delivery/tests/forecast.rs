@@ -1,5 +1,5 @@
 //! Forecasts on lanes whose future can be worked out by hand; estimates against a run of the scheduler are in `estimates.rs`.
-use carillon_delivery::explain::{LaneState, explain};
+use carillon_delivery::explain::{LaneState, explain, reason};
 use carillon_delivery::forecast::{Capacity, DailyCap, Waiting, forecast};
 use carillon_proto::internal::{AttemptRecord, MessageStatus};
 use carillon_proto::public::{MessageState, Outcome, WaitingReason};
@@ -157,4 +157,64 @@ fn a_free_lane_holds_nothing_and_what_does_not_wait_is_told_in_a_sentence() {
         let told = explain(&status(state, WaitingReason::Unspecified, 0), &lane(), None, NOW);
         assert!(!told.summary.is_empty(), "{state:?}");
     }
+}
+
+#[test]
+fn a_message_that_is_due_shows_what_keeps_its_lane_and_nothing_else() {
+    use WaitingReason as W;
+    let waits = |own, due_ms| status(MessageState::Waiting, own, due_ms);
+    let capped = LaneState { cap_reached: "brand-day".into(), cap_resets_ms: NOW + HOUR, ..lane() };
+    let broken = LaneState { breaker_until_ms: NOW + 5_000, ..lane() };
+    let table = [
+        ("its time has not come", waits(W::QuietHours, NOW + 1), &broken, W::QuietHours),
+        ("its retry has not come", waits(W::Backoff, NOW + 1), &capped, W::Backoff),
+        ("the breaker", waits(W::Backoff, NOW), &broken, W::BreakerOpen),
+        ("the cap", waits(W::Schedule, NOW - 9), &capped, W::DailyCap),
+        (
+            "both: what ends last",
+            waits(W::Schedule, NOW),
+            &LaneState { breaker_until_ms: NOW + 5_000, ..capped.clone() },
+            W::DailyCap,
+        ),
+        (
+            "an operator has no end",
+            waits(W::Schedule, NOW),
+            &LaneState { closed_by_operator: true, ..capped.clone() },
+            W::BreakerOpen,
+        ),
+        ("not connected", waits(W::Schedule, NOW), &LaneState { connected: false, ..lane() }, W::BreakerOpen),
+        (
+            "a stopped lane",
+            waits(W::Schedule, NOW),
+            &LaneState { paused_by_operator: true, ..lane() },
+            W::Paused,
+        ),
+        (
+            "a stopped practice",
+            waits(W::Schedule, NOW),
+            &LaneState { practice_paused: true, ..lane() },
+            W::Paused,
+        ),
+        (
+            "too fast",
+            waits(W::Schedule, NOW),
+            &LaneState { paused_until_ms: NOW + 900, ..lane() },
+            W::LaneLimit,
+        ),
+        ("its turn", waits(W::QuietHours, NOW - 500), &lane(), W::LaneLimit),
+        ("about to be sent", waits(W::Unspecified, NOW - 499), &lane(), W::Unspecified),
+        ("the message before it", waits(W::Order, NOW - 900), &broken, W::Order),
+        (
+            "it does not wait",
+            status(MessageState::Submitted, W::Unspecified, NOW - 900),
+            &broken,
+            W::Unspecified,
+        ),
+    ];
+    for (name, message, lane, wanted) in table {
+        assert_eq!(reason(&message, lane, NOW), wanted, "{name}");
+    }
+    // A breaker that has closed again, a pause that is over.
+    let over = LaneState { breaker_until_ms: NOW, paused_until_ms: NOW, ..lane() };
+    assert_eq!(reason(&waits(W::Schedule, NOW - 9_000), &over, NOW), W::LaneLimit);
 }

@@ -257,3 +257,103 @@ fn shares_add_up_to_the_limit_and_grow_with_it() {
         "a lane limit of 2 segments per second cannot be split over 3 nodes: it must be at least 3"
     );
 }
+
+/// Sizes of messages that leave in one piece: constant ones, mixtures, and some that are longer than the share.
+const SIZES: [&[u32]; 7] = [&[1], &[2], &[3], &[1, 2], &[1, 1, 1, 4], &[7, 1, 2], &[10, 3]];
+
+/// The most segments in any half-open window of so many seconds; (when, how many).
+fn fullest_of(messages: &[(u64, u32)], seconds: u64) -> u32 {
+    let (mut first, mut sum, mut most) = (0, 0, 0);
+    for (at, size) in messages {
+        sum += size;
+        while messages[first].0 + seconds * SECOND_NS <= *at {
+            sum -= messages[first].1;
+            first += 1;
+        }
+        most = most.max(sum);
+    }
+    most
+}
+
+/// Messages of these sizes in any order, taken as a caller comes, for so many seconds.
+fn run_sizes(share: u32, sizes: &[u32], polls: bool, seconds: u64, rng: &mut SmallRng) -> Vec<(u64, u32)> {
+    let mut gate = gate(rate(share), SECOND_NS);
+    let (mut now, mut sent) = (SECOND_NS, Vec::new());
+    let mut size = sizes[0];
+    while now < (seconds + 1) * SECOND_NS {
+        match gate.try_acquire_all(size, ns(now)) {
+            Ok(()) => {
+                sent.push((now, size));
+                size = sizes[rng.random_range(0..sizes.len())];
+                if rng.random_range(0..40) == 0 && polls {
+                    now += rng.random_range(0..2 * SECOND_NS);
+                }
+            }
+            Err(WaitUntil(at)) if polls => {
+                now = now.max(at.as_nanos() as u64) + rng.random_range(0..2 * MS_NS)
+            }
+            Err(WaitUntil(at)) => now = at.as_nanos() as u64,
+        }
+    }
+    sent
+}
+
+#[test]
+fn messages_that_leave_in_one_piece_stay_within_the_share_in_every_window() {
+    let mut rng = SmallRng::seed_from_u64(8);
+    for share in [1, 2, 3, 4, 7, 10, 30, 64, 75, 120, 600] {
+        for sizes in SIZES {
+            for polls in [false, true] {
+                let sent = run_sizes(share, sizes, polls, 120, &mut rng);
+                let longest = *sizes.iter().max().unwrap();
+                assert!(
+                    sent.iter().any(|(_, size)| *size == longest),
+                    "{share} a second, {sizes:?}: none passes"
+                );
+                // What is longer than the share leaves alone: windows as long as it takes hold it, and nothing more.
+                let seconds = u64::from(longest.div_ceil(share));
+                let most = fullest_of(&sent, seconds);
+                assert!(most <= share * seconds as u32, "{most} in {seconds} s, {share} a second, {sizes:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn messages_of_one_size_use_what_the_share_holds_of_them() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    for (share, size) in [(10, 2), (10, 3), (12, 4), (30, 3), (64, 4), (120, 10), (600, 7), (5, 5)] {
+        let sent = run_sizes(share, &[size], false, 100, &mut rng);
+        let used: u32 = sent.iter().map(|(_, size)| size).sum();
+        let possible = 100 * (share / size) * size;
+        assert!(used * 100 >= possible * 97, "{size} at {share} a second: {used} of {possible}");
+    }
+    let mixed = run_sizes(120, &[1, 2, 3], false, 100, &mut rng);
+    let used: u32 = mixed.iter().map(|(_, size)| size).sum();
+    assert!(used >= 120 * 90, "mixed sizes: {used} of {}", 120 * 100);
+}
+
+#[test]
+fn short_messages_wait_while_a_long_one_saves_and_go_on_when_it_gives_up() {
+    let mut gate = gate(rate(10), 0);
+    let mut now = 5 * SECOND_NS;
+    // The share is full of single segments.
+    let single = |gate: &mut LaneGate, now: &mut u64| {
+        while let Err(WaitUntil(at)) = gate.try_acquire(ns(*now)) {
+            *now = (*now).max(at.as_nanos() as u64);
+        }
+    };
+    (0..20).for_each(|_| single(&mut gate, &mut now));
+    now = gate.next_permit().as_nanos() as u64;
+    let Err(WaitUntil(fits)) = gate.try_acquire_all(4, ns(now)) else { panic!("the frame is full") };
+    let Err(WaitUntil(after)) = gate.try_acquire(ns(now)) else { panic!("it is saved for the other one") };
+    assert!(after > fits);
+    assert_eq!(gate.try_acquire_all(4, fits), Ok(()));
+    assert!(gate.try_acquire(fits).is_err());
+    // The next one never comes: the others go on a moment later.
+    let mut now = gate.next_permit().as_nanos() as u64;
+    (0..20).for_each(|_| single(&mut gate, &mut now));
+    now = gate.next_permit().as_nanos() as u64;
+    let Err(WaitUntil(fits)) = gate.try_acquire_all(4, ns(now)) else { panic!("the frame is full") };
+    assert_eq!(gate.try_acquire(fits + Duration::from_millis(6)), Ok(()));
+}

@@ -200,3 +200,45 @@ fn nothing_begins_without_a_share_and_little_before_its_permit() {
     rig.scheduler.lane_opens(CARRIER, rig.mono() + Duration::from_millis(200));
     assert_eq!(rig.begin(), [0]);
 }
+
+#[test]
+fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
+    let mut rig = Rig::new(SchedulerConfig::default());
+    rig.scheduler.set_lane(lane(CARRIER, 80, 1_000));
+    let of = |n: u64, practice_no| DueEntry { practice_no, ..row(n, T0 - 5_000 + n) };
+    // Two practices of a slow campaign have many messages, all of them older than those of the third.
+    (0..40).for_each(|n| rig.due(&of(n, 1 + (n % 2) as u32)));
+    (100..120).for_each(|n| rig.due(&of(n, 3)));
+    rig.scheduler.group_practices(CARRIER, vec![vec![1, 2]]);
+    rig.scheduler.set_group_room(CARRIER, 0, 2);
+    let begun = rig.begin();
+    assert_eq!(begun.iter().filter(|n| **n < 100).count(), 2, "{begun:?}");
+    assert_eq!(begun.len(), 8, "the rest of the lane is for the third one: {begun:?}");
+    let slow: Vec<u64> = begun.iter().copied().filter(|n| *n < 100).collect();
+    let finish = |rig: &mut Rig, n: u64, practice_no| {
+        rig.scheduler.on_begun(PARTITION, id(n), BeginResult::Ok);
+        rig.gone(&of(n, practice_no));
+        rig.scheduler.on_sent(PARTITION, id(n));
+    };
+    for n in begun.iter().filter(|n| **n >= 100) {
+        finish(&mut rig, *n, 3);
+    }
+    let more = rig.begin();
+    assert!(more.len() == 6 && more.iter().all(|n| *n >= 100), "the campaign has no room: {more:?}");
+    finish(&mut rig, slow[0], 1 + (slow[0] % 2) as u32);
+    let next = rig.begin();
+    assert_eq!(next.iter().filter(|n| **n < 100).count(), 1, "{next:?}");
+    // A cap that is used up stops it, and an operator's stop stays when it opens again.
+    rig.scheduler.set_group_room(CARRIER, 0, 0);
+    rig.scheduler.pause_practice(CARRIER, 1, true);
+    rig.scheduler.set_group_room(CARRIER, 0, 50);
+    more.iter().for_each(|n| finish(&mut rig, *n, 3));
+    let open = rig.begin();
+    assert!(open.iter().any(|n| *n < 100), "{open:?}");
+    assert!(open.iter().all(|n| *n >= 100 || n % 2 == 1), "practice 1 is stopped: {open:?}");
+    // Without groups everything is as before.
+    rig.scheduler.group_practices(CARRIER, Vec::new());
+    rig.scheduler.pause_practice(CARRIER, 1, false);
+    rig.scheduler.set_lane(lane(CARRIER, 10_000, 1_000));
+    assert!(rig.begin().iter().any(|n| n % 2 == 0 && *n < 100));
+}

@@ -22,6 +22,8 @@ struct Node {
     drift: i64,
     backlog: u32,
     stopped_until: u64,
+    /// The settings that it knows of.
+    keeps: u64,
     /// A permit that was taken and not used, and when it is to be used.
     in_hand: Option<(Permit, u64)>,
 }
@@ -67,6 +69,12 @@ struct World {
     grantors: Vec<Grantor>,
     led_since: u64,
     rule: LimitRule,
+    /// Of the settings in force.
+    stamp: u64,
+    /// The last word that all keep to the settings of this stamp.
+    settled: u64,
+    /// Segments of each message; they leave together.
+    size: u32,
     now: u64,
     mail: BTreeMap<(u64, u64), Mail>,
     mails: u64,
@@ -84,6 +92,7 @@ impl World {
                 drift: rng.random_range(-trouble.drift..=trouble.drift),
                 backlog: 1_000_000,
                 stopped_until: 0,
+                keeps: 1,
                 in_hand: None,
             })
             .collect::<Vec<_>>();
@@ -98,6 +107,9 @@ impl World {
             grantors: vec![grantor],
             led_since: start,
             rule: LimitRule::of(limit),
+            stamp: 1,
+            settled: 0,
+            size: 1,
             now: start,
             mail: BTreeMap::new(),
             mails: 0,
@@ -167,7 +179,11 @@ impl World {
                 let rules = BTreeMap::from([(LANE, self.rule)]);
                 let now = ns(self.now);
                 let grantor = self.grantors.last_mut().expect("one leads");
-                if let Some(answer) = grantor.serve(&request, &rules, now) {
+                let answer = grantor.serve(&request, &rules, self.stamp, now);
+                if let Some(answer) = answer {
+                    if answer.settled {
+                        self.settled = request.stamp;
+                    }
                     self.post(Mail::Answer(node, answer));
                 }
             }
@@ -193,7 +209,7 @@ impl World {
         }
         let mono = at.clock(now);
         if at.holder.ask_at() <= mono {
-            let request = at.holder.ask(&BTreeMap::from([(LANE, at.backlog)]), mono);
+            let request = at.holder.ask(&BTreeMap::from([(LANE, at.backlog)]), at.keeps, mono);
             self.post(Mail::Request(node, request));
         }
         loop {
@@ -205,14 +221,14 @@ impl World {
                 at.in_hand = None;
                 // What a connector does right before the socket.
                 if permit.fresh_until > mono {
-                    self.sent.push(now);
+                    self.sent.extend((0..self.size).map(|_| now));
                 }
             }
             let at = &mut self.nodes[node];
             if at.backlog == 0 {
                 return;
             }
-            match at.holder.try_take(&[LANE], mono) {
+            match at.holder.try_take_all(&[LANE], self.size, mono) {
                 Err(_) => return,
                 Ok(permit) => at.in_hand = Some((permit, now + self.rng.random_range(0..10) / 9 * MS)),
             }
@@ -296,6 +312,37 @@ fn budget_follows_the_work_and_comes_back_with_it() {
 }
 
 #[test]
+fn whoever_begins_to_need_tokens_has_the_first_within_a_quarter_of_a_second() {
+    let held = |world: &World, node: usize| {
+        let at = &world.nodes[node];
+        at.holder.view(LANE, at.clock(world.now)).tokens
+    };
+    for (amount, seconds) in [(30, 1), (90, 1), (120, 1), (600, 1), (3_000, 1), (75, 1)] {
+        for seed in 0..40 {
+            let mut world = World::new(seed, limit(amount, seconds), 3, Trouble { drift: 3_000, ..CALM });
+            world.nodes[1].backlog = 0;
+            world.nodes[2].backlog = 0;
+            // Any moment between two requests of the one that holds everything.
+            world.run(5_000 + 7 * seed);
+            let mut waited = 0;
+            world.nodes[1].backlog = 1;
+            let mono = world.nodes[1].clock(world.now);
+            world.nodes[1].holder.hurry(mono);
+            while held(&world, 1) == 0 {
+                world.run(1);
+                waited += 1;
+                assert!(waited <= 250, "{amount} a second, seed {seed}: nothing after {waited} ms");
+            }
+            // The most that can wait: its part is half of it, and the wall holds all the way.
+            world.nodes[1].backlog = 1_000_000;
+            world.run(4_000);
+            assert!(held(&world, 1) >= held(&world, 0) / 2, "{amount} a second, seed {seed}");
+            assert!(world.fullest() <= amount as usize, "{amount} a second, seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn a_new_grantor_renews_at_once_and_gives_nothing_new_for_one_lease() {
     let mut world = World::new(9, limit(600, 1), 3, CALM);
     world.nodes[0].backlog = 0;
@@ -341,6 +388,81 @@ fn another_limit_begins_when_the_old_one_is_at_rest() {
         world.run(6_000);
         assert!(world.fullest() <= 60, "{}", world.fullest());
         assert!(world.used(3_000) > 900, "{}", world.used(3_000));
+    }
+}
+
+/// What nobody may do by older settings: a node that does not know of them counts what it sends.
+#[test]
+fn a_change_is_settled_when_nobody_can_send_by_the_old_settings_any_more() {
+    for seed in 0..60 {
+        let trouble = if seed % 2 == 0 { CALM } else { BAD };
+        let mut world = World::new(seed, limit(600, 1), 3, trouble);
+        world.run(5_000);
+        world.stamp = 2;
+        // One hears of it at once, one a little later, and one is cut off from all news until the end.
+        world.nodes[0].keeps = 2;
+        world.run(seed * 10);
+        let alive = trouble.lost_permille == 0;
+        assert!(!alive || world.settled != 2, "seed {seed}: two do not know of it and hold tokens");
+        world.nodes[1].keeps = 2;
+        let mut waited = 0;
+        while world.settled != 2 {
+            world.run(1);
+            waited += 1;
+            assert!(trouble.lost_permille > 0 || waited <= 1_300, "seed {seed}: {waited} ms");
+        }
+        let at = &world.nodes[2];
+        assert_eq!(at.holder.view(LANE, at.clock(world.now)).tokens, 0, "seed {seed}: it could still send");
+        world.run(2_000);
+        let at = &world.nodes[2];
+        assert_eq!(at.holder.view(LANE, at.clock(world.now)).tokens, 0, "seed {seed}: it got more");
+        world.nodes[2].keeps = 2;
+        world.run(20_000);
+        let at = &world.nodes[2];
+        let comes_back = at.stopped_until > world.now || at.holder.view(LANE, at.clock(world.now)).tokens > 0;
+        assert!(comes_back || trouble.lost_permille > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn another_limit_is_settled_when_nobody_holds_tokens_of_the_old_one() {
+    let mut world = World::new(4, limit(600, 1), 3, CALM);
+    world.run(4_000);
+    assert_eq!(world.settled, 1);
+    (world.stamp, world.rule) = (2, LimitRule::of(limit(60, 1)));
+    world.nodes.iter_mut().for_each(|at| at.keeps = 2);
+    while world.settled != 2 {
+        world.run(1);
+    }
+    let from = world.now + 10 * MS;
+    world.run(4_000);
+    world.sent.retain(|at| *at > from);
+    assert!(world.fullest() <= 60, "{}", world.fullest());
+}
+
+#[test]
+fn messages_that_leave_in_one_piece_find_their_tokens_on_every_node() {
+    // Also where an equal part is too small for one message, and where the whole frame is.
+    for (amount, seconds, size) in
+        [(10, 1, 4), (4, 1, 3), (30, 1, 3), (120, 1, 10), (600, 1, 5), (75, 60, 4), (240, 60, 6)]
+    {
+        for (trouble, seed) in [(CALM, 0), (CALM, 1), (BAD, 2), (BAD, 3)] {
+            let mut world = World::new(seed, limit(amount, seconds), 3, trouble);
+            world.size = size;
+            world.run(120_000);
+            let most = world.fullest();
+            let name = format!("{size} at once, {amount} in {seconds} s, seed {seed}");
+            assert!(most <= amount as usize || trouble.stop > 0 && seconds > 1, "{name}: {most}");
+            let used = world.used(100_000);
+            println!("{name}: {used} permille, fullest {most}");
+            let least = match (trouble.stop == 0, seconds) {
+                (true, 1) => 300,
+                (true, _) => 100,
+                (false, 1) => 30,
+                (false, _) => 0,
+            };
+            assert!(used > least, "{name}: {used} permille");
+        }
     }
 }
 

@@ -2,11 +2,10 @@
 //!
 //! Three walls: ingest refuses such a message (edge/ingest.rs), the driver holds it back before its attempt begins (here: the
 //! account may have lost its agreement since), and the sender refuses it before the connector sees it.
-use super::connect::has_baa;
+use super::connect::{carries, has_baa};
 use super::lanes::{Lane, LaneTable};
 use crate::engine::NodeHandle;
 use bytes::Bytes;
-use carillon_core::classes::is_phi_free;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::query;
 use carillon_delivery::BeginDecision;
@@ -23,7 +22,7 @@ const HOLD_MS: u64 = 60_000;
 /// Whether the lane may carry the class.
 pub fn covers(lane: &Lane, class: i32) -> bool {
     let class = MessageClass::try_from(class).unwrap_or(MessageClass::Unspecified);
-    is_phi_free(class) || has_baa(&lane.record, &lane.contract.get())
+    carries(&lane.record, &lane.contract.get(), class)
 }
 
 /// What may begin, and what may not.
@@ -51,7 +50,7 @@ pub fn split(
     let is_free = |decided: &BeginDecision| {
         let read = tables.as_ref().and_then(|tables| query::message(&**tables, &decided.message_id).ok());
         let class = read.flatten().map_or(0, |(_, status)| status.class);
-        is_phi_free(MessageClass::try_from(class).unwrap_or(MessageClass::Unspecified))
+        lanes.get(decided.carrier_no).is_some_and(|lane| covers(&lane, class))
     };
     let (list, held): (Vec<_>, Vec<_>) =
         list.into_iter().partition(|decided| !bare(decided) || is_free(decided));

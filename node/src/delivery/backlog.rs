@@ -54,10 +54,20 @@ impl Looker {
         let (reply, answer) = oneshot::channel();
         drop(self.local.send(Local::Look { carrier_no, reply }).await);
         let look: LaneLook = answer.await.unwrap_or_default();
+        self.stands(carrier_no, practice_no, look.paused_for_ms, now_ms)
+    }
+
+    /// The same without asking the driver, for whoever reads many messages: of pauses it knows those of the connector.
+    pub fn lane_now(&self, carrier_no: u32, practice_no: u32, now_ms: u64) -> LaneState {
+        let paused_for_ms = u64::from(self.lanes.status(carrier_no).paused_ms);
+        self.stands(carrier_no, practice_no, paused_for_ms, now_ms)
+    }
+
+    fn stands(&self, carrier_no: u32, practice_no: u32, paused_for_ms: u64, now_ms: u64) -> LaneState {
         let lane = self.lanes.get(carrier_no);
         let breaker = self.breaker(carrier_no);
         let view = self.handle.meta();
-        let limits = self.limits(&view, carrier_no, practice_no);
+        let limits = self.limits(&view, carrier_no, practice_no, now_ms);
         let name = view.carriers.get(&carrier_no).map(|c| c.name.clone()).unwrap_or_default();
         let until = |wait_ms: u64| if wait_ms > 0 { now_ms + wait_ms } else { 0 };
         LaneState {
@@ -67,22 +77,27 @@ impl Looker {
             segments_per_second: limits.segments_per_second,
             tighter_limit: limits.tighter,
             cap_reached: limits.cap_reached,
+            cap_resets_ms: limits.cap_resets_ms,
+            practice_paused: view.pauses.get(&(practice_no, carrier_no)).is_some_and(|pause| pause.paused),
             paused_by_operator: view.lanes.get(&carrier_no).is_some_and(|lane| lane.paused),
-            paused_until_ms: until(look.paused_for_ms),
+            paused_until_ms: until(paused_for_ms),
             breaker_until_ms: until(breaker.open_for_ms),
             closed_by_operator: breaker.open && breaker.mode == BreakerMode::Open,
         }
     }
 
     /// The pace of all limits that must grant. What this node holds follows its demand; without any it is an equal part that it would get.
-    fn limits(&self, view: &MetaView, carrier_no: u32, practice_no: u32) -> Limits {
+    fn limits(&self, view: &MetaView, carrier_no: u32, practice_no: u32, now_ms: u64) -> Limits {
         let nodes = view.present().count().max(1) as f64;
         let mut limits = Limits { segments_per_second: u32::MAX, ..Limits::default() };
         for limit in stack(view, carrier_no, practice_no) {
             let record = limit.checked_sub(LIMIT_BASE).and_then(|limit_no| view.limits.get(&limit_no));
             let name = record.map(named).unwrap_or_default();
-            if self.lanes.cap_left(limit) == Some(0) {
+            if let Some(resets_ms) = record.and_then(|record| self.used_up(view, record, now_ms))
+                && resets_ms > limits.cap_resets_ms
+            {
                 limits.cap_reached.clone_from(&name);
+                limits.cap_resets_ms = resets_ms;
             }
             let whole = match record {
                 // A day's cap has no pace of its own.
@@ -98,6 +113,16 @@ impl Looker {
             }
         }
         limits
+    }
+
+    /// When a daily cap begins anew of which this node has nothing left and cannot get more.
+    fn used_up(&self, view: &MetaView, record: &LimitRecord, now_ms: u64) -> Option<u64> {
+        if record.window_s != 0 || self.lanes.cap_left(LIMIT_BASE + record.limit_no) != Some(0) {
+            return None;
+        }
+        let (day, left) = day_of(&record.time_zone, now_ms)?;
+        let taken = view.caps.get(&record.limit_no).filter(|cap| cap.day == day).map_or(0, |cap| cap.taken);
+        (taken >= u64::from(record.amount)).then(|| now_ms + left.as_millis() as u64)
     }
 
     /// What may still leave of the tightest daily cap of a carrier, with this node's part of what nobody has taken.
@@ -143,6 +168,7 @@ struct Limits {
     /// The tightest one, if it is not the account's own.
     tighter: String,
     cap_reached: String,
+    cap_resets_ms: u64,
 }
 
 /// A limit in words of operation.

@@ -107,7 +107,10 @@ impl Connect {
     /// PHI. An account that this node cannot judge carries nothing else either.
     pub fn may_carry(&self, record: &CarrierRecord, class: i32) -> bool {
         let class = MessageClass::try_from(class).unwrap_or(MessageClass::Unspecified);
-        is_phi_free(class) || self.contract(record).is_ok_and(|contract| has_baa(record, &contract.get()))
+        match self.contract(record) {
+            Ok(contract) => carries(record, &contract.get(), class),
+            Err(_) => is_phi_free(class),
+        }
     }
 
     /// Reads the contracts again and again. Connectors see a new version with their next message.
@@ -130,6 +133,12 @@ impl Connect {
             }
         }
     }
+}
+
+/// Whether an account may carry messages of a class by its contract.
+pub fn carries(record: &CarrierRecord, contract: &Contract, class: MessageClass) -> bool {
+    let free = contract.phi_free.as_ref().map_or_else(|| is_phi_free(class), |free| free.contains(&class));
+    free || has_baa(record, contract)
 }
 
 /// There is an agreement: the carrier signs one, and ours is not missing.

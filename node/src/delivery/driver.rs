@@ -3,6 +3,8 @@
 //! Order: events of the applier are taken before the results of proposals, because the scheduler wants the changes of a
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 mod begin;
+mod report;
+mod rooms;
 
 use super::agreement;
 use super::backlog::{LaneLook, Looker};
@@ -33,7 +35,7 @@ use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal};
-use carillon_delivery::lease::LIMIT_BASE;
+use carillon_delivery::lease::stamp;
 use carillon_delivery::{
     BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
 };
@@ -41,6 +43,7 @@ use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
 use carillon_proto::public::Outcome;
 use prost::Message as _;
+use rooms::Rooms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,6 +132,7 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     practices: Practices,
+    rooms: Rooms,
     meta: MetaClient,
     shares: ShareKeeper,
     health: Health,
@@ -191,6 +195,7 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         practices: Practices::default(),
+        rooms: Rooms::default(),
         meta: meta.clone(),
         shares: shares.clone(),
         health: health.clone(),
@@ -310,7 +315,9 @@ impl Driver {
                 LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
             }
         }
+        self.leases.set_stamp(stamp(&view));
         self.practices.sync(&view, &mut self.scheduler);
+        self.rooms.sync(&view, &mut self.scheduler);
         self.shares.set(view.shares.epoch, Instant::now());
         if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
             for partition in self.terms.keys() {
@@ -393,12 +400,9 @@ impl Driver {
         for (carrier_no, waits) in self.scheduler.demand() {
             demand.entry(carrier_no).and_modify(|known| *known = waits);
         }
-        let view = self.handle.meta();
-        for limit in view.limits.values() {
-            let waits = demand.get(&limit.carrier_no).copied().unwrap_or(0);
-            demand.insert(LIMIT_BASE + limit.limit_no, waits);
-        }
+        rooms::demand(&self.handle.meta(), &mut demand);
         self.leases.set_demand(demand);
+        let opens = self.rooms.look(&self.leases, &mut self.scheduler, self.clock.now());
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);
@@ -448,29 +452,11 @@ impl Driver {
             self.reported = Instant::now();
             self.report(now_ms);
         }
+        let opens_ms = opens.map_or(WAKE_MAX_MS, |wait| wait.as_millis() as u64 + 1);
         match decision.next_wake_ms {
-            Some(at) => at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS),
-            None => WAKE_MAX_MS,
+            Some(at) => at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS).min(opens_ms),
+            None => WAKE_MAX_MS.min(opens_ms),
         }
-    }
-
-    fn report(&mut self, now_ms: u64) {
-        let view = self.handle.meta();
-        for carrier in view.carriers.values() {
-            let eased = ease_permille(view.lanes.get(&carrier.carrier_no), now_ms);
-            metrics::gauge!("carillon_lane_ease_permille", "carrier" => carrier.name.clone())
-                .set(f64::from(eased));
-        }
-        let stats = self.scheduler.stats(now_ms, self.clock.now());
-        if let Some(index) = self.scheduler.take_fairness() {
-            metrics::gauge!("carillon_scheduler_fairness_index").set(index);
-        }
-        metrics::gauge!("carillon_scheduler_ready").set(stats.ready as f64);
-        metrics::gauge!("carillon_scheduler_in_flight").set(stats.in_flight_attempts as f64);
-        metrics::gauge!("carillon_scheduler_rows").set(stats.rows as f64);
-        metrics::gauge!("carillon_scheduler_without_lane").set(stats.without_lane as f64);
-        metrics::gauge!("carillon_scheduler_oldest_due_seconds")
-            .set(stats.oldest_due_age_ms.unwrap_or(0) as f64 / 1000.0);
     }
 
     /// Messages that their carrier may not carry wait; the scheduler hears of it by the change.

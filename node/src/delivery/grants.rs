@@ -15,7 +15,7 @@ use carillon_core::meta::{MetaView, is_present};
 use carillon_delivery::GateSettings;
 use carillon_delivery::lease::{
     Easer, Grant, Grantor, LIMIT_BASE, LaneView, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId,
-    WANTS_MAX, Want, rules, slice,
+    WANTS_MAX, Want, rules, slice, stamp,
 };
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
@@ -73,17 +73,23 @@ impl Grants {
             held: want.held,
             used_ago: (want.used_ago_us > 0).then(|| Duration::from_micros(want.used_ago_us - 1)),
             segments: want.segments,
+            skipped: want.skipped,
+            skipped_for: Duration::from_micros(want.skipped_for_us),
+            need: want.need,
+            owes: Duration::from_micros(want.owes_us),
         });
         let own = LeaseRequest {
             node_id,
             incarnation: request.incarnation,
             seq: request.seq,
+            stamp: request.stamp,
             wants: wants.collect(),
         };
         let answer = self.give(own, request.shares_epoch, &request.answers).await?;
         let grants = answer.grants.iter().map(|grant| LeaseGrant {
             limit: grant.limit,
             tokens: grant.tokens,
+            whole: grant.whole,
             frame_us: u64::try_from(grant.frame.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX),
         });
         let ask_after = answer.ask_after.map_or(0, |after| after.as_micros().max(1) as u64);
@@ -92,6 +98,7 @@ impl Grants {
             ttl_ms: answer.ttl.as_millis() as u32,
             grants: grants.collect(),
             ask_after_us: ask_after,
+            settled: answer.settled,
         })
     }
 
@@ -111,7 +118,13 @@ impl Grants {
             return None;
         }
         let view = handle.meta();
-        let slices = self.take_caps(&request, &view).await;
+        let stamp = stamp(&view);
+        // Whoever does not know of a cap yet gets nothing of it: the grantor sends it away.
+        let slices = match request.stamp {
+            0 => self.take_caps(&request, &view).await,
+            kept if kept == stamp => self.take_caps(&request, &view).await,
+            _ => Vec::new(),
+        };
         let mut books = self.0.desk.lock();
         let now = self.0.clock.now();
         if books.as_ref().is_none_or(|desk| desk.term != leadership.term) {
@@ -136,7 +149,7 @@ impl Grants {
         }
         let mut rules = rules(&view, &desk.kept, clock_ms());
         desk.easer.pause(&mut rules, now);
-        let mut answer = desk.grantor.serve(&request, &rules, now)?;
+        let mut answer = desk.grantor.serve(&request, &rules, stamp, now)?;
         answer.grants.extend(slices);
         let (_, surprises) = desk.grantor.counts();
         metrics::counter!("carillon_lease_surprises_total")
@@ -164,7 +177,7 @@ impl Grants {
             let command = MetaCommand { kind }.encode_to_vec().into();
             match self.0.handle.propose_meta(vec![command]).await {
                 Ok((_, texts)) if texts.iter().all(String::is_empty) => {
-                    slices.push(Grant { limit: want.limit, tokens: segments, frame: left });
+                    slices.push(Grant { limit: want.limit, tokens: segments, whole: 0, frame: left });
                 }
                 // What may have been taken is lost.
                 _ => {}

@@ -1,6 +1,7 @@
 //! Breakers of this node's lanes, and which carriers can be used at the moment. The driver feeds it; ingest, failover and explanations ask.
 use super::lanes::LaneTable;
 use carillon_carriers::connector::ConnectorState;
+use carillon_carriers::contract::BreakerTerms;
 use carillon_core::meta::{MetaView, routes};
 use carillon_delivery::breaker::{Breaker, BreakerConfig, BreakerState};
 use carillon_proto::internal::BreakerMode;
@@ -48,6 +49,7 @@ impl Health {
             limits.push((
                 carrier_no,
                 self.with(carrier_no, |kept| {
+                    kept.breaker.set_config(config_of(&lane.contract.get().breaker));
                     kept.breaker.set_mode(mode);
                     kept.breaker.on_link(up, mono);
                     tell(name, kept, mono);
@@ -89,6 +91,31 @@ impl Health {
     }
 }
 
+/// The terms of a contract; what it does not say is as everywhere.
+fn config_of(terms: &BreakerTerms) -> BreakerConfig {
+    let BreakerTerms {
+        window,
+        failures_min,
+        failures_permille,
+        open_first,
+        open_max,
+        probes,
+        probes_to_close,
+        down_after,
+    } = *terms;
+    BreakerConfig {
+        window,
+        failures_min,
+        failures_permille,
+        open_first,
+        open_max,
+        probes,
+        probes_to_close,
+        down_after,
+        ..BreakerConfig::default()
+    }
+}
+
 fn tell(carrier: &str, kept: &mut Kept, mono: Duration) {
     let state = match kept.breaker.state(mono) {
         BreakerState::Closed => 0.0,
@@ -102,5 +129,19 @@ fn tell(carrier: &str, kept: &mut Kept, mono: Duration) {
             .increment(opened - kept.told);
         tracing::warn!(carrier, "the breaker opened: the carrier fails or cannot be reached");
         kept.told = opened;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_carriers::contract::{ContractHandle, SMPP_GENERIC, TWILIO};
+
+    #[test]
+    fn contracts_that_say_nothing_of_breakers_have_those_of_the_program() {
+        for name in [SMPP_GENERIC, TWILIO] {
+            let contract = ContractHandle::built_in(name).expect("it is built in").get();
+            assert_eq!(config_of(&contract.breaker), BreakerConfig::default(), "{name}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Lanes: the connector and the gate of each carrier account, kept equal to the meta group. What they may send is in `leases.rs`.
 use super::connect::{Connect, Connected};
 use super::leases::Leases;
-use carillon_carriers::connector::GateClosed;
 use carillon_carriers::contract::ContractHandle;
 use carillon_carriers::{Connector, InboundSink};
 use carillon_core::meta::MetaView;
@@ -53,15 +52,20 @@ impl NodeGate {
 
     /// Waits for the turn among the messages that need the same limits, and until their permit is near. Connectors keep all
     /// messages of a carrier in one order, so nobody may wait inside of one for a limit that the others do not have.
-    pub async fn near(&self, urgent: bool) -> OwnedMutexGuard<()> {
+    /// `None`: other limits are in force than those of `stamp`. `segments`: that leave together.
+    pub async fn near(&self, urgent: bool, stamp: u64, segments: u32) -> Option<OwnedMutexGuard<()>> {
         let _ordinary = if urgent { None } else { Some(self.ordinary_line.lock().await) };
         let turn = Arc::clone(&self.line).lock_owned().await;
         let mut changes = self.leases.changes();
         loop {
             changes.borrow_and_update();
-            let near = self.leases.free_at(&self.stack).map(|at| at.checked_sub(NEAR).unwrap_or(at));
+            if self.leases.stamp() != stamp {
+                return None;
+            }
+            let near =
+                self.leases.free_at(&self.stack, segments).map(|at| at.checked_sub(NEAR).unwrap_or(at));
             if self.closed.load(Ordering::Relaxed) || near.is_some_and(|near| near <= Instant::now()) {
-                return turn;
+                return Some(turn);
             }
             let changed = changes.changed();
             let news = match near {
@@ -69,7 +73,7 @@ impl NodeGate {
                 None => changed.await,
             };
             if news.is_err() {
-                return turn;
+                return Some(turn);
             }
         }
     }
@@ -81,18 +85,30 @@ impl NodeGate {
     }
 }
 
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPermit {
+    Closed,
+    /// Other limits are in force: see which ones the message needs now.
+    Changed,
+}
+
 impl NodeGate {
-    /// Waits for a permit of every limit; it is void from the moment that is given back on.
-    pub async fn acquire_as(&self, urgent: bool) -> Result<Instant, GateClosed> {
+    /// Waits for permits of every limit for segments that leave together; they are void from the moment that is given back on. `stamp`: of the
+    /// settings by which this gate was chosen.
+    pub async fn acquire_as(&self, urgent: bool, stamp: u64, segments: u32) -> Result<Instant, NoPermit> {
         let _ordinary = if urgent { None } else { Some(self.ordinary.lock().await) };
         let _turn = self.turn.lock().await;
         let mut changes = self.leases.changes();
         loop {
             changes.borrow_and_update();
             if self.closed.load(Ordering::Relaxed) {
-                return Err(GateClosed);
+                return Err(NoPermit::Closed);
             }
-            let until = match self.leases.try_take(&self.stack) {
+            if self.leases.stamp() != stamp {
+                return Err(NoPermit::Changed);
+            }
+            let until = match self.leases.try_take(&self.stack, segments) {
                 Ok(fresh_until) => return Ok(fresh_until),
                 Err(Wait::Until(at)) => Some(self.leases.clock().instant(at)),
                 Err(Wait::NoLease(_)) => None,
@@ -102,7 +118,7 @@ impl NodeGate {
                 Some(until) => tokio::time::timeout_at(until, changed).await.unwrap_or(Ok(())),
                 None => changed.await,
             };
-            news.map_err(|_| GateClosed)?;
+            news.map_err(|_| NoPermit::Closed)?;
         }
     }
 }
@@ -252,6 +268,11 @@ impl LaneTable {
             tokio::spawn(async move { lane.connector.drain().await });
         }
         LaneChange::Removed(carrier_no)
+    }
+
+    /// Waits until every sender keeps to the limits of the view that `stamp` is of.
+    pub async fn until_settled(&self, stamp: impl Fn() -> u64, limit: Duration) -> bool {
+        self.leases.until_settled(stamp, limit).await
     }
 
     /// What this node holds of one limit, in segments per second.

@@ -13,7 +13,7 @@ use carillon_delivery::lease::{
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{LaneAnswers, LeaseRequest as WireRequest, LeaseResponse, LeaseWant};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -36,6 +36,15 @@ impl MonoClock {
     }
 }
 
+/// By which settings of limits this node goes (`carillon_delivery::lease::stamp`).
+#[derive(Debug, Default)]
+struct Limits {
+    stamp: u64,
+    since: Duration,
+    /// The one before.
+    before: u64,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Leases(Arc<Inner>);
@@ -47,6 +56,9 @@ struct Inner {
     demand: Mutex<BTreeMap<LimitId, u32>>,
     /// What carriers answered since the last request.
     answers: Mutex<BTreeMap<u32, LaneAnswers>>,
+    limits: Mutex<Limits>,
+    /// Stamp to which all senders keep, and when the request left that was answered so.
+    settled: watch::Sender<(u64, Duration)>,
     hurry: Notify,
     changed: watch::Sender<u64>,
 }
@@ -60,6 +72,8 @@ impl Leases {
             holder: Mutex::new(holder),
             demand: Mutex::default(),
             answers: Mutex::default(),
+            limits: Mutex::default(),
+            settled: watch::Sender::new((0, Duration::ZERO)),
             hurry: Notify::new(),
             changed: watch::Sender::new(0),
         }))
@@ -94,18 +108,24 @@ impl Leases {
         slowest.unwrap_or_default()
     }
 
-    /// A permit of all these limits, and until when it is good.
-    pub fn try_take(&self, stack: &[LimitId]) -> Result<tokio::time::Instant, Wait> {
+    /// Permits of all these limits for segments that leave together, and until when they are good.
+    pub fn try_take(&self, stack: &[LimitId], segments: u32) -> Result<tokio::time::Instant, Wait> {
         let mut holder = self.0.holder.lock();
         // Under the lock, or a permit could be older than it looks.
         let now = self.0.clock.now();
-        holder.try_take(stack, now).map(|permit| self.0.clock.instant(permit.fresh_until))
+        let ask_at = holder.ask_at();
+        let taken = holder.try_take_all(stack, segments, now);
+        if holder.ask_at() < ask_at {
+            // It needs more than it holds.
+            self.0.hurry.notify_one();
+        }
+        taken.map(|permit| self.0.clock.instant(permit.fresh_until))
     }
 
-    /// When these limits have a permit; `None` = something is not held.
-    pub fn free_at(&self, stack: &[LimitId]) -> Option<tokio::time::Instant> {
+    /// When these limits have permits for so many segments at once; `None` = something is not held.
+    pub fn free_at(&self, stack: &[LimitId], segments: u32) -> Option<tokio::time::Instant> {
         let holder = self.0.holder.lock();
-        let (free_at, _) = holder.free_at(stack, self.0.clock.now()).ok()?;
+        let (free_at, _) = holder.free_at(stack, segments, self.0.clock.now()).ok()?;
         Some(self.0.clock.instant(free_at))
     }
 
@@ -160,9 +180,44 @@ impl Leases {
         self.0.demand.lock().get(&limit).copied().unwrap_or(0).into()
     }
 
-    /// Which limits are daily caps.
-    pub fn set_caps(&self, caps: &BTreeSet<LimitId>) {
+    /// Which limits are daily caps, and their amounts.
+    pub fn set_caps(&self, caps: &BTreeMap<LimitId, u32>) {
         self.0.holder.lock().set_caps(caps);
+    }
+
+    /// From now on no permit is taken by other settings than these: whoever waits at a gate looks again which limits it needs.
+    pub fn set_stamp(&self, stamp: u64) {
+        let now = self.0.clock.now();
+        {
+            let mut limits = self.0.limits.lock();
+            if limits.stamp == stamp {
+                return;
+            }
+            *limits = Limits { stamp, since: now, before: limits.stamp };
+        }
+        self.wake();
+        self.0.holder.lock().hurry(now);
+        self.0.hurry.notify_one();
+    }
+
+    pub fn stamp(&self) -> u64 {
+        self.0.limits.lock().stamp
+    }
+
+    /// What the grantor is told: a change counts when permits that were taken before are used or void.
+    fn kept_stamp(&self, stale_after: Duration) -> u64 {
+        let limits = self.0.limits.lock();
+        let rests = self.0.clock.now() < limits.since + 2 * stale_after;
+        if rests && limits.before != 0 { limits.before } else { limits.stamp }
+    }
+
+    /// Waits until every sender of the cluster keeps to the settings of a view that this node has now; a sender that does not answer
+    /// counts no more when its lease has run out. False: not in this time. `stamp`: of the present view.
+    pub async fn until_settled(&self, stamp: impl Fn() -> u64, limit: Duration) -> bool {
+        let since = self.0.clock.now();
+        let mut settled = self.0.settled.subscribe();
+        let seen = settled.wait_for(|(settled, asked_at)| *asked_at >= since && *settled == stamp());
+        matches!(tokio::time::timeout(limit, seen).await, Ok(Ok(_)))
     }
 
     pub fn cap_left(&self, limit: LimitId) -> Option<u32> {
@@ -199,13 +254,15 @@ impl Leases {
 
     async fn ask(&self, handle: &NodeHandle, channels: &PeerChannels, grants: &Grants) {
         let demand = self.0.demand.lock().clone();
-        let request = {
+        let (request, asked_at) = {
             let mut holder = self.0.holder.lock();
             let ended = holder.ended();
-            let request = holder.ask(&demand, self.0.clock.now());
+            let (stamp, now) = (self.kept_stamp(holder.settings().stale_after), self.0.clock.now());
+            let request = holder.ask(&demand, stamp, now);
             metrics::counter!("carillon_leases_ended_total").increment(holder.ended() - ended);
-            request
+            (request, now)
         };
+        let stamp = request.stamp;
         let answers: Vec<LaneAnswers> = std::mem::take(&mut *self.0.answers.lock()).into_values().collect();
         let leader = handle.leadership(0).leader;
         let limit = self.0.holder.lock().settings().patience();
@@ -225,6 +282,9 @@ impl Leases {
         {
             let mut holder = self.0.holder.lock();
             holder.answer(&answer, self.0.clock.now());
+        }
+        if answer.settled {
+            self.0.settled.send_replace((stamp, asked_at));
         }
         self.wake();
     }
@@ -249,10 +309,16 @@ fn to_wire(request: &LeaseRequest, shares_epoch: u64, answers: Vec<LaneAnswers>)
         held: want.held,
         used_ago_us: want.used_ago.map_or(0, |ago| micros(ago).saturating_add(1)),
         segments: want.segments,
+        skipped: want.skipped,
+        // Rounded up: too long is safe.
+        skipped_for_us: micros(want.skipped_for).saturating_add(1),
+        need: want.need,
+        owes_us: if want.owes.is_zero() { 0 } else { micros(want.owes).saturating_add(1) },
     });
     WireRequest {
         incarnation: request.incarnation,
         seq: request.seq,
+        stamp: request.stamp,
         shares_epoch,
         wants: wants.collect(),
         answers,
@@ -263,6 +329,7 @@ fn from_wire(answer: LeaseResponse) -> LeaseAnswer {
     let grants = answer.grants.iter().map(|grant| Grant {
         limit: grant.limit,
         tokens: grant.tokens,
+        whole: grant.whole,
         frame: Duration::from_micros(grant.frame_us),
     });
     LeaseAnswer {
@@ -270,5 +337,6 @@ fn from_wire(answer: LeaseResponse) -> LeaseAnswer {
         ttl: Duration::from_millis(answer.ttl_ms.into()),
         grants: grants.collect(),
         ask_after: (answer.ask_after_us > 0).then(|| Duration::from_micros(answer.ask_after_us)),
+        settled: answer.settled,
     }
 }

@@ -5,7 +5,7 @@
 use super::agreement;
 use super::driver::Local;
 use super::facts::{Fact, Facts};
-use super::lanes::{Lane, NodeGate};
+use super::lanes::{Lane, NoPermit, NodeGate};
 use super::leases::Leases;
 use super::reconcile::{Note, Reconciler, wants_note};
 use crate::engine::NodeHandle;
@@ -53,7 +53,9 @@ pub struct Times {
 
 /// The lane's gate, counting permits so that the driver learns when the last segment may leave.
 struct CountingGate<'a> {
-    gate: Arc<NodeGate>,
+    chosen: Mutex<Chosen>,
+    /// Chooses again, when limits were changed.
+    choose: Box<dyn Fn() -> Chosen + Send + Sync + 'a>,
     /// Its turn among those that need the same limits; given up with the first permit.
     turn: Mutex<Option<OwnedMutexGuard<()>>>,
     left: AtomicU32,
@@ -61,16 +63,38 @@ struct CountingGate<'a> {
     sent: Box<dyn Fn() + Send + Sync + 'a>,
 }
 
+/// The gate of a message, and the settings of the limits by which it is that one.
+#[derive(Clone)]
+struct Chosen {
+    gate: Arc<NodeGate>,
+    stamp: u64,
+    /// It needs limits that other messages of the carrier do not.
+    own: bool,
+}
+
 impl SegmentGate for CountingGate<'_> {
     fn acquire(&self) -> BoxFuture<'_, Result<(), GateClosed>> {
-        Box::pin(async { self.acquire_fresh().await.map(drop) })
+        Box::pin(async { self.acquire_together(1).await.map(drop) })
     }
 
     fn acquire_fresh(&self) -> BoxFuture<'_, Result<Instant, GateClosed>> {
-        Box::pin(async {
-            let fresh_until = self.gate.acquire_as(self.urgent).await?;
+        self.acquire_together(1)
+    }
+
+    fn acquire_together(&self, segments: u32) -> BoxFuture<'_, Result<Instant, GateClosed>> {
+        Box::pin(async move {
+            let fresh_until = loop {
+                let Chosen { gate, stamp, .. } = self.chosen.lock().clone();
+                match gate.acquire_as(self.urgent, stamp, segments).await {
+                    Ok(fresh_until) => break fresh_until,
+                    Err(NoPermit::Closed) => return Err(GateClosed),
+                    Err(NoPermit::Changed) => *self.chosen.lock() = (self.choose)(),
+                }
+            };
             drop(self.turn.lock().take());
-            if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let left = self.left.load(Ordering::Relaxed);
+            self.left.store(left.saturating_sub(segments), Ordering::Relaxed);
+            if (1..=segments).contains(&left) {
                 (self.sent)();
             }
             Ok(fresh_until)
@@ -100,10 +124,15 @@ impl Sender {
                     let sent = || drop(self.local.try_send(Local::Sent { partition, term, message_id: id }));
                     match self.turn_of(lane, &permit, (request.start_by, urgent)).await {
                         None => not_sent("send_by_passed"),
-                        Some((gate, turn)) => {
-                            let left = AtomicU32::new(permit.segments.max(1));
-                            let turn = Mutex::new(turn);
-                            let gate = CountingGate { gate, turn, left, urgent, sent: Box::new(sent) };
+                        Some((chosen, turn)) => {
+                            let gate = CountingGate {
+                                chosen: Mutex::new(chosen),
+                                choose: Box::new(|| self.choose(lane, &permit)),
+                                turn: Mutex::new(turn),
+                                left: AtomicU32::new(permit.segments.max(1)),
+                                urgent,
+                                sent: Box::new(sent),
+                            };
                             failpoints::hit("send::before_first_byte");
                             let sending = async {
                                 panic_if_asked("send::panic_handed_over", &request);
@@ -149,15 +178,30 @@ impl Sender {
         lane: &Lane,
         permit: &Permit,
         (start_by, urgent): (Instant, bool),
-    ) -> Option<(Arc<NodeGate>, Option<OwnedMutexGuard<()>>)> {
+    ) -> Option<(Chosen, Option<OwnedMutexGuard<()>>)> {
+        let turn = async {
+            loop {
+                let chosen = self.choose(lane, permit);
+                if !chosen.own {
+                    return (chosen, None);
+                }
+                // In parts over SMPP; over HTTP all of it leaves at once.
+                let together = if lane.record.smpp.is_some() { 1 } else { permit.segments.max(1) };
+                if let Some(turn) = chosen.gate.near(urgent, chosen.stamp, together).await {
+                    return (chosen, Some(turn));
+                }
+            }
+        };
+        tokio::time::timeout_at(start_by, turn).await.ok()
+    }
+
+    /// The gate of all limits that the message needs. The stamp comes first: limits that are newer than it are looked at again.
+    fn choose(&self, lane: &Lane, permit: &Permit) -> Chosen {
+        let stamp = self.leases.stamp();
         let view = self.handle.meta();
         let stack = stack(&view, permit.carrier_no, permit.practice_no);
-        let gate = lane.gate(&stack);
-        if stack == common(&view, permit.carrier_no) {
-            return Some((gate, None));
-        }
-        let turn = tokio::time::timeout_at(start_by, gate.near(urgent)).await.ok()?;
-        Some((gate, Some(turn)))
+        let own = stack != common(&view, permit.carrier_no);
+        Chosen { gate: lane.gate(&stack), stamp, own }
     }
 
     fn opened(&self, permit: &Permit, urgent: bool, times: Times) -> Result<SendRequest, SendOutcome> {

@@ -7,7 +7,7 @@ use super::{internal, view};
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
 use carillon_core::message::{state_of, waits};
-use carillon_delivery::explain::{Explanation, explain};
+use carillon_delivery::explain::{Explanation, explain, reason};
 use carillon_delivery::forecast::{Capacity, Departure, forecast};
 use carillon_proto::MessageId;
 use carillon_proto::errors;
@@ -47,8 +47,9 @@ impl Explains {
         };
         drop(tables);
         let (meta, now_ms) = (handle.meta(), clock_ms());
-        let message = view::message(&meta, &self.queries.keyring, &id, &payload, &status, MessageView::Basic)
-            .map_err(|e| keyring_status(&e))?;
+        let mut message =
+            view::message(&meta, &self.queries.keyring, &id, &payload, &status, MessageView::Basic)
+                .map_err(|e| keyring_status(&e))?;
         let lane = self.looker.lane(status.carrier_no, status.practice_no, now_ms).await;
         let (departure, lower_bound) = match waits(state_of(&status)) {
             true => {
@@ -61,6 +62,7 @@ impl Explains {
         let moves = lane.segments_per_second > 0 && !lane.closed_by_operator && !lane.paused_by_operator;
         let Explanation { holds, binding_limit, summary } =
             explain(&status, &lane, departure.as_ref(), now_ms);
+        message.waiting_reason = reason(&status, &lane, now_ms).into();
         let holds = holds.into_iter().map(|hold| Hold {
             reason: hold.reason as i32,
             limit: hold.limit,

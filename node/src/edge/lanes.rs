@@ -5,16 +5,19 @@ use crate::delivery::{Grants, LaneTable, day_of};
 use crate::engine::NodeHandle;
 use crate::meta::MetaClient;
 use carillon_core::meta::{MetaView, ease_permille};
-use carillon_delivery::lease::LIMIT_BASE;
+use carillon_delivery::lease::{LIMIT_BASE, stamp};
 use carillon_proto::admin::lane_admin_server::LaneAdmin;
 use carillon_proto::admin::{
     DropLimitRequest, DropLimitResponse, LaneBooks, LaneHolder, LaneStatus, ListLanesRequest,
     ListLanesResponse, PutLimitRequest, PutLimitResponse, SetAccountLimitRequest, SetAccountLimitResponse,
     SetLaneRequest, SetLaneResponse,
 };
+use carillon_proto::errors;
 use carillon_proto::identity::Role;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{CarrierRecord, DropLimit, LimitRecord, PutCarrier, PutLimit, SetLane};
+use carillon_proto::public::ErrorReason;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 pub struct LaneApi {
@@ -25,7 +28,25 @@ pub struct LaneApi {
     pub grants: Grants,
 }
 
+/// Longer than a lease, an election and the lease after it.
+const SETTLE_FOR: Duration = Duration::from_secs(10);
+
 impl LaneApi {
+    /// Returns when what was just recorded is in force everywhere: each node that may send has said that it keeps to it, or its lease has run out.
+    async fn settled(&self) -> Result<(), Status> {
+        // Below the level of leases nobody could say so.
+        if !self.handle.meta().leases() || self.handle.meta().is_restoring() {
+            return Ok(());
+        }
+        if self.lanes.until_settled(|| stamp(&self.handle.meta()), SETTLE_FOR).await {
+            return Ok(());
+        }
+        Err(errors::status(
+            ErrorReason::PartitionUnavailable,
+            "it is recorded, and not known to be in force on every node yet: nobody leads the meta group long enough. Repeat the call to wait on",
+        ))
+    }
+
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         super::authorize(request, &self.cluster_id, |role| matches!(role, Role::Operator(_))).map(|_| ())
     }
@@ -118,6 +139,7 @@ impl LaneAdmin for LaneApi {
             return Err(Status::invalid_argument("time_zone must be the name of an IANA time zone"));
         }
         change(&self.meta, Kind::PutLimit(PutLimit { limit: Some(limit.clone()) })).await?;
+        self.settled().await?;
         let same = |other: &&LimitRecord| {
             LimitRecord { limit_no: 0, ..(*other).clone() } == LimitRecord { limit_no: 0, ..limit.clone() }
         };
@@ -143,6 +165,7 @@ impl LaneAdmin for LaneApi {
         let SetAccountLimitRequest { carrier, segments_per_second } = request.into_inner();
         let carrier = CarrierRecord { segments_per_second, ..self.carrier(&carrier)? };
         change(&self.meta, Kind::PutCarrier(PutCarrier { carrier: Some(carrier) })).await?;
+        self.settled().await?;
         Ok(Response::new(SetAccountLimitResponse {}))
     }
 
@@ -151,6 +174,7 @@ impl LaneAdmin for LaneApi {
         let SetLaneRequest { carrier, paused } = request.into_inner();
         let carrier_no = self.carrier(&carrier)?.carrier_no;
         change(&self.meta, Kind::SetLane(SetLane { carrier_no, paused })).await?;
+        self.settled().await?;
         Ok(Response::new(SetLaneResponse {}))
     }
 }

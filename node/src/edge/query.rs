@@ -1,19 +1,24 @@
 //! Reads for routers: one message, or a page of a partition. Linearizable: confirmed with a quorum first.
 use super::ingest::keyring_status;
 use super::{internal, view};
+use crate::clock::now_ms as clock_ms;
+use crate::delivery::backlog::Looker;
 use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::Keyring;
 use carillon_core::ReadTables;
+use carillon_core::message::{state_of, waits};
 use carillon_core::query::{self, ListFilter};
+use carillon_delivery::explain::{LaneState, reason};
 use carillon_proto::errors;
 use carillon_proto::internal::node_get_response::Result as GetResult;
 use carillon_proto::internal::{
     MessagePayload, MessageStatus, NodeGetRequest, NodeGetResponse, NodeListRequest, NodeListResponse,
     NotLeader,
 };
-use carillon_proto::public::{ErrorReason, MessageClass, MessageState, MessageView};
+use carillon_proto::public::{ErrorReason, MessageClass, MessageState, MessageView, WaitingReason};
 use carillon_proto::{MessageId, Slot, slot::SLOTS};
 use prost_types::Timestamp;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tonic::Status;
 
@@ -26,7 +31,12 @@ const SCAN_LIMIT_MAX: u32 = 50_000;
 pub struct Queries {
     pub handle: NodeHandle,
     pub keyring: Arc<Keyring>,
+    pub looker: Looker,
 }
+
+/// How the lanes stand for the messages of one answer: each is looked at once.
+#[derive(Default)]
+pub(super) struct Standing(BTreeMap<(u32, u32), LaneState>);
 
 /// A read that this node cannot serve now.
 pub(super) fn not_leader(error: &ProposeError) -> NotLeader {
@@ -68,9 +78,26 @@ impl Queries {
         };
         let meta = self.handle.meta();
         let detail = MessageView::try_from(request.view).unwrap_or(MessageView::Basic);
-        let message = view::message(&meta, &self.keyring, &id, &payload, &status, detail)
+        let mut message = view::message(&meta, &self.keyring, &id, &payload, &status, detail)
             .map_err(|e| keyring_status(&e))?;
+        message.waiting_reason = self.reason(&mut Standing::default(), &status, clock_ms()).into();
         Ok(NodeGetResponse { result: Some(GetResult::Message(message)) })
+    }
+
+    /// Why a message waits at this moment; this node leads its partition.
+    pub(super) fn reason(
+        &self,
+        standing: &mut Standing,
+        status: &MessageStatus,
+        now_ms: u64,
+    ) -> WaitingReason {
+        let stored = WaitingReason::try_from(status.waiting_reason).unwrap_or_default();
+        if !waits(state_of(status)) || status.due_ms > now_ms {
+            return stored;
+        }
+        let (carrier_no, practice_no) = (status.carrier_no, status.practice_no);
+        let look = || self.looker.lane_now(carrier_no, practice_no, now_ms);
+        reason(status, standing.0.entry((carrier_no, practice_no)).or_insert_with(look), now_ms)
     }
 
     /// A message of the tenant, or the answer that there is none.
@@ -125,11 +152,13 @@ impl Queries {
         let page = query::list(&*tables, slots, after, &filter, limit, scan_limit)
             .map_err(|_| internal("unreadable record"))?;
         let detail = MessageView::try_from(asked.view).unwrap_or(MessageView::Basic);
+        let (mut standing, now_ms) = (Standing::default(), clock_ms());
         let mut messages = Vec::with_capacity(page.rows.len());
         for row in &page.rows {
-            let message =
+            let mut message =
                 view::message(&meta, &self.keyring, &row.message_id, &row.payload, &row.status, detail)
                     .map_err(|e| keyring_status(&e))?;
+            message.waiting_reason = self.reason(&mut standing, &row.status, now_ms).into();
             messages.push(message);
         }
         let next = page.next.map(|id| id.to_bytes()).unwrap_or_default();

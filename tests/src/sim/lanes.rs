@@ -6,7 +6,9 @@ use super::wing::{Lane, LeaseCall, PeerCall};
 use super::world::{Event, World};
 use carillon_core::meta::{level, share_of};
 use carillon_delivery::hours::Stamps;
-use carillon_delivery::lease::{Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules};
+use carillon_delivery::lease::{
+    Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules, stamp,
+};
 use carillon_delivery::{GateSettings, LaneConfig};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{CarrierRecord, EaseLane, MetaCommand, ShareRecord};
@@ -225,7 +227,7 @@ impl World {
                 at.wing.lanes.keys().map(|carrier_no| (*carrier_no, 0)).collect();
             demand.extend(at.wing.scheduler.demand().filter(|(no, _)| at.wing.lanes.contains_key(no)));
             let ended = holder.ended();
-            let request = holder.ask(&demand, mono);
+            let request = holder.ask(&demand, stamp(&at.meta), mono);
             if holder.ended() > ended {
                 self.trace.count("lease_ended");
             }
@@ -287,7 +289,7 @@ impl World {
             true => desk.forgetful.entry(from_id).or_insert_with(|| new(Duration::ZERO)),
             false => &mut desk.grantor,
         };
-        let Some(mut answer) = grantor.serve(request, &rules, mono) else { return };
+        let Some(mut answer) = grantor.serve(request, &rules, stamp(&at.meta), mono) else { return };
         let overdrawn = desk.grantor.overdrawn();
         for ease in eases {
             self.trace.count("lane_eased");

@@ -135,6 +135,9 @@ pub async fn opened(rig: &Rig) {
     let last = &held.last().unwrap().message_id;
     let told = explain(rig, last).await;
     assert_eq!(told.holds[0].reason(), WaitingReason::BreakerOpen);
+    assert_eq!(told.message.unwrap().waiting_reason(), WaitingReason::BreakerOpen);
+    let read = rig.get(last, MessageView::Basic).await.unwrap();
+    assert_eq!(read.waiting_reason(), WaitingReason::BreakerOpen);
     assert_eq!(told.binding_limit, format!("carrier {CARRIER}: opened by an operator"));
     assert_eq!((told.estimated_send_time, told.will_expire), (None, false), "nobody can tell");
     let leader = rig.leader_of(&rig.practices[1]).await;

@@ -1,8 +1,8 @@
 //! The TOML form of a contract, and the checks that make it one.
-use super::{Contract, ContractError, LookUpTerms, Meaning, Protocol, SmppVersion};
+use super::{BreakerTerms, Contract, ContractError, LookUpTerms, Meaning, Protocol, SmppVersion};
 use crate::smpp::status;
 use carillon_proto::internal::ReceiptState;
-use carillon_proto::public::Outcome;
+use carillon_proto::public::{MessageClass, Outcome};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,8 +20,11 @@ struct File {
     version: u32,
     protocol: Protocol,
     baa: Baa,
+    phi_free_classes: Option<Vec<String>>,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    breaker: Breaker,
     send: Send,
     receipts: Receipts,
     look_up: Option<LookUp>,
@@ -39,6 +42,8 @@ enum Baa {
 #[serde(deny_unknown_fields)]
 struct Limits {
     segments_per_second_max: Option<u32>,
+    /// SMPP only.
+    bind_segments_per_second_max: Option<u32>,
     body_chars_max: Option<u32>,
 }
 
@@ -55,6 +60,35 @@ struct Send {
 
 fn hour_s() -> u32 {
     3_600
+}
+
+/// What a file leaves out is as here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Breaker {
+    window_s: u32,
+    failures_min: u32,
+    failures_permille: u32,
+    open_s_first: u32,
+    open_s_max: u32,
+    probes: u32,
+    probes_to_close: u32,
+    down_after_s: u32,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            window_s: 30,
+            failures_min: 5,
+            failures_permille: 500,
+            open_s_first: 5,
+            open_s_max: 300,
+            probes: 1,
+            probes_to_close: 3,
+            down_after_s: 3,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -153,6 +187,12 @@ impl Contract {
         if let Some(most) = limits.segments_per_second_max {
             checks.range("limits.segments_per_second_max", most, 1, 1_000_000)?;
         }
+        if let Some(most) = limits.bind_segments_per_second_max {
+            checks.range("limits.bind_segments_per_second_max", most, 1, 1_000_000)?;
+            if twilio {
+                return checks.fail("limits.bind_segments_per_second_max", "is for smpp");
+            }
+        }
         if let Some(most) = limits.body_chars_max {
             checks.range("limits.body_chars_max", most, 1, 100_000)?;
         }
@@ -181,6 +221,8 @@ impl Contract {
             map.into_iter().map(|(word, state)| (word, state.into())).collect::<BTreeMap<_, _>>()
         };
         Ok(Self {
+            breaker: breaker(&checks, &read.breaker)?,
+            phi_free: read.phi_free_classes.map(|words| classes(&checks, &words)).transpose()?,
             look_up: read.look_up.map(|terms| look_up(&checks, &terms)).transpose()?,
             name: read.name,
             version: read.version,
@@ -188,6 +230,7 @@ impl Contract {
             smpp_version: read.send.smpp_version.unwrap_or_default(),
             baa_offered: read.baa == Baa::Offered,
             segments_per_second_max: limits.segments_per_second_max,
+            bind_segments_per_second_max: limits.bind_segments_per_second_max,
             body_chars_max: limits.body_chars_max.map(|most| most as usize),
             validity_min: seconds(read.send.validity_s_min),
             validity_max: seconds(longest),
@@ -218,6 +261,36 @@ fn look_up(checks: &Checks<'_>, terms: &LookUp) -> Result<LookUpTerms, ContractE
         silent_after: seconds(checks.range("look_up.silent_after_s", terms.silent_after_s, 1, 604_800)?),
         absence_is_proof_after: (proof_s > 0).then(|| seconds(proof_s)),
     })
+}
+
+fn breaker(checks: &Checks<'_>, terms: &Breaker) -> Result<BreakerTerms, ContractError> {
+    let range = |field: &str, value, min, max| checks.range(&format!("breaker.{field}"), value, min, max);
+    let open_max_s = range("open_s_max", terms.open_s_max, 1, 86_400)?;
+    Ok(BreakerTerms {
+        window: seconds(range("window_s", terms.window_s, 1, 3_600)?),
+        // The breaker remembers 256 answers.
+        failures_min: range("failures_min", terms.failures_min, 1, 256)? as usize,
+        failures_permille: range("failures_permille", terms.failures_permille, 1, 1_000)? as usize,
+        open_first: seconds(range("open_s_first", terms.open_s_first, 1, open_max_s)?),
+        open_max: seconds(open_max_s),
+        probes: range("probes", terms.probes, 1, 100)?,
+        probes_to_close: range("probes_to_close", terms.probes_to_close, 1, 1_000)?,
+        down_after: seconds(range("down_after_s", terms.down_after_s, 1, 3_600)?),
+    })
+}
+
+/// Names of classes, as in configurations: `public_health`.
+fn classes(checks: &Checks<'_>, words: &[String]) -> Result<Vec<MessageClass>, ContractError> {
+    let class = |word: &String| {
+        let lower = !word.bytes().any(|b| b.is_ascii_uppercase());
+        let name = format!("MESSAGE_CLASS_{}", word.to_ascii_uppercase());
+        let known = MessageClass::from_str_name(&name).filter(|class| *class != MessageClass::Unspecified);
+        match known.filter(|_| lower) {
+            Some(class) => Ok(class),
+            None => checks.fail("phi_free_classes", "names something that is not a class"),
+        }
+    };
+    words.iter().map(class).collect()
 }
 
 type Codes = (BTreeMap<String, Meaning>, Meaning);

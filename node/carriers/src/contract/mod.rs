@@ -13,7 +13,7 @@ mod registry;
 pub use registry::{ContractHandle, Contracts, Listed, Reload};
 
 use carillon_proto::internal::ReceiptState;
-use carillon_proto::public::Outcome;
+use carillon_proto::public::{MessageClass, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -70,6 +70,19 @@ pub struct LookUpTerms {
     pub absence_is_proof_after: Option<Duration>,
 }
 
+/// When the breaker of a lane opens, and how it closes; what each of it means is in `carillon_delivery::breaker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerTerms {
+    pub window: Duration,
+    pub failures_min: usize,
+    pub failures_permille: usize,
+    pub open_first: Duration,
+    pub open_max: Duration,
+    pub probes: u32,
+    pub probes_to_close: u32,
+    pub down_after: Duration,
+}
+
 /// A checked contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contract {
@@ -82,6 +95,8 @@ pub struct Contract {
     pub smpp_version: SmppVersion,
     /// `None`: nothing is published.
     pub segments_per_second_max: Option<u32>,
+    /// Of one bind, besides what the account and others limit.
+    pub bind_segments_per_second_max: Option<u32>,
     /// `None`: the segments alone limit a text.
     pub body_chars_max: Option<usize>,
     pub validity_min: Duration,
@@ -91,6 +106,9 @@ pub struct Contract {
     /// What is added to the callback URL after `#`.
     pub url_fragment: String,
     pub look_up: Option<LookUpTerms>,
+    pub breaker: BreakerTerms,
+    /// Classes that may go through this carrier without an agreement; `None`: those that are free of PHI by default.
+    pub phi_free: Option<Vec<MessageClass>>,
     states: BTreeMap<String, ReceiptState>,
     receipt_codes: BTreeMap<String, ReceiptState>,
     codes: BTreeMap<String, Meaning>,

@@ -161,3 +161,41 @@ fn a_node_does_not_start_on_a_bad_file_or_two_of_one_name() {
     ));
     assert_eq!(Contracts::load(None).map(|c| c.list().len()).ok(), Some(2));
 }
+
+#[test]
+fn breakers_and_classes_without_phi_are_terms_of_the_contract() {
+    let contract = built_in(TWILIO);
+    assert_eq!(contract.phi_free, None, "as the program has it");
+    assert_eq!((contract.breaker.failures_min, contract.breaker.probes), (5, 1));
+    let with = |more: &str| {
+        let text = TWILIO_TEXT.replace("baa = \"offered\"", &format!("baa = \"offered\"\n{more}"));
+        assert_ne!(text, TWILIO_TEXT);
+        parse(&text)
+    };
+    let changed = with("phi_free_classes = [\"public_health\", \"survey\"]").unwrap();
+    assert_eq!(changed.phi_free, Some(vec![MessageClass::PublicHealth, MessageClass::Survey]));
+    assert_eq!(with("phi_free_classes = []").unwrap().phi_free, Some(Vec::new()));
+    for word in ["Survey", "unspecified", "everything"] {
+        let error = with(&format!("phi_free_classes = [\"{word}\"]")).unwrap_err().to_string();
+        assert!(error.contains("phi_free_classes names something that is not a class"), "{error}");
+    }
+    let breaker = |line: &str| parse(&format!("{TWILIO_TEXT}\n[breaker]\n{line}\n"));
+    let terms = breaker("failures_min = 2\nopen_s_first = 1\nopen_s_max = 7").unwrap().breaker;
+    assert_eq!((terms.failures_min, terms.open_max), (2, Duration::from_secs(7)));
+    assert_eq!(terms.window, contract.breaker.window, "what is left out stays as it is");
+    for (line, rule) in [
+        ("window_s = 0", "breaker.window_s must be 1 to 3600"),
+        ("failures_min = 0", "breaker.failures_min must be 1 to 256"),
+        ("failures_min = 257", "breaker.failures_min must be 1 to 256"),
+        ("failures_permille = 1001", "breaker.failures_permille must be 1 to 1000"),
+        ("open_s_first = 9\nopen_s_max = 8", "breaker.open_s_first must be 1 to 8"),
+        ("open_s_max = 86401", "breaker.open_s_max must be 1 to 86400"),
+        ("probes = 0", "breaker.probes must be 1 to 100"),
+        ("probes_to_close = 0", "breaker.probes_to_close must be 1 to 1000"),
+        ("down_after_s = 0", "breaker.down_after_s must be 1 to 3600"),
+        ("patience_s = 4", "unknown field `patience_s`"),
+    ] {
+        let error = breaker(line).unwrap_err().to_string();
+        assert!(error.contains(rule), "{line}: {error}");
+    }
+}

@@ -6,6 +6,8 @@
 //!  - `permits + granted but not seated == free seats of live binds + debt`: when a bind goes, its free seats are
 //!    taken back from the semaphore, and those that waiters already hold are written to `debt`.
 //!  - A pause only ever gets longer.
+//!  - Submits of one bind keep the distance that the contract sets (`bind_segments_per_second_max`), so that no second holds more on
+//!    it; a bind that comes up begins without credit. A bind is one connection of one node, so nothing has to be shared.
 use super::config::Account;
 use super::meters::Meters;
 use super::session::Submission;
@@ -19,6 +21,11 @@ use tokio::time::Instant;
 
 /// Percent of congestion up to which a carrier is well loaded (SMPP 5.0: 80 to 89 is the optimum).
 const CONGESTION_NEAR: u32 = 90;
+
+/// By how much the way to the carrier and late wake-ups may compress the submits of a bind.
+const PACE_SLACK: Duration = Duration::from_millis(15);
+/// How late a sender may come without losing its turn on a bind.
+const CATCH_UP: Duration = Duration::from_millis(5);
 
 /// How far the connector has gone towards its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +89,8 @@ struct Live {
     generation: u64,
     submissions: mpsc::Sender<Submission>,
     seats_out: usize,
+    /// The next submit may leave on it.
+    free_at: Instant,
 }
 
 impl Pool {
@@ -122,8 +131,9 @@ impl Pool {
         let mut inner = self.inner.lock();
         inner.generations += 1;
         let generation = inner.generations;
+        let free_at = Instant::now() + self.bind_period().unwrap_or_default();
         inner.slots[slot] =
-            Slot { live: Some(Live { generation, submissions, seats_out: 0 }), ..Slot::default() };
+            Slot { live: Some(Live { generation, submissions, seats_out: 0, free_at }), ..Slot::default() };
         self.seats.add_permits(self.account.window);
         self.publish(&inner);
         generation
@@ -166,7 +176,13 @@ impl Pool {
         self.view.send_modify(|view| *view = View { phase: view.phase, binds_up, broken, next_try });
     }
 
-    /// Waits for a seat on the bind with the fewest unanswered submits. Fair, and safe to give up waiting for.
+    /// Distance of two submits on one bind.
+    fn bind_period(&self) -> Option<Duration> {
+        let most = self.account.contract.get().bind_segments_per_second_max?;
+        Some((Duration::from_secs(1) + PACE_SLACK) / most)
+    }
+
+    /// Waits for a seat on the bind that is free first, of several the one with the fewest unanswered submits. Fair, and safe to give up waiting for.
     pub async fn seat(self: &Arc<Self>) -> Seat {
         loop {
             let permit = self.seats.acquire().await.expect("the semaphore is never closed");
@@ -176,14 +192,14 @@ impl Pool {
                 inner.debt -= 1;
                 continue;
             }
-            let window = self.account.window;
+            let (window, now) = (self.account.window, Instant::now());
             let freest = inner
                 .slots
                 .iter_mut()
                 .enumerate()
                 .filter_map(|(slot, state)| state.live.as_mut().map(|live| (slot, live)))
                 .filter(|(_, live)| live.seats_out < window)
-                .min_by_key(|(_, live)| live.seats_out);
+                .min_by_key(|(_, live)| (live.free_at.max(now), live.seats_out));
             let (slot, live) = freest.expect("a permit without debt is a free seat of a live bind");
             live.seats_out += 1;
             let (generation, submissions) = (live.generation, live.submissions.clone());
@@ -277,6 +293,22 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// When the bind has a turn.
+    pub fn free_at(&self) -> Instant {
+        let inner = self.pool.inner.lock();
+        let live = inner.slots[self.slot].live.as_ref().filter(|live| live.generation == self.generation);
+        // What is handed to a session that has ended comes back.
+        live.map_or_else(Instant::now, |live| live.free_at)
+    }
+
+    /// Takes the next turn of the bind. False: somebody else was faster.
+    pub fn take_turn(&self) -> bool {
+        let Some(period) = self.pool.bind_period() else { return true };
+        let mut inner = self.pool.inner.lock();
+        let live = inner.slots[self.slot].live.as_mut().filter(|live| live.generation == self.generation);
+        live.is_none_or(|live| take_turn(&mut live.free_at, period, Instant::now()))
+    }
+
     /// Hands a PDU to the session; gives it back when the session has ended.
     pub fn submit(&self, submission: Submission) -> Result<(), Submission> {
         use mpsc::error::TrySendError::{Closed, Full};
@@ -289,6 +321,15 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.pool.give_back(self.slot, self.generation);
     }
+}
+
+/// Turns are a period apart; who comes a little late has not lost the time.
+fn take_turn(free_at: &mut Instant, period: Duration, now: Instant) -> bool {
+    if *free_at > now {
+        return false;
+    }
+    *free_at = now.checked_sub(CATCH_UP).map_or(now, |early| early.max(*free_at)) + period;
+    true
 }
 
 #[cfg(test)]

@@ -214,7 +214,7 @@ async fn hand_over(
     if let Some(seat) = seat {
         return tokio::select! {
             biased;
-            permitted = permission(pool, send_by, gate) => permitted.and_then(|fresh_until| submit(seat.clone(), fresh_until)),
+            permitted = permission(pool, seat, send_by, gate) => permitted.and_then(|fresh_until| submit(seat.clone(), fresh_until)),
             () = sleep_until(send_by) => Err(Refusal::SendByPassed),
         };
     }
@@ -224,7 +224,7 @@ async fn hand_over(
     let first = async {
         let _turn = shared.turnstile.pass(urgent).await;
         let taken = Arc::new(pool.seat().await);
-        let fresh_until = permission(pool, send_by, gate).await?;
+        let fresh_until = permission(pool, &taken, send_by, gate).await?;
         if tag.parts > 1 {
             *seat = Some(taken.clone());
         }
@@ -237,9 +237,14 @@ async fn hand_over(
     }
 }
 
-/// Waits for the end of the pause and for the gate; gives the moment after which the permission is void. A pause that began while the gate was waited for makes the
+/// Waits for the end of the pause, for the bind's turn and for the gate; gives the moment after which the permission is void. A pause that began while the gate was waited for makes the
 /// permission stale: it would add to the burst after the pause.
-async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Result<Instant, Refusal> {
+async fn permission(
+    pool: &Pool,
+    seat: &Seat,
+    send_by: Instant,
+    gate: &dyn SegmentGate,
+) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
             if until >= send_by {
@@ -247,8 +252,13 @@ async fn permission(pool: &Pool, send_by: Instant, gate: &dyn SegmentGate) -> Re
             }
             sleep_until(until).await;
         }
+        let free_at = seat.free_at();
+        if free_at > Instant::now() {
+            sleep_until(free_at).await;
+            continue;
+        }
         let fresh_until = gate.acquire_fresh().await.map_err(|_| Refusal::GateClosed)?;
-        if pool.paused_until().is_none() {
+        if pool.paused_until().is_none() && seat.take_turn() {
             return Ok(fresh_until);
         }
     }

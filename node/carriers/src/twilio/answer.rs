@@ -20,10 +20,21 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
-        let seconds =
-            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        Self { status, retry_after: seconds.map(Duration::from_secs), body }
+        Self { status, retry_after: retry_after(headers), body }
     }
+}
+
+/// Seconds, or a date; a date counts from the one of the answer, so that it does not matter how wrong our clock is.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let told = text(header::RETRY_AFTER)?;
+    if let Ok(seconds) = told.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = |text| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    let now = text(header::DATE).and_then(date).unwrap_or_else(jiff::Timestamp::now);
+    // A moment that has passed: at once.
+    Some(Duration::try_from(date(told)?.duration_since(now)).unwrap_or_default())
 }
 
 /// The fields of a message that matter.
@@ -148,5 +159,23 @@ mod tests {
         assert_eq!(pause("7"), Some((Some(Duration::from_secs(7)), 1)));
         assert_eq!(pause("999999"), Some((Some(Duration::from_secs(3600)), 1)));
         assert_eq!(pause("soon"), Some((None, 1)));
+        assert_eq!(pause("Wed, 21 Oct 2015 07:28:00 GMT"), Some((Some(Duration::ZERO), 1)), "it has passed");
+    }
+
+    #[test]
+    fn retry_after_as_a_date_counts_from_the_date_of_the_answer() {
+        let after = |retry_after: &str, date: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, retry_after.parse().unwrap());
+            headers.insert(header::DATE, date.parse().unwrap());
+            super::retry_after(&headers).map(|after| after.as_secs())
+        };
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(30));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:00 GMT", date), Some(0));
+        assert_eq!(after("12", date), Some(12));
+        assert_eq!(after("Sun, 06 Nov 1994", date), None);
+        let soon = after("Sun, 06 Nov 1994 08:50:07 GMT", "yesterday");
+        assert_eq!(soon, Some(0), "without a date of theirs ours counts");
     }
 }

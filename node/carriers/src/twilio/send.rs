@@ -336,11 +336,7 @@ async fn in_line(
                 }
             }
         }
-        let mut fresh_until = permission(pool, request.send_by, gate, true).await?;
-        for _ in 1..request.segments {
-            // The message leaves as a whole with the last one; the earlier ones were spent in time.
-            fresh_until = permission(pool, request.send_by, gate, false).await?;
-        }
+        let fresh_until = permission(pool, request, gate).await?;
         Ok((seat, fresh_until))
     };
     tokio::select! {
@@ -350,23 +346,19 @@ async fn in_line(
     }
 }
 
-/// Waits for the end of the pause and for the gate. A pause that began while the gate was waited for makes the first
-/// permission stale: it would add to the burst after the pause.
-async fn permission(
-    pool: &Pool,
-    send_by: Instant,
-    gate: &dyn SegmentGate,
-    first: bool,
-) -> Result<Instant, Refusal> {
+/// Waits for the end of the pause and for the permission to let the whole message leave. A pause that began while the gate was waited for makes
+/// the permission stale: it would add to the burst after the pause.
+async fn permission(pool: &Pool, request: &SendRequest, gate: &dyn SegmentGate) -> Result<Instant, Refusal> {
     loop {
         while let Some(until) = pool.paused_until() {
-            if until >= send_by {
+            if until >= request.send_by {
                 return Err(Refusal::Paused(until));
             }
             sleep_until(until).await;
         }
-        let fresh_until = gate.acquire_fresh().await.map_err(|_| Refusal::GateClosed)?;
-        if !first || pool.paused_until().is_none() {
+        let together = gate.acquire_together(request.segments.max(1)).await;
+        let fresh_until = together.map_err(|_| Refusal::GateClosed)?;
+        if pool.paused_until().is_none() {
             return Ok(fresh_until);
         }
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// What a test may change before the connector starts.
 #[derive(Clone, Copy)]
@@ -131,6 +132,14 @@ impl SegmentGate for HandGate {
             self.permits.acquire().await.map_err(|_| GateClosed)?.forget();
             self.taken.fetch_add(1, Ordering::SeqCst);
             Ok(())
+        })
+    }
+
+    fn acquire_together(&self, segments: u32) -> BoxFuture<'_, Result<Instant, GateClosed>> {
+        Box::pin(async move {
+            self.permits.acquire_many(segments).await.map_err(|_| GateClosed)?.forget();
+            self.taken.fetch_add(segments, Ordering::SeqCst);
+            Ok(Instant::now() + Duration::from_secs(60))
         })
     }
 }

@@ -164,6 +164,14 @@ impl SegmentGate for CountingGate {
             Ok(())
         })
     }
+
+    fn acquire_together(&self, segments: u32) -> BoxFuture<'_, Result<Instant, GateClosed>> {
+        Box::pin(async move {
+            self.permits.acquire_many(segments).await.map_err(|_| GateClosed)?.forget();
+            self.taken.fetch_add(segments, Ordering::SeqCst);
+            Ok(Instant::now() + Duration::from_secs(60))
+        })
+    }
 }
 
 #[tokio::test]

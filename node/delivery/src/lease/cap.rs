@@ -15,6 +15,10 @@ pub(super) struct Slice {
     left: u32,
     /// Of the day, on this node's monotonic clock.
     ends: Duration,
+    /// Of the cap.
+    amount: u32,
+    /// Answers to older requests bring nothing.
+    since_seq: u64,
 }
 
 impl Slice {
@@ -26,12 +30,24 @@ impl Slice {
         self.ends
     }
 
-    pub fn take(&mut self) {
-        self.left = self.left.saturating_sub(1);
+    pub fn take(&mut self, segments: u32) {
+        self.left = self.left.saturating_sub(segments.max(1));
     }
 
-    /// More of a day that ends at `ends`.
-    pub fn add(&mut self, segments: u32, ends: Duration) {
+    /// The cap has this amount. What was taken of a larger one is void, also what is on its way: it is lost.
+    pub fn set_amount(&mut self, amount: u32, seq: u64) {
+        if amount < self.amount {
+            self.left = 0;
+            self.since_seq = seq + 1;
+        }
+        self.amount = amount;
+    }
+
+    /// More of a day that ends at `ends`, by the answer to request `seq`.
+    pub fn add(&mut self, segments: u32, ends: Duration, seq: u64) {
+        if seq < self.since_seq {
+            return;
+        }
         let same = ends.abs_diff(self.ends) <= SAME_DAY;
         self.left = if same { self.left.saturating_add(segments) } else { segments };
         // Of two views of the same end the earlier one.
@@ -64,10 +80,25 @@ mod tests {
         assert_eq!(slice(10, 10, 500, 3), 0, "it has what it needs");
         let s = Duration::from_secs;
         let mut own = Slice::default();
-        own.add(10, s(1_000));
-        own.add(5, s(1_001));
+        own.add(10, s(1_000), 1);
+        own.add(5, s(1_001), 2);
         assert_eq!((own.left(s(999)), own.left(s(1_000))), (15, 0));
-        own.add(7, s(87_400));
+        own.add(7, s(87_400), 3);
         assert_eq!(own.left(s(1_000)), 7);
+    }
+
+    #[test]
+    fn of_a_cap_that_is_lowered_nothing_is_left_and_nothing_comes_that_was_taken_before() {
+        let mut own = Slice::default();
+        let end = Duration::from_secs(1_000);
+        own.set_amount(500, 1);
+        own.add(60, end, 1);
+        own.set_amount(600, 2);
+        assert_eq!(own.left(Duration::ZERO), 60, "a higher one takes nothing away");
+        own.set_amount(25, 2);
+        own.add(40, end, 2);
+        assert_eq!(own.left(Duration::ZERO), 0);
+        own.add(8, end, 3);
+        assert_eq!(own.left(Duration::ZERO), 8);
     }
 }

@@ -43,6 +43,11 @@ pub struct LaneView {
     pub holders: Vec<(u64, u32, u32)>,
 }
 
+/// Programs that do not say by which limits they go are not waited for.
+fn is_behind(kept: u64, stamp: u64) -> bool {
+    kept != 0 && kept != stamp
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Grantor {
@@ -53,6 +58,8 @@ pub struct Grantor {
     lanes: BTreeMap<LimitId, Lane>,
     /// Newest request of each process, and when it came.
     heard: BTreeMap<HolderKey, (u64, Duration)>,
+    /// By which limits each process goes with what it was given, and until when.
+    keeps: BTreeMap<HolderKey, (u64, Duration)>,
     granted: u64,
 }
 
@@ -65,15 +72,18 @@ impl Grantor {
             gate,
             lanes: BTreeMap::new(),
             heard: BTreeMap::new(),
+            keeps: BTreeMap::new(),
             granted: 0,
         }
     }
 
-    /// `None`: the request is older than another one of the same process, or asks for too much.
+    /// `None`: the request is older than another one of the same process, or asks for too much. `stamp`: of the settings that the
+    /// rules are made of.
     pub fn serve(
         &mut self,
         request: &LeaseRequest,
         rules: &BTreeMap<LimitId, LimitRule>,
+        stamp: u64,
         mono: Duration,
     ) -> Option<LeaseAnswer> {
         let key = (request.node_id, request.incarnation);
@@ -85,18 +95,42 @@ impl Grantor {
         self.heard.retain(|_, (_, at)| mono.saturating_sub(*at) < forget);
         self.heard.insert(key, (request.seq, mono));
         self.follow(rules, mono);
-        let mut answer =
-            LeaseAnswer { seq: request.seq, ttl: self.settings.ttl, grants: Vec::new(), ask_after: None };
+        let mut answer = LeaseAnswer {
+            seq: request.seq,
+            ttl: self.settings.ttl,
+            grants: Vec::new(),
+            ask_after: None,
+            settled: false,
+        };
+        if is_behind(request.stamp, stamp) {
+            // What it has ends as it would have; it gets more when it knows what holds now.
+            answer.ask_after = Some(self.settings.behind);
+            return Some(answer);
+        }
+        self.keeps.insert(key, (request.stamp, mono + self.settings.counted()));
         for want in &request.wants {
             let Some(rule) = rules.get(&want.limit) else { continue };
             let Some(lane) = self.lanes.get_mut(&want.limit) else { continue };
             let given = lane.give(key, want, rule, &self.settings, mono);
-            let (limit, tokens, frame) = (want.limit, given.tokens, given.frame);
-            answer.grants.push(Grant { limit, tokens, frame });
+            let (limit, tokens, whole, frame) = (want.limit, given.tokens, given.whole, given.frame);
+            answer.grants.push(Grant { limit, tokens, whole, frame });
             answer.ask_after = [answer.ask_after, given.ask_after].into_iter().flatten().min();
         }
+        answer.settled = request.stamp == stamp && self.is_settled(rules, stamp, mono);
         self.granted += 1;
         Some(answer)
+    }
+
+    /// Nobody may send by other settings than these: not on a lease of an earlier grantor, not on one that was given before a node knew of
+    /// the change, not on tokens of another limit.
+    fn is_settled(&mut self, rules: &BTreeMap<LimitId, LimitRule>, stamp: u64, mono: Duration) -> bool {
+        self.keeps.retain(|_, (_, until)| *until > mono);
+        let known = !self.keeps.values().any(|(kept, _)| is_behind(*kept, stamp));
+        let is_old = |(limit, lane): (&LimitId, &Lane)| {
+            let rule = rules.get(limit);
+            lane.out().0 > 0 && rule.is_none_or(|rule| rule.paused || rule.limit != lane.limit())
+        };
+        mono >= self.unknown_until && known && !self.lanes.iter().any(is_old)
     }
 
     /// Lanes for new limits; changed ones begin anew when the old ones have come to rest.

@@ -6,8 +6,8 @@
 //!  - Only the answer to the newest request counts.
 use super::cap::Slice;
 use super::{LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, WANTS_MAX, Want};
-use crate::gate::{GateSettings, LaneGate};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::gate::{GateSettings, LaneGate, WaitUntil};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -62,6 +62,15 @@ struct Held {
     ends: Duration,
     used_at: Option<Duration>,
     closed_until: Duration,
+    /// Tokens of the last answer whose turns are skipped, and until when.
+    skipped: u32,
+    skipped_until: Duration,
+    /// Tokens of the whole limit; 0 = not known.
+    whole: u32,
+    /// So many tokens a message needs at once, and until when somebody is known to wait for them.
+    need: (u32, Duration),
+    /// Tokens that were given back had been used ahead until then.
+    owes_until: Duration,
 }
 
 /// See the module documentation.
@@ -74,6 +83,8 @@ pub struct Holder {
     seq: u64,
     asked_at: Option<Duration>,
     ask_at: Duration,
+    /// Work came while an answer was on its way.
+    hurried: bool,
     limits: BTreeMap<LimitId, Held>,
     /// Daily caps.
     caps: BTreeMap<LimitId, Slice>,
@@ -93,6 +104,7 @@ impl Holder {
             seq: 0,
             asked_at: None,
             ask_at: Duration::ZERO,
+            hurried: false,
             limits,
             caps,
             ended: 0,
@@ -114,7 +126,7 @@ impl Holder {
             // Nothing is known of what left before: it starts without credit.
             (Some(share), empty) => *empty = Some(LaneGate::new(share, settings, mono)),
         }
-        (held.tokens, held.frame) = (share, second);
+        (held.tokens, held.frame, held.whole) = (share, second, share);
         held.ends = if share > 0 { Duration::MAX } else { Duration::ZERO };
     }
 
@@ -130,11 +142,11 @@ impl Holder {
         self.caps.remove(&limit);
     }
 
-    /// These limits are daily caps; what is held of others is forgotten.
-    pub fn set_caps(&mut self, caps: &BTreeSet<LimitId>) {
-        self.caps.retain(|limit, _| caps.contains(limit));
-        for limit in caps {
-            self.caps.entry(*limit).or_default();
+    /// These limits are daily caps, with their amounts; what is held of others is forgotten.
+    pub fn set_caps(&mut self, caps: &BTreeMap<LimitId, u32>) {
+        self.caps.retain(|limit, _| caps.contains_key(limit));
+        for (limit, amount) in caps {
+            self.caps.entry(*limit).or_default().set_amount(*amount, self.seq);
         }
     }
 
@@ -149,23 +161,27 @@ impl Holder {
         self.ask_at
     }
 
-    /// Work came for a limit of which nothing is held: asks soon, unless an answer is on its way.
+    /// Work came for a limit of which nothing is held: asks at once, or as soon as the answer is there that is on its way.
     pub fn hurry(&mut self, mono: Duration) {
-        if self.asked_at.is_none() {
-            self.ask_at = self.ask_at.min(mono);
+        match self.asked_at {
+            None => self.ask_at = self.ask_at.min(mono),
+            Some(_) => self.hurried = true,
         }
     }
 
-    /// A request, to be sent at once. The answers to earlier ones are void from now on. `demand`: segments that wait.
-    pub fn ask(&mut self, demand: &BTreeMap<LimitId, u32>, mono: Duration) -> LeaseRequest {
+    /// A request, to be sent at once. The answers to earlier ones are void from now on. `demand`: segments that wait; `stamp`: of
+    /// the limits that this node keeps to.
+    pub fn ask(&mut self, demand: &BTreeMap<LimitId, u32>, stamp: u64, mono: Duration) -> LeaseRequest {
         self.seq += 1;
         self.asked_at = Some(mono);
+        self.hurried = false;
         self.ask_at = mono + self.settings.patience();
         let mut wants = Vec::with_capacity(demand.len().min(WANTS_MAX));
         for (limit, segments) in demand.iter().take(WANTS_MAX) {
             if let Some(slice) = self.caps.get(limit) {
                 let held = slice.left(mono);
-                wants.push(Want { limit: *limit, held, used_ago: None, segments: *segments });
+                let (limit, segments) = (*limit, *segments);
+                wants.push(Want { limit, held, segments, ..Want::default() });
                 continue;
             }
             let held = self.held(*limit);
@@ -176,9 +192,19 @@ impl Holder {
             }
             let held = self.held(*limit);
             let used_ago = held.used_at.map(|at| mono.saturating_sub(at));
-            wants.push(Want { limit: *limit, held: held.tokens, used_ago, segments: *segments });
+            wants.push(Want {
+                limit: *limit,
+                held: held.tokens,
+                used_ago,
+                segments: *segments,
+                skipped: held.skipped,
+                skipped_for: held.skipped_until.saturating_sub(mono),
+                need: if held.need.1 > mono { held.need.0 } else { 0 },
+                owes: held.owes_until.saturating_sub(mono),
+            });
         }
-        LeaseRequest { node_id: self.node_id, incarnation: self.incarnation, seq: self.seq, wants }
+        let Self { node_id, incarnation, seq, .. } = *self;
+        LeaseRequest { node_id, incarnation, seq, stamp, wants }
     }
 
     /// Takes an answer.
@@ -186,12 +212,12 @@ impl Holder {
         let Some(asked_at) = self.asked_at.filter(|_| answer.seq == self.seq) else { return };
         self.asked_at = None;
         let ends = asked_at + answer.ttl.min(self.settings.ttl);
-        let settings = self.gate;
+        let (settings, pause_max) = (self.gate, self.settings.pause_max);
         let mut lowered = false;
         for grant in &answer.grants {
             if let Some(slice) = self.caps.get_mut(&grant.limit) {
                 if grant.tokens > 0 {
-                    slice.add(grant.tokens, asked_at.saturating_add(grant.frame));
+                    slice.add(grant.tokens, asked_at.saturating_add(grant.frame), answer.seq);
                 }
                 continue;
             }
@@ -200,31 +226,43 @@ impl Holder {
                 continue;
             }
             lowered |= grant.tokens < held.tokens;
+            held.skipped = 0;
             match (NonZeroU32::new(grant.tokens), &mut held.gate) {
                 (None, _) => held.close(),
+                (Some(tokens), Some(_)) if grant.tokens < held.tokens && grant.frame == held.frame => {
+                    held.lower(tokens, pause_max, mono);
+                }
                 (Some(tokens), Some(gate)) => gate.set_frame(tokens, grant.frame, mono),
                 // They have rested: the first one can be used at once.
                 (Some(tokens), empty) => {
-                    *empty = Some(LaneGate::of_frame(tokens, grant.frame, settings, mono));
+                    let free_at = held.owes_until.max(mono);
+                    *empty = Some(LaneGate::of_frame(tokens, grant.frame, settings, free_at));
                 }
             }
             (held.tokens, held.frame, held.ends) = (grant.tokens, grant.frame, ends);
+            held.whole = grant.whole;
         }
         let soon = answer.ask_after.map_or(Duration::MAX, |after| mono.saturating_add(after.max(ASK_APART)));
         self.ask_at = match lowered {
             // The grantor counts what was given up until it hears of it.
             true => mono,
+            false if std::mem::take(&mut self.hurried) => mono.max(asked_at + ASK_APART),
             false => soon.min(asked_at + self.settings.renew_every).max(asked_at + ASK_APART),
         };
     }
 
-    /// When all of these limits have a permit, as far as it is known, and until when it would be good.
-    pub fn free_at(&self, stack: &[LimitId], mono: Duration) -> Result<(Duration, Duration), Wait> {
+    /// When all of these limits have permits for so many segments at once, as far as it is known, and until when they would be good.
+    pub fn free_at(
+        &self,
+        stack: &[LimitId],
+        segments: u32,
+        mono: Duration,
+    ) -> Result<(Duration, Duration), Wait> {
         let mut free_at = mono;
         let mut ends = mono + self.settings.stale_after;
         for limit in stack {
             if let Some(slice) = self.caps.get(limit) {
-                if slice.left(mono) == 0 {
+                if slice.left(mono) < segments.max(1) {
                     return Err(Wait::NoLease(*limit));
                 }
                 ends = ends.min(slice.ends());
@@ -232,6 +270,9 @@ impl Holder {
             }
             let held = self.limits.get(limit).ok_or(Wait::NoLease(*limit))?;
             let gate = held.gate.as_ref().filter(|_| held.ends > mono).ok_or(Wait::NoLease(*limit))?;
+            if held.tokens < held.needed(segments) {
+                return Err(Wait::NoLease(*limit));
+            }
             free_at = free_at.max(gate.next_permit()).max(held.closed_until);
             ends = ends.min(held.ends);
         }
@@ -240,22 +281,66 @@ impl Holder {
 
     /// Takes a permit for one segment from all of these limits, or from none.
     pub fn try_take(&mut self, stack: &[LimitId], mono: Duration) -> Result<Permit, Wait> {
-        let (free_at, ends) = self.free_at(stack, mono)?;
+        self.try_take_all(stack, 1, mono)
+    }
+
+    /// Takes the permits for so many segments that leave together from all of these limits, or from none.
+    pub fn try_take_all(&mut self, stack: &[LimitId], segments: u32, mono: Duration) -> Result<Permit, Wait> {
+        let (mut free_at, ends) = match self.free_at(stack, segments, mono) {
+            Ok(found) => found,
+            Err(Wait::NoLease(limit)) if segments > 1 => {
+                self.need(limit, segments, mono);
+                return Err(Wait::NoLease(limit));
+            }
+            Err(wait) => return Err(wait),
+        };
+        for limit in stack.iter().filter(|_| segments > 1) {
+            // It goes with fewer tokens, because there are no more: then it needs them for longer.
+            if self.limits.get(limit).is_some_and(|held| held.tokens < segments) {
+                self.need(*limit, segments, mono);
+            }
+        }
+        if free_at > mono {
+            return Err(Wait::Until(free_at));
+        }
+        for limit in stack {
+            let Some(gate) = self.limits.get_mut(limit).and_then(|held| held.gate.as_mut()) else { continue };
+            if let Err(WaitUntil(at)) = gate.room_for(segments, mono) {
+                free_at = free_at.max(at);
+            }
+        }
         if free_at > mono {
             return Err(Wait::Until(free_at));
         }
         for limit in stack {
             if let Some(slice) = self.caps.get_mut(limit) {
-                slice.take();
+                slice.take(segments);
                 continue;
             }
             let Some(held) = self.limits.get_mut(limit) else { continue };
             held.used_at = Some(mono);
             if let Some(gate) = &mut held.gate {
-                gate.try_acquire(mono).map_err(|wait| Wait::Until(wait.0))?;
+                gate.try_acquire_all(segments, mono).map_err(|wait| Wait::Until(wait.0))?;
             }
         }
         Ok(Permit { fresh_until: ends })
+    }
+
+    /// A message that leaves in one piece needs more tokens of a limit than are held: that is asked for at once.
+    fn need(&mut self, limit: LimitId, segments: u32, mono: Duration) {
+        if self.caps.contains_key(&limit) {
+            return;
+        }
+        // Known for a lease longer than somebody waits: the next message is probably as long.
+        let until = mono + self.settings.ttl;
+        let held = self.held(limit);
+        let before = if held.need.1 > mono { held.need.0 } else { 0 };
+        held.need = (before.max(segments), until);
+        if before < segments
+            && self.limits.get(&limit).is_some_and(|held| held.tokens < held.needed(segments))
+        {
+            self.hurry(mono);
+        }
     }
 
     /// What is held of a limit at this moment; nothing of a lease that has ended.
@@ -285,14 +370,37 @@ impl Holder {
             ends: Duration::ZERO,
             used_at: None,
             closed_until: Duration::ZERO,
+            skipped: 0,
+            skipped_until: Duration::ZERO,
+            whole: 0,
+            need: (0, Duration::ZERO),
+            owes_until: Duration::ZERO,
         })
     }
 }
 
 impl Held {
+    /// Tokens without which so many segments cannot leave together. What is longer than the whole limit goes with all of it.
+    fn needed(&self, segments: u32) -> u32 {
+        if segments <= 1 { 1 } else { segments.min(self.whole) }
+    }
+
     fn close(&mut self) {
         self.tokens = 0;
-        self.gate = None;
+        if let Some(gate) = self.gate.take() {
+            self.owes_until = gate.next_permit().saturating_sub(gate.period());
+        }
         self.ends = Duration::ZERO;
+        self.skipped = 0;
+    }
+
+    /// Gives up all but `tokens`; of a few it skips the turns, so that somebody else has them soon. For many the pause would be long.
+    fn lower(&mut self, tokens: NonZeroU32, pause_max: Duration, mono: Duration) {
+        let Some(gate) = &mut self.gate else { return };
+        let turns = pause_max.as_nanos() / gate.period().as_nanos().max(1);
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX).max(1);
+        self.skipped = self.tokens.saturating_sub(tokens.get()).min(turns);
+        gate.give_up(tokens, self.skipped, mono);
+        self.skipped_until = gate.next_permit();
     }
 }

@@ -24,6 +24,10 @@ struct Holds {
     /// After this it holds nothing.
     ends: Duration,
     want: u32,
+    /// So many at once, for a message that leaves in one piece.
+    need: u32,
+    /// Segments of that message, which may be more than all tokens.
+    longest: u32,
     segments: u32,
     since: Option<Duration>,
     until: Duration,
@@ -48,6 +52,8 @@ pub(super) struct Lane {
 /// What a node gets.
 pub(super) struct Given {
     pub tokens: u32,
+    /// Of how many.
+    pub whole: u32,
     pub frame: Duration,
     pub ask_after: Option<Duration>,
 }
@@ -136,18 +142,21 @@ impl Lane {
         // What another process of the node wanted is void; what it held is not.
         for (other, earlier) in self.holders.range_mut((key.0, 0)..=(key.0, u64::MAX)) {
             if *other != key {
-                (earlier.want, earlier.segments) = (0, 0);
+                (earlier.want, earlier.need, earlier.segments) = (0, 0, 0);
             }
         }
         let holds = self.holders.entry(key).or_insert(Holds {
             most: want.held,
             ends: mono,
             want: 0,
+            need: 0,
+            longest: 0,
             segments: 0,
             since: None,
             until: Duration::ZERO,
         });
-        holds.want = wanted.min(self.frame.tokens);
+        (holds.need, holds.longest) = (want.need.min(self.frame.tokens), want.need);
+        holds.want = wanted.max(want.need).min(self.frame.tokens);
         holds.segments = want.segments;
         let most = std::mem::replace(&mut holds.most, want.held);
         if want.held > 0 {
@@ -159,13 +168,17 @@ impl Lane {
             self.surprises += 1;
         }
         let back = most.saturating_sub(want.held);
+        // It pauses for these: frames that end later hold so much less of it.
+        let soon = if want.held > 0 { back.min(want.skipped) } else { 0 };
+        self.rest(soon, mono + settings.stretched(want.skipped_for), mono);
         let until = match (want.held, want.used_ago) {
             // It holds nothing, so all that it ever used was used by then.
             (0, None) => mono,
             (0, Some(ago)) => mono.saturating_sub(ago) + frame,
             _ => mono + frame,
         };
-        self.rest(back, until, mono);
+        let until = until + settings.stretched(want.owes);
+        self.rest(back - soon, until, mono);
     }
 
     /// Settles what a node says and decides what it may hold from now on.
@@ -179,7 +192,7 @@ impl Lane {
     ) -> Given {
         self.tidy(mono);
         if self.holders.len() >= HOLDERS_MAX && !self.holders.contains_key(&key) {
-            return Given { tokens: 0, frame: self.frame.length, ask_after: None };
+            return Given { tokens: 0, whole: 0, frame: self.frame.length, ask_after: None };
         }
         self.hear(key, want, settings, mono);
         let changing = rule.limit != self.limit;
@@ -215,8 +228,15 @@ impl Lane {
             true => Some(self.ready_at),
             false => self.resting.iter().map(|(_, until)| *until).min(),
         };
+        // Others give up what it lacks when they ask next. Where they take turns it waits for its own.
+        let asks_again = given == 0 && tokens >= self.wanting() && mono >= self.ready_at;
+        let next = [next, asks_again.then(|| mono + settings.ask_again)].into_iter().flatten().min();
         let ask_after = next.filter(|_| short).map(|at| at.saturating_sub(mono));
-        Given { tokens: given, frame: eased.length, ask_after }
+        Given { tokens: given, whole: tokens, frame: eased.length, ask_after }
+    }
+
+    fn wanting(&self) -> u32 {
+        self.holders.values().filter(|holds| holds.want > 0).count() as u32
     }
 
     /// How many of its surplus tokens a node gives up: what others lack and is not free or about to be.
@@ -235,7 +255,7 @@ impl Lane {
         for (other, holds) in self.holders.iter().filter(|(other, _)| **other != key) {
             let lacks = self.target(*other, tokens, settings, mono).saturating_sub(holds.most);
             lacking += lacks;
-            starving |= lacks > 0 && holds.most == 0;
+            starving |= lacks > 0 && holds.most < holds.need.max(1);
         }
         let free = tokens.saturating_sub(held + resting);
         let needed = lacking.saturating_sub(free + resting).max(over).min(surplus);
@@ -256,11 +276,19 @@ impl Lane {
             .map(|((node_id, _), holds)| Claim {
                 node_id: *node_id,
                 want: holds.want.min(tokens),
+                need: holds.need.min(tokens),
                 holds_since: holds.since,
                 held_until: holds.until,
             })
             .collect();
-        let turn = settings.turn.max((2 * self.frame.length).min(2 * settings.ttl));
+        // A message that is longer than all tokens keeps them for its length before it and after it.
+        let longest = self.holders.values().map(|holds| holds.longest).max().unwrap_or(0);
+        let alone = if longest > tokens {
+            self.frame.length * (2 * longest + tokens) / tokens.max(1)
+        } else {
+            Duration::ZERO
+        };
+        let turn = settings.turn.max((2 * self.frame.length).min(2 * settings.ttl)).max(alone);
         let parts = split(tokens, &claims, turn, mono);
         let place = self.holders.keys().position(|other| *other == key);
         place.and_then(|place| parts.get(place)).copied().unwrap_or(0)

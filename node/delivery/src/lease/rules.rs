@@ -2,7 +2,7 @@
 use super::{LIMIT_BASE, Limit, LimitId, LimitRule};
 use carillon_core::meta::{MetaView, UNPUBLISHED_MAX, applies, ease_permille, share_of};
 use carillon_proto::internal::{LimitRecord, LimitScope, PracticeRecord, ShareRecord};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Every limit with a sliding window. `kept`: the epoch of the shares that each node says it keeps to; what nodes may still send on
@@ -39,10 +39,51 @@ pub fn rules(view: &MetaView, kept: &BTreeMap<u64, u64>, now_ms: u64) -> BTreeMa
     of_account.chain(others).collect()
 }
 
-/// Limits of a calendar day.
-pub fn caps(view: &MetaView) -> BTreeSet<LimitId> {
+/// Limits of a calendar day, and their amounts.
+pub fn caps(view: &MetaView) -> BTreeMap<LimitId, u32> {
     let days = view.limits.values().filter(|limit| limit.window_s == 0);
-    days.map(|limit| LIMIT_BASE + limit.limit_no).collect()
+    days.map(|limit| (LIMIT_BASE + limit.limit_no, limit.amount)).collect()
+}
+
+/// Names everything that operators can set about limits, accounts and lanes, as it is in this view: equal stamps, equal settings. Never 0.
+/// Not in it: campaigns and brands of single practices, and what is eased or taken.
+pub fn stamp(view: &MetaView) -> u64 {
+    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    for limit in view.limits.values() {
+        hash.numbers(&[limit.limit_no, limit.carrier_no, limit.scope as u32, limit.practice_no]);
+        hash.numbers(&[limit.amount, limit.window_s]);
+        [&limit.key, &limit.network, &limit.time_zone].into_iter().for_each(|text| hash.text(text));
+    }
+    for carrier in view.carriers.values() {
+        hash.numbers(&[carrier.carrier_no, carrier.segments_per_second]);
+        [&carrier.campaign, &carrier.brand].into_iter().for_each(|text| hash.text(text));
+        carrier.smpp.iter().for_each(|smpp| hash.text(&smpp.source_address));
+        carrier.twilio.iter().for_each(|twilio| hash.text(&twilio.from));
+    }
+    for lane in view.lanes.values().filter(|lane| lane.paused) {
+        hash.numbers(&[lane.carrier_no]);
+    }
+    hash.0.max(1)
+}
+
+/// FNV-1a, 64 bits.
+struct Fnv(u64);
+
+impl Fnv {
+    fn octets(&mut self, octets: &[u8]) {
+        for octet in octets {
+            self.0 = (self.0 ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn numbers(&mut self, numbers: &[u32]) {
+        numbers.iter().for_each(|number| self.octets(&number.to_be_bytes()));
+    }
+
+    fn text(&mut self, text: &str) {
+        self.numbers(&[text.len() as u32]);
+        self.octets(text.as_bytes());
+    }
 }
 
 /// The limits that every segment of a carrier needs, whatever practice it is of.
@@ -115,6 +156,33 @@ mod tests {
     }
 
     #[test]
+    fn the_stamp_changes_with_everything_that_binds_and_with_nothing_else() {
+        let mut seen = BTreeMap::new();
+        let mut view = view();
+        let mut is_new = |view: &MetaView, what: &str| {
+            let before = seen.insert(stamp(view), what.to_owned());
+            assert_eq!(before, None, "{what}");
+        };
+        is_new(&view, "as it was");
+        view.carriers.get_mut(&3).unwrap().segments_per_second = 61;
+        is_new(&view, "another limit of the account");
+        let limit = LimitRecord { limit_no: 1, carrier_no: 3, amount: 25, ..Default::default() };
+        view.limits.insert(1, limit.clone());
+        is_new(&view, "a cap");
+        view.limits.insert(1, LimitRecord { amount: 24, ..limit.clone() });
+        is_new(&view, "a lower cap");
+        view.limits.insert(1, LimitRecord { key: "a".into(), network: "b".into(), ..limit.clone() });
+        is_new(&view, "key and network");
+        view.limits.insert(1, LimitRecord { key: "ab".into(), ..limit });
+        is_new(&view, "the same letters elsewhere");
+        view.lanes.insert(3, LaneRecord { carrier_no: 3, paused: true, ..Default::default() });
+        is_new(&view, "a stopped lane");
+        let before = stamp(&view);
+        view.lanes.get_mut(&3).unwrap().eased = 5;
+        assert_eq!(stamp(&view), before, "a carrier said something");
+    }
+
+    #[test]
     fn a_message_needs_a_permit_of_everything_that_applies_to_it() {
         let mut view = view();
         for (practice_no, campaign, brand) in [(1, "", ""), (2, "recalls", "acme")] {
@@ -153,7 +221,7 @@ mod tests {
         assert_eq!(numbers(1), [3, 1, 2, 4, 5, 7], "the network is not known, so all of them count");
         assert_eq!(numbers(2), [3, 1, 2, 6]);
         assert_eq!(common(&view, 3), [3, LIMIT_BASE + 1, LIMIT_BASE + 2]);
-        assert_eq!(caps(&view), BTreeSet::from([LIMIT_BASE + 6]));
+        assert_eq!(caps(&view), BTreeMap::from([(LIMIT_BASE + 6, 10)]));
         assert!(!rules(&view, &BTreeMap::new(), 0).contains_key(&(LIMIT_BASE + 6)));
         assert_eq!(
             rules(&view, &BTreeMap::new(), 0)[&(LIMIT_BASE + 4)].limit.window,

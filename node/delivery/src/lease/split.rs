@@ -13,14 +13,41 @@ pub(crate) struct Claim {
     pub node_id: u64,
     /// Tokens that it could use.
     pub want: u32,
+    /// It can use none of them unless it has so many.
+    pub need: u32,
     /// Since when it has held any without a break.
     pub holds_since: Option<Duration>,
     /// When it last held any.
     pub held_until: Duration,
 }
 
+/// Of those that need more than their part one gets it for so many turns, then the next.
+const NEED_TURNS: u32 = 4;
+
 /// What each should have of `tokens`, in the order of the claims. All of it is given out if anybody is there.
 pub(crate) fn split(tokens: u32, claims: &[Claim], turn: Duration, mono: Duration) -> Vec<u32> {
+    let parts = evenly(tokens, claims, turn, mono);
+    let is_short = |at: &usize| parts[*at] < claims[*at].need.min(tokens);
+    let short: Vec<usize> = (0..claims.len()).filter(is_short).collect();
+    if short.is_empty() {
+        return parts;
+    }
+    let turns = mono.as_nanos() / (turn * NEED_TURNS).as_nanos().max(1);
+    let chosen = short[(turns % short.len() as u128) as usize];
+    let need = claims[chosen].need.min(tokens);
+    let mut others = claims.to_vec();
+    (others[chosen].want, others[chosen].need) = (0, 0);
+    // What is left is not enough for these: they take a part of it like the rest, until it is their turn.
+    for other in others.iter_mut().filter(|other| other.need > tokens - need) {
+        other.need = 0;
+    }
+    let mut parts = split(tokens - need, &others, turn, mono);
+    parts[chosen] += need;
+    parts
+}
+
+/// The same if tokens can be used one by one.
+fn evenly(tokens: u32, claims: &[Claim], turn: Duration, mono: Duration) -> Vec<u32> {
     let wanting = claims.iter().filter(|claim| claim.want > 0).count() as u32;
     let wanted: u64 = claims.iter().map(|claim| u64::from(claim.want)).sum();
     if wanting == 0 || wanted < u64::from(tokens) {
@@ -103,6 +130,7 @@ mod tests {
         let claim = |(at, want): (usize, &u32)| Claim {
             node_id: at as u64 + 1,
             want: *want,
+            need: 0,
             holds_since: None,
             held_until: Duration::from_millis(at as u64),
         };
@@ -140,6 +168,20 @@ mod tests {
         (claims[0].holds_since, claims[0].held_until) = (None, at(1_200));
         claims[1].holds_since = Some(at(1_200));
         assert_eq!(now(&claims, 1_500), [0, 0, 1]);
+    }
+
+    #[test]
+    fn who_needs_several_at_once_gets_them_in_turns_and_the_others_the_rest() {
+        let mut claims = claims(&[9, 9, 9]);
+        let (turn, at) = (Duration::from_millis(200), |ms| Duration::from_millis(ms));
+        assert_eq!(split(10, &claims, turn, at(0)).iter().max(), Some(&4));
+        claims[1].need = 6;
+        assert_eq!(split(10, &claims, turn, at(0)), [2, 6, 2]);
+        claims[2].need = 20;
+        assert_eq!(split(10, &claims, turn, at(0)), [2, 6, 2]);
+        assert_eq!(split(10, &claims, turn, at(800)), [0, 0, 10], "longer than all of it: then it has all");
+        claims[1].need = 3;
+        assert_eq!(split(10, &claims, turn, at(0)), [0, 0, 10], "only one has less than it needs");
     }
 
     proptest! {

@@ -7,6 +7,10 @@ use carillon_proto::internal::SmppSettings;
 use futures::FutureExt as _;
 
 fn pool(binds: u32, window: u32) -> Arc<Pool> {
+    pool_with(binds, window, ContractHandle::built_in(SMPP_GENERIC).unwrap())
+}
+
+fn pool_with(binds: u32, window: u32, contract: ContractHandle) -> Arc<Pool> {
     let settings = SmppSettings {
         address: "localhost:2775".into(),
         system_id: "carillon".into(),
@@ -19,7 +23,6 @@ fn pool(binds: u32, window: u32) -> Arc<Pool> {
         ..SmppSettings::default()
     };
     let (password, tuning) = (Clear::new(String::new()), SmppTuning::default());
-    let contract = ContractHandle::built_in(SMPP_GENERIC).unwrap();
     let carrier = "test".into();
     let config = SmppConfig { carrier, settings, password, contract, default_ca_pem: None, tuning };
     Pool::new(Account::check(config).unwrap())
@@ -102,4 +105,45 @@ fn a_pause_only_gets_longer() {
     let until = pool.paused_until().unwrap();
     pool.pause(1);
     assert_eq!(pool.paused_until(), Some(until));
+}
+
+#[test]
+fn turns_of_a_bind_keep_its_limit_in_every_window_and_use_it() {
+    for most in [1, 7, 10, 100] {
+        let period = (Duration::from_secs(1) + PACE_SLACK) / most;
+        let begin = Instant::now();
+        let (mut free_at, mut turns) = (begin + period, Vec::new());
+        // Somebody looks every 1 to 3 ms, and not at all for half of every third second.
+        let mut at = Duration::ZERO;
+        while at < Duration::from_secs(20) {
+            at += Duration::from_micros(1_000 + u64::from(at.subsec_micros()) % 2_000);
+            let idle = at.as_secs() % 3 == 2 && at.subsec_millis() < 500;
+            if !idle && take_turn(&mut free_at, period, begin + at) {
+                turns.push(at);
+            }
+        }
+        let second = |from: &Duration| {
+            turns.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(*at)).count()
+        };
+        let fullest = turns.iter().map(second).max().unwrap();
+        assert!(fullest <= most as usize, "{fullest} of {most}");
+        assert!(turns.len() as u32 >= most * 20 * 70 / 100, "{} turns at {most} a second", turns.len());
+    }
+}
+
+#[test]
+fn a_bind_begins_without_credit_and_one_without_a_limit_has_no_turns() {
+    let text = include_str!("../../../contracts/smpp-generic.toml");
+    let limited = text.replace("[limits]\n", "[limits]\nbind_segments_per_second_max = 1\n");
+    assert_ne!(limited, text);
+    let contract = crate::contract::Contract::parse("x.toml", &limited).unwrap();
+    let slow = pool_with(2, 5, ContractHandle::fixed(contract));
+    let (_session, _receiver) = up(&slow, 0);
+    let seats = take_all(&slow);
+    assert!(
+        seats.len() == 5 && seats.iter().all(|seat| !seat.take_turn() && seat.free_at() > Instant::now())
+    );
+    let free = pool(1, 5);
+    let (_session, _receiver) = up(&free, 0);
+    assert!(take_all(&free).iter().all(Seat::take_turn));
 }
