@@ -33,9 +33,8 @@ use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal};
-use carillon_delivery::lease::LIMIT_BASE;
 use carillon_delivery::{
-    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
+    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, lease, read_page,
 };
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
@@ -393,12 +392,7 @@ impl Driver {
         for (carrier_no, waits) in self.scheduler.demand() {
             demand.entry(carrier_no).and_modify(|known| *known = waits);
         }
-        let view = self.handle.meta();
-        for limit in view.limits.values() {
-            let waits = demand.get(&limit.carrier_no).copied().unwrap_or(0);
-            demand.insert(LIMIT_BASE + limit.limit_no, waits);
-        }
-        self.leases.set_demand(demand);
+        self.leases.set_demand(lease::demand(&self.handle.meta(), demand));
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);

@@ -56,6 +56,7 @@ impl World {
         if !self.run_until(self.plan.safety_ms) {
             return;
         }
+        self.check_use();
         self.heal();
         // A lost cluster is built anew only when nobody's clock can say that it still runs.
         let bound = self.now_ms + CALM_MS_MAX + 4 * self.jumps_ms();

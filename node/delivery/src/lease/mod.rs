@@ -19,6 +19,7 @@
 //!
 //! Does not: know carriers or messages, send or receive, read a clock.
 mod cap;
+mod day;
 mod ease;
 mod frame;
 mod grantor;
@@ -27,12 +28,13 @@ mod lane;
 mod rules;
 mod split;
 
-pub use cap::slice;
+pub use cap::{slice, slices};
+pub use day::day_of;
 pub use ease::Easer;
 pub use frame::{Frame, Limit};
 pub use grantor::{Grantor, LaneView, LimitRule};
 pub use holder::{HeldView, Holder, Permit, Wait};
-pub use rules::{caps, common, rules, stack};
+pub use rules::{caps, common, demand, rules, stack};
 
 use std::time::Duration;
 
