@@ -70,6 +70,7 @@ impl World {
         }
         self.check_replicas();
         self.check_messages();
+        self.check_rows();
     }
 
     /// What is still under way, if anything is.
@@ -214,7 +215,7 @@ impl World {
     }
 
     /// A node whose replica can be read.
-    fn healthy(&self, partition: u32) -> Option<&Node> {
+    pub fn healthy(&self, partition: u32) -> Option<&Node> {
         let serves =
             |node: &&Node| node.cells.contains_key(&partition) && !node.stores[&partition].is_rotten();
         self.nodes.iter().find(serves)

@@ -5,7 +5,7 @@
 //! events, do. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
 use super::recipients::Recipients;
-use super::settings::Settings;
+use super::settings::{PlannedLimit, Settings};
 use super::stack::Stack;
 use super::truth::Truth;
 use carillon_consensus::LogStore as _;
@@ -111,6 +111,10 @@ impl DerefMut for Oracle {
 }
 
 impl Oracle {
+    pub fn new(limits: &[PlannedLimit]) -> Self {
+        Self { stack: Stack::new(limits), ..Self::default() }
+    }
+
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.
     pub fn first_to_apply(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
         self.raft.applied(group, node, index, found) == RaftSeen::First

@@ -11,7 +11,6 @@ use super::oracle::Oracle;
 use super::plan::Plan;
 use super::plant::Plant;
 use super::rng::Rng;
-use super::stack::Stack;
 use super::trace::Trace;
 use carillon_delivery::hours::Rulebook;
 use std::collections::BTreeMap;
@@ -100,7 +99,7 @@ impl World {
             book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
-            oracle: Oracle { stack: Stack::new(&plan.settings.limits), ..Oracle::default() },
+            oracle: Oracle::new(&plan.settings.limits),
             nodes,
             net: Net::default(),
             carriers,
