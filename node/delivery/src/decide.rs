@@ -91,6 +91,7 @@ impl Scheduler {
                 }
                 cell.attempt = Some(Attempt {
                     carrier_no: *carrier_no,
+                    practice_no: row.practice_no,
                     segments,
                     due_ms: row.due_ms,
                     priority: row.priority,

@@ -7,12 +7,13 @@
 use crate::cells::CellNo;
 use crate::fair::{Fair, ReadyKey};
 use crate::types::{LaneConfig, PRIORITIES, SchedulerConfig};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long before its permit an attempt begins.
 const BEGIN_AHEAD: Duration = Duration::from_millis(200);
 /// Of so many segments that pass by a level with an aged message, the level gets one more.
-const AGED_EVERY: u64 = 8;
+const AGED_EVERY: i64 = 8;
 
 /// The message that goes next.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,8 @@ pub(crate) struct Next {
     pub practice_no: u32,
     pub key: ReadyKey,
     pub no: CellNo,
+    /// More urgent ones let it pass, because its level has waited for long.
+    by_age: bool,
 }
 
 /// A lane. Without a configuration its messages wait.
@@ -36,9 +39,11 @@ pub(crate) struct Lane {
     pub in_flight: u32,
     pub unsent_attempts: u32,
     unsent_segments: u64,
+    /// The same of each practice.
+    unsent_of: BTreeMap<u32, u32>,
     levels: [Fair; PRIORITIES.len()],
-    /// Segments that passed by each level while it had an aged message.
-    passed_by: [u64; PRIORITIES.len()],
+    /// Segments that passed by each level while it had an aged message and could have sent it, less what it got for them.
+    passed_by: [i64; PRIORITIES.len()],
 }
 
 impl Lane {
@@ -61,20 +66,29 @@ impl Lane {
             (top + 1..PRIORITIES.len()).rev().filter(entitled).max_by_key(|level| self.passed_by[*level]);
         let level = aged.unwrap_or(top);
         let (practice_no, key, no) = self.levels[level].first(urgent_until)?;
-        Some(Next { level, practice_no, key, no })
+        Some(Next { level, practice_no, key, no, by_age: aged.is_some() })
     }
 
     /// The message that [`Lane::first`] gave begins.
     pub fn take(&mut self, next: &Next, aged: bool, segments: u32, weight: u32) {
         let level = next.level;
         self.levels[level].charge(next.practice_no, &next.key, aged, segments, weight);
-        let passing = u64::from(segments);
-        self.passed_by[level] = self.passed_by[level].saturating_sub(AGED_EVERY * passing);
+        let passing = i64::from(segments);
+        if next.by_age {
+            self.passed_by[level] -= AGED_EVERY * passing;
+        }
         for below in level + 1..PRIORITIES.len() {
-            let waits = self.levels[below].aged() > 0;
+            // What cannot be chosen now, because it is paused, saves nothing up for later.
+            let waits = self.levels[below].aged() > 0 && self.levels[below].offers();
             self.passed_by[below] = if waits { self.passed_by[below] + passing } else { 0 };
         }
+        *self.unsent_of.entry(next.practice_no).or_default() += segments;
         self.attempt_begins(segments);
+    }
+
+    /// Segments of each practice that were begun and have not left.
+    pub fn unsent_of(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.unsent_of.iter().map(|(practice_no, segments)| (*practice_no, *segments))
     }
 
     /// Messages of a paused practice stay where they are.
@@ -85,6 +99,11 @@ impl Lane {
     /// Practices that could be chosen.
     pub fn practices(&self) -> impl Iterator<Item = u32> + '_ {
         self.levels.iter().flat_map(Fair::practices)
+    }
+
+    /// Ready messages of each practice, priority by priority.
+    pub fn waiting(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        self.levels.iter().flat_map(Fair::waiting)
     }
 
     pub fn ready(&self) -> usize {
@@ -142,7 +161,13 @@ impl Lane {
         self.unsent_segments += u64::from(segments);
     }
 
-    pub fn attempt_sent(&mut self, segments: u32) {
+    pub fn attempt_sent(&mut self, practice_no: u32, segments: u32) {
+        if let Some(unsent) = self.unsent_of.get_mut(&practice_no) {
+            *unsent = unsent.saturating_sub(segments);
+            if *unsent == 0 {
+                self.unsent_of.remove(&practice_no);
+            }
+        }
         self.unsent_attempts -= 1;
         self.unsent_segments -= u64::from(segments);
     }

@@ -146,7 +146,7 @@ impl Scheduler {
             return;
         }
         if let Some(lane) = self.lanes.get_mut(&attempt.carrier_no) {
-            lane.attempt_sent(attempt.segments);
+            lane.attempt_sent(attempt.practice_no, attempt.segments);
         }
     }
 

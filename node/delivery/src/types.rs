@@ -261,6 +261,7 @@ impl Row {
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pub carrier_no: u32,
+    pub practice_no: u32,
     pub segments: u32,
     /// The row that it was chosen for, ...
     pub due_ms: u64,

@@ -33,8 +33,9 @@ use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal};
+use carillon_delivery::lease::Stacks;
 use carillon_delivery::{
-    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, lease, read_page,
+    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
 };
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
@@ -128,6 +129,8 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     practices: Practices,
+    /// Which limits the messages of each practice need.
+    stacks: Stacks,
     meta: MetaClient,
     shares: ShareKeeper,
     health: Health,
@@ -190,6 +193,7 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         practices: Practices::default(),
+        stacks: Stacks::default(),
         meta: meta.clone(),
         shares: shares.clone(),
         health: health.clone(),
@@ -309,6 +313,7 @@ impl Driver {
                 LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
             }
         }
+        self.stacks.sync(&view);
         self.practices.sync(&view, &mut self.scheduler);
         self.shares.set(view.shares.epoch, Instant::now());
         if self.scheduler.set_hours(self.renewal.hours.stamps(&view)) {
@@ -388,11 +393,9 @@ impl Driver {
         }
         let now_ms = clock_ms();
         let lanes = self.lanes.all();
-        let mut demand: BTreeMap<u32, u32> = lanes.iter().map(|lane| (lane.record.carrier_no, 0)).collect();
-        for (carrier_no, waits) in self.scheduler.demand() {
-            demand.entry(carrier_no).and_modify(|known| *known = waits);
-        }
-        self.leases.set_demand(lease::demand(&self.handle.meta(), demand));
+        let carriers = lanes.iter().map(|lane| lane.record.carrier_no);
+        let demand = self.scheduler.demand_of(&self.handle.meta(), &mut self.stacks, carriers);
+        self.leases.set_demand(demand);
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);

@@ -2,7 +2,7 @@
 //! `leases.rs` around the same `Holder`, `Grantor`, `rules` and `share_of`.
 use super::node::{Asker, Waiter};
 use super::plant::Plant;
-use super::wing::{LeaseCall, PeerCall};
+use super::wing::{LeaseCall, PeerCall, Wing};
 use super::world::{Event, World};
 use carillon_core::meta::{level, share_of};
 use carillon_delivery::hours::Stamps;
@@ -145,6 +145,8 @@ impl World {
                 _ => self.set_lane(node, &record, share, mono),
             }
         }
+        let at = &mut self.nodes[node];
+        at.wing.stacks.sync(&at.meta);
         self.sync_practices(node);
         self.nodes[node].wing.shares.set(epoch, mono);
         if leases {
@@ -262,11 +264,18 @@ impl World {
     pub fn set_demand(&mut self, node: usize) {
         let mono = self.mono(node);
         let at = &mut self.nodes[node];
-        let mut waits: BTreeMap<u32, u32> = at.wing.lanes.keys().map(|no| (*no, 0)).collect();
-        for (carrier_no, segments) in at.wing.scheduler.demand() {
-            waits.entry(carrier_no).and_modify(|known| *known = segments);
-        }
-        let demand = lease::demand(&at.meta, waits);
+        let Wing { lanes, scheduler, stacks, .. } = &mut at.wing;
+        let carriers = lanes.keys().copied();
+        let demand = match self.plan.plant {
+            Some(Plant::DemandOfCarrier) => {
+                let waits: BTreeMap<u32, u32> = scheduler.demand().collect();
+                lease::demand(
+                    &at.meta,
+                    carriers.map(|no| (no, waits.get(&no).copied().unwrap_or(0))).collect(),
+                )
+            }
+            _ => scheduler.demand_of(&at.meta, stacks, carriers),
+        };
         let before = std::mem::replace(&mut at.wing.demand, demand);
         let Some(holder) = &mut at.wing.holder else { return };
         let new = |(limit, waits): (&LimitId, &u32)| {

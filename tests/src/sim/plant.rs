@@ -79,6 +79,8 @@ pub enum Plant {
     StackLeaseTwice,
     /// Segments need a permit of the account only.
     StackIgnored,
+    /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by the simulator).
+    DemandOfCarrier,
     /// What is taken of a daily cap is known to the leader and not to the log.
     CapForgotten,
     /// Caps of recipients are looked at when an attempt is proposed, not when it is applied.
@@ -100,7 +102,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 47] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -138,6 +140,7 @@ impl Plant {
         Self::LogRotIgnored,
         Self::StackLeaseTwice,
         Self::StackIgnored,
+        Self::DemandOfCarrier,
         Self::CapForgotten,
         Self::CapOutsideApply,
         Self::FairnessIgnored,

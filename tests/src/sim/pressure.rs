@@ -38,8 +38,7 @@ impl Scenario {
             Self::StackedLimits => {
                 busy(plan, 20);
                 let settings = &mut plan.settings;
-                settings.roomy = seed / 2 % 2 == 0;
-                settings.limits = match settings.roomy {
+                settings.limits = match seed / 2 % 2 == 0 {
                     true => vec![
                         limit(Scope::Practice(0), 4, 1, 850),
                         limit(Scope::Campaign(1), 3, 2, 850),
@@ -56,7 +55,6 @@ impl Scenario {
                 busy(plan, 20);
                 plan.safety_ms = 42_000;
                 plan.settings.midnight = true;
-                plan.settings.roomy = true;
                 plan.settings.limits =
                     vec![limit(Scope::Brand(0), 60, 0, 850), limit(Scope::Account, 15, 1, 0)];
             }

@@ -10,7 +10,7 @@ use carillon_core::meta::planner::Step;
 use carillon_core::meta::{MetaRefusal, MetaView};
 use carillon_core::{DueEntry, Permit, ScheduleChange, query};
 use carillon_delivery::breaker::Breaker;
-use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest, LimitId, common};
+use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest, LimitId, Stacks, common};
 use carillon_delivery::{
     BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
 };
@@ -163,6 +163,8 @@ pub struct Wing {
     /// When series and what waits for a failed carrier are looked at next.
     pub series_at: u64,
     pub failover_at: u64,
+    /// Which limits the messages of each practice need.
+    pub stacks: Stacks,
     /// Segments that wait for each limit.
     pub demand: BTreeMap<LimitId, u32>,
     /// What the scheduler was told of practices.
@@ -217,6 +219,7 @@ impl Wing {
             counted: BTreeMap::new(),
             series_at: 0,
             failover_at: 0,
+            stacks: Stacks::default(),
             demand: BTreeMap::new(),
             weights: BTreeMap::new(),
             paused: BTreeSet::new(),

@@ -27,6 +27,7 @@ mod holder;
 mod lane;
 mod rules;
 mod split;
+mod stacks;
 
 pub use cap::{slice, slices};
 pub use day::day_of;
@@ -35,6 +36,7 @@ pub use frame::{Frame, Limit};
 pub use grantor::{Grantor, LaneView, LimitRule};
 pub use holder::{HeldView, Holder, Permit, Wait};
 pub use rules::{caps, common, demand, rules, stack};
+pub use stacks::Stacks;
 
 use std::time::Duration;
 
