@@ -60,8 +60,8 @@ impl Scenario {
             }
             Self::Fairness => {
                 busy(plan, 8);
-                (plan.partitions, plan.practices, plan.ops_per_second) = (1, 4, 80);
-                plan.safety_ms = 45_000;
+                (plan.partitions, plan.practices, plan.ops_per_second) = (1, 4, 60);
+                plan.safety_ms = 40_000;
                 let settings = &mut plan.settings;
                 (settings.heavy, settings.weights, settings.window_rows) = (vec![0, 1], vec![1, 3], 400);
                 if !healthy {
@@ -79,7 +79,7 @@ impl Scenario {
                 each(plan, 7_000, 6_100, |n| {
                     let practice = (n / 6_100 % 4) as u32;
                     faults.push((n, Fault::PausePractice { practice, ms: 2_500 }));
-                    faults.push((n + 700, Fault::Power { node: n as usize, down_ms: 900 }));
+                    faults.push((n + 700, Fault::Power { node: n as usize, down_ms: 3_500 }));
                 });
             }
             Self::Failover => {
@@ -98,11 +98,11 @@ impl Scenario {
             }
             Self::Throttling => {
                 busy(plan, 12);
-                plan.safety_ms = 75_000;
-                (plan.settings.heavy, plan.settings.throttled_ms) = (Vec::new(), Some((12_000, 15_000)));
-                faults.push((12_000, Fault::Throttle { carrier: 0, ms: 3_000 }));
+                plan.safety_ms = 82_000;
+                (plan.settings.heavy, plan.settings.throttled_ms) = (Vec::new(), Some((20_000, 23_000)));
+                faults.push((20_000, Fault::Throttle { carrier: 0, ms: 3_000 }));
                 if !healthy {
-                    faults.push((13_000, Fault::Transfer { group: 0, to: seed as usize }));
+                    faults.push((21_000, Fault::Transfer { group: 0, to: seed as usize }));
                 }
             }
             _ => return,

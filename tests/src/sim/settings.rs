@@ -209,15 +209,14 @@ impl Settings {
 
     /// What puts them into force.
     fn kinds(&self, view: &MetaView, carriers: usize) -> Vec<Kind> {
+        // Below the level of limits campaigns and brands were not kept.
+        let practice = |practice| {
+            let put = PutPractice { weight: self.weight(practice), ..put_practice(practice, carriers) };
+            Kind::PutPractice(put)
+        };
+        let mut kinds: Vec<Kind> = (0..view.practices.len() as u32).map(practice).collect();
         let limits = self.limits.iter().filter_map(|limit| limit.record(view));
-        let mut kinds: Vec<Kind> =
-            limits.map(|record| Kind::PutLimit(PutLimit { limit: Some(record) })).collect();
-        for practice in 0..self.weights.len() as u32 {
-            let weight = self.weight(practice);
-            if weight > 1 {
-                kinds.push(Kind::PutPractice(PutPractice { weight, ..put_practice(practice, carriers) }));
-            }
-        }
+        kinds.extend(limits.map(|record| Kind::PutLimit(PutLimit { limit: Some(record) })));
         // Days are the simulator's own; here are the fuses, and whom they leave alone.
         let policy = SendingPolicy {
             exempt_classes: vec![MessageClass::Staff as i32],
