@@ -85,7 +85,26 @@ fn backup() -> MetaBackup {
             created_at_ms: 77,
         }],
         routes: vec![RouteRecord { route_no: 6, name: "all".into(), ..Default::default() }],
+        limits: vec![day_of_brand(2, 500)],
+        lanes: vec![LaneRecord { carrier_no: 3, paused: true, ..Default::default() }],
+        breakers: vec![BreakerRecord { carrier_no: 1, mode: BreakerMode::Open as i32 }],
+        pauses: vec![PauseRecord { practice_no: 4, paused: true, ..Default::default() }],
+        hours: Some(HoursRecord { version: 7, rules: "of the old cluster".into(), changed_at_ms: 5 }),
     }
+}
+
+/// A daily cap of which 300 are taken.
+fn day_of_brand(limit_no: u32, amount: u32) -> LimitBackup {
+    let limit = LimitRecord {
+        limit_no,
+        carrier_no: 1,
+        scope: LimitScope::Brand as i32,
+        key: "brand".into(),
+        amount,
+        time_zone: "America/New_York".into(),
+        ..Default::default()
+    };
+    LimitBackup { limit: Some(limit), cap: Some(CapRecord { limit_no, day: 20_000, taken: 300 }) }
 }
 
 fn rows(rows: MetaBackup) -> Kind {
@@ -180,4 +199,44 @@ fn an_older_cluster_must_be_upgraded_first() {
     group.one(Kind::Bootstrap(bootstrap)).unwrap();
     let refusal = MetaRefusal::Level { needed: level::LEVEL_RESTORE, level: level::LEVEL_BASE };
     assert_eq!(group.one(begin()), Err(refusal));
+}
+
+#[test]
+fn limits_and_switches_come_back_and_those_of_the_new_cluster_stay() {
+    // Nothing is set in the new cluster.
+    let mut group = cluster();
+    group.one(begin()).unwrap();
+    for _ in 0..2 {
+        group.one(rows(backup())).unwrap();
+    }
+    let view = group.view();
+    assert_eq!(view.limits[&2], day_of_brand(2, 500).limit.unwrap());
+    assert_eq!((view.limits.len(), view.caps[&2].taken), (1, 300), "the day goes on where it was");
+    assert!(view.lanes[&3].paused && view.pauses[&(4, 0)].paused);
+    assert_eq!(view.breakers[&1].mode(), BreakerMode::Open);
+    assert_eq!((view.hours.version, view.hours.rules.as_str()), (7, "of the old cluster"));
+
+    // The operator has begun to set it up: the same cap with another amount, and another limit under the old one's number.
+    let mut group = cluster();
+    group.one(Kind::PutCarrier(PutCarrier { carrier: Some(carrier(0, "sim", "new:1")) })).unwrap();
+    let other = LimitRecord { key: "other".into(), ..day_of_brand(0, 9).limit.unwrap() };
+    for limit in [day_of_brand(0, 400).limit.unwrap(), other] {
+        group.one(Kind::PutLimit(PutLimit { limit: Some(limit) })).unwrap();
+    }
+    group.one(begin()).unwrap();
+    let free = LimitRecord { key: "third".into(), ..day_of_brand(2, 70).limit.unwrap() };
+    let third = LimitBackup { limit: Some(free), cap: None };
+    let more = MetaBackup { limits: vec![day_of_brand(2, 500), third], ..backup() };
+    for _ in 0..2 {
+        group.one(rows(more.clone())).unwrap();
+    }
+    let view = group.view();
+    let amounts: Vec<(u32, &str, u32)> =
+        view.limits.values().map(|limit| (limit.limit_no, limit.key.as_str(), limit.amount)).collect();
+    assert_eq!(amounts, [(1, "brand", 400), (2, "other", 9), (3, "third", 70)]);
+    assert_eq!(
+        (view.caps.len(), view.caps[&1].taken),
+        (1, 300),
+        "what was taken counts for the new limit too"
+    );
 }

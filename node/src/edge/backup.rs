@@ -8,7 +8,7 @@ use carillon_core::applied_record;
 use carillon_proto::admin::{
     ExportMetaResponse, ExportPartitionRequest, ExportPartitionResponse, ReleaseExportRequest,
 };
-use carillon_proto::internal::{FetchSnapshotRequest, MetaBackup};
+use carillon_proto::internal::{FetchSnapshotRequest, LimitBackup, MetaBackup};
 use std::time::Duration;
 use tonic::Status;
 
@@ -87,6 +87,18 @@ impl Backups<'_> {
                 data_keys: view.data_keys.values().cloned().collect(),
                 routes: view.routes.values().cloned().collect(),
                 policies: super::policy::records(&view),
+                limits: view
+                    .limits
+                    .values()
+                    .map(|limit| LimitBackup {
+                        limit: Some(limit.clone()),
+                        cap: view.caps.get(&limit.limit_no).copied(),
+                    })
+                    .collect(),
+                lanes: view.lanes.values().copied().collect(),
+                breakers: view.breakers.values().copied().collect(),
+                pauses: view.pauses.values().copied().collect(),
+                hours: (view.hours.version > 0).then(|| view.hours.clone()),
             }),
             index: view.applied_index,
         })

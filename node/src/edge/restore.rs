@@ -208,25 +208,18 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
         }
         bytes += row + 8;
     };
-    for row in rows.carriers {
-        room(&mut pieces, row.encoded_len());
-        pieces.last_mut().expect("there is one").carriers.push(row);
+    macro_rules! give {
+        ($($list:ident),*) => {$(
+            for row in rows.$list {
+                room(&mut pieces, row.encoded_len());
+                pieces.last_mut().expect("there is one").$list.push(row);
+            }
+        )*};
     }
-    for row in rows.practices {
+    give!(carriers, practices, policies, data_keys, routes, limits, lanes, breakers, pauses);
+    if let Some(row) = rows.hours {
         room(&mut pieces, row.encoded_len());
-        pieces.last_mut().expect("there is one").practices.push(row);
-    }
-    for row in rows.policies {
-        room(&mut pieces, row.encoded_len());
-        pieces.last_mut().expect("there is one").policies.push(row);
-    }
-    for row in rows.data_keys {
-        room(&mut pieces, row.encoded_len());
-        pieces.last_mut().expect("there is one").data_keys.push(row);
-    }
-    for row in rows.routes {
-        room(&mut pieces, row.encoded_len());
-        pieces.last_mut().expect("there is one").routes.push(row);
+        pieces.last_mut().expect("there is one").hours = Some(row);
     }
     pieces
 }
@@ -234,7 +227,7 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_proto::internal::{CarrierRecord, DataKeyRecord, PolicyRecord, PracticeRecord, RouteRecord};
+    use carillon_proto::internal::*;
 
     #[test]
     fn meta_rows_are_cut_into_commands_that_fit_and_none_is_lost() {
@@ -251,6 +244,11 @@ mod tests {
             data_keys: (1..=3_000).map(key).collect(),
             routes: vec![RouteRecord { route_no: 1, ..Default::default() }],
             policies: vec![PolicyRecord { tenant: "t".to_owned(), ..Default::default() }],
+            limits: vec![LimitBackup { cap: Some(Default::default()), ..Default::default() }],
+            lanes: vec![LaneRecord { carrier_no: 1, ..Default::default() }],
+            breakers: vec![BreakerRecord { carrier_no: 1, ..Default::default() }],
+            pauses: vec![PauseRecord { practice_no: 3, ..Default::default() }],
+            hours: Some(HoursRecord { version: 2, ..Default::default() }),
         };
         let pieces = meta_pieces(rows.clone());
         assert!(pieces.len() > 3 && pieces.iter().all(|p| p.encoded_len() < META_PIECE_BYTES + 64 * 1024));
@@ -260,6 +258,11 @@ mod tests {
             all.data_keys.extend(piece.data_keys);
             all.routes.extend(piece.routes);
             all.policies.extend(piece.policies);
+            all.limits.extend(piece.limits);
+            all.lanes.extend(piece.lanes);
+            all.breakers.extend(piece.breakers);
+            all.pauses.extend(piece.pauses);
+            all.hours = all.hours.or(piece.hours);
             all
         });
         assert_eq!(joined, rows);

@@ -8,7 +8,7 @@ use super::world::{Event, World};
 use carillon_core::meta::MetaView;
 use carillon_core::{MemTables, ReadTables as _, applied_record, keys};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{MetaBackup, PolicyRecord, SendingPolicy};
+use carillon_proto::internal::{LimitBackup, LimitRecord, MetaBackup, PolicyRecord, SendingPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 
 const EVERY_MS: u64 = 300;
@@ -125,6 +125,11 @@ impl World {
                 data_keys: Vec::new(),
                 routes: view.routes.values().cloned().collect(),
                 policies: policies(view),
+                limits: limits(view),
+                lanes: view.lanes.values().copied().collect(),
+                breakers: view.breakers.values().copied().collect(),
+                pauses: view.pauses.values().copied().collect(),
+                hours: None,
             };
         }
         self.trace.count("backup_made");
@@ -141,6 +146,14 @@ impl World {
         }
         self.backups.newest = Some(backup);
     }
+}
+
+fn limits(view: &MetaView) -> Vec<LimitBackup> {
+    let row = |limit: &LimitRecord| LimitBackup {
+        limit: Some(limit.clone()),
+        cap: view.caps.get(&limit.limit_no).copied(),
+    };
+    view.limits.values().map(row).collect()
 }
 
 fn policies(view: &MetaView) -> Vec<PolicyRecord> {

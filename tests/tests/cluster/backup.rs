@@ -3,9 +3,11 @@
 //! The two carriers' ground truths together say whether anything was sent twice; the old cluster sends on after the backup, so
 //! without the guard much would be.
 use carillon_ctl::backup::{self, Location, Nodes};
-use carillon_ctl::lab::Lab;
+use carillon_ctl::lab::{CARRIER, Lab};
 use carillon_loadtest::carrier::Truth;
 use carillon_loadtest::smsc::{TruthKey, truth_key};
+use carillon_proto::admin::{ListLanesRequest, PutLimitRequest};
+use carillon_proto::internal::{LimitRecord, LimitScope};
 use carillon_proto::public::{MessageSpec, MessageState, MessageView};
 use carillon_tests::api::{from_now, number_of, spec};
 use carillon_tests::history;
@@ -22,6 +24,7 @@ use tokio::process::Command;
 /// Segments a second: what is submitted at once takes a while, so the backup finds much that waits.
 pub const LIMIT: u32 = 30;
 const LIMIT_TIME: Duration = Duration::from_secs(180);
+const CAP: u32 = 5_000_000;
 const SLOW_BYTES_PER_S: u64 = 20_000;
 const AT_ONCE: usize = 240;
 /// Messages that become due one after the other, so some of them after the restore, whenever that is.
@@ -68,6 +71,22 @@ async fn refused(arguments: &[&str], wanted: &str) {
 
 fn lab_of(rig: &Rig) -> String {
     rig.lab.dir().display().to_string()
+}
+
+/// A cap of the day that nothing here comes near to.
+async fn set_cap(rig: &Rig) {
+    let cap = LimitRecord {
+        scope: LimitScope::Account.into(),
+        amount: CAP,
+        time_zone: "America/Los_Angeles".into(),
+        ..Default::default()
+    };
+    let put = PutLimitRequest { limit: Some(cap), carrier: CARRIER.into(), ..Default::default() };
+    // Nodes send on leases a little after the start.
+    until("the cap is set", LIMIT_TIME, async || {
+        rig.lab.admin(1).unwrap().put_limit(put.clone()).await.map_err(|e| e.to_string())
+    })
+    .await;
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -147,6 +166,7 @@ impl Story {
                 self.ids.insert(id);
             }
         }
+        set_cap(rig).await;
         let lab = lab_of(rig);
         let made = done(&["backup", "create", "--lab", &lab, "--to", &self.store()]).await;
         self.name = made["backup"].as_str().expect("it has a name").to_owned();
@@ -288,6 +308,9 @@ impl Story {
             }
         };
         self.quarantined = quarantined;
+        let lanes = rig.lab.admin(1).unwrap().list_lanes(ListLanesRequest::default()).await.unwrap().lanes;
+        let cap = lanes.iter().filter_map(|lane| lane.limit.as_ref()).find(|limit| limit.window_s == 0);
+        assert_eq!(cap.map(|cap| cap.amount), Some(CAP), "limits come back");
         assert!(messages >= self.ids.len() as u64, "{messages} of {}", self.ids.len());
         until("every node knows that it is done", LIMIT_TIME, async || {
             for node in rig.lab.node_ids() {

@@ -245,13 +245,7 @@ async fn finish(
     });
     let key_ids = key_ids.collect();
     let keys = MetaBackup { data_keys: meta.data_keys, ..Default::default() };
-    let rest = MetaBackup {
-        practices: meta.practices,
-        carriers: meta.carriers,
-        routes: meta.routes,
-        policies: meta.policies,
-        ..Default::default()
-    };
+    let rest = MetaBackup { data_keys: Vec::new(), ..meta };
     let (rest, keys) = (Bytes::from(rest.encode_to_vec()), Bytes::from(keys.encode_to_vec()));
     to.put(&format!("{name}/{META}"), rest.clone()).await?;
     to.put(&format!("{name}/{KEYS}"), keys.clone()).await?;

@@ -48,12 +48,12 @@ pub(super) fn put(tables: &mut dyn Tables, command: PutLimit) -> Outcome {
 }
 
 /// They limit the same thing in the same way, so the second takes the place of the first.
-fn is_same(a: &LimitRecord, b: &LimitRecord) -> bool {
+pub(super) fn is_same(a: &LimitRecord, b: &LimitRecord) -> bool {
     (a.carrier_no, a.scope, &a.key, a.practice_no, &a.network, a.window_s == 0)
         == (b.carrier_no, b.scope, &b.key, b.practice_no, &b.network, b.window_s == 0)
 }
 
-fn next(tables: &mut dyn Tables) -> Result<u32, TableError> {
+pub(super) fn next(tables: &mut dyn Tables) -> Result<u32, TableError> {
     let key = keys::counter(keys::Counted::Limits);
     let next = super::apply::number(tables, &key)?.unwrap_or(0) + 1;
     tables.put(key, next.to_be_bytes().to_vec());
@@ -132,12 +132,12 @@ fn lane(tables: &dyn ReadTables, carrier_no: u32) -> Result<LaneRecord, TableErr
         .unwrap_or(LaneRecord { carrier_no, ..Default::default() }))
 }
 
-fn cap(tables: &dyn ReadTables, limit_no: u32) -> Result<CapRecord, TableError> {
+pub(super) fn cap(tables: &dyn ReadTables, limit_no: u32) -> Result<CapRecord, TableError> {
     let row = tables.get(&keys::cap(limit_no))?;
     Ok(row.map(|row| decode('m', row)).transpose()?.unwrap_or(CapRecord { limit_no, ..Default::default() }))
 }
 
-fn all(tables: &dyn ReadTables) -> Result<Vec<LimitRecord>, TableError> {
+pub(super) fn all(tables: &dyn ReadTables) -> Result<Vec<LimitRecord>, TableError> {
     let mut found = Vec::new();
     rows::each(tables, b'V', |record: LimitRecord| found.push(record))?;
     Ok(found)

@@ -1,14 +1,17 @@
 //! The restore of a backup, as far as the meta group is concerned: that it is under way, what the partitions need of the old meta
-//! group (practices, carriers, wrapped keys, all under their old numbers), and which partitions are done.
+//! group (practices, carriers, wrapped keys, all under their old numbers; limits, pauses, hours), and which partitions are done.
 //!
 //! Numbers of practices and carriers are in keys and sealed data, so they come back as they were; that is why a restore needs a
 //! cluster that has given out none. Nodes, map and shares are those of the new cluster.
 use super::apply::{Change, MetaRefusal, Outcome, number, put_if_new};
 use super::keys::{self, Counted};
-use super::rows;
+use super::{hours, limits, rows};
 use crate::records::{decode, encode};
 use crate::tables::{ReadTables, TableError, Tables};
-use carillon_proto::internal::{BeginRestore, Bootstrap, ClusterRestore, PartitionRestored, RestoreMeta};
+use carillon_proto::internal::{
+    BeginRestore, Bootstrap, CapRecord, ClusterRestore, LimitBackup, LimitRecord, MetaBackup,
+    PartitionRestored, RestoreMeta,
+};
 
 pub(super) fn record(tables: &dyn ReadTables) -> Result<Option<ClusterRestore>, TableError> {
     tables.get(&keys::restore())?.map(|row| decode('m', row)).transpose()
@@ -99,7 +102,52 @@ pub(super) fn rows(tables: &mut dyn Tables, command: RestoreMeta) -> Outcome {
     for key in &backup.data_keys {
         tables.put(keys::data_key(key.practice_no, key.epoch), encode(key));
     }
+    for row in backup.limits.iter().cloned() {
+        limit(tables, row)?;
+    }
+    switches(tables, &backup)?;
     Ok(Ok(Change::Changed))
+}
+
+/// What operators have stopped, and the rules that they have given. What they have set in the new cluster stays.
+fn switches(tables: &mut dyn Tables, backup: &MetaBackup) -> Result<(), TableError> {
+    let lanes = backup.lanes.iter().map(|row| (keys::lane(row.carrier_no), encode(row)));
+    let breakers = backup.breakers.iter().map(|row| (keys::breaker(row.carrier_no), encode(row)));
+    let pauses = backup.pauses.iter().map(|row| (keys::pause(row.practice_no, row.carrier_no), encode(row)));
+    for (key, row) in lanes.chain(breakers).chain(pauses) {
+        if tables.get(&key)?.is_none() {
+            tables.put(key, row);
+        }
+    }
+    if let Some(rules) = backup.hours.as_ref().filter(|rules| rules.version > 0)
+        && hours::record(tables)?.version == 0
+    {
+        tables.put(keys::hours(), encode(rules));
+    }
+    Ok(())
+}
+
+/// A limit comes back under its number, or under a new one if the operator has set another one up before; what limits the same
+/// thing in the new cluster stays as it is. Of its day only more can have been taken than the backup knows.
+fn limit(tables: &mut dyn Tables, row: LimitBackup) -> Result<(), TableError> {
+    let (Some(limit), cap) = (row.limit, row.cap.unwrap_or_default()) else { return Ok(()) };
+    let known = limits::all(tables)?;
+    let limit_no = match known.iter().find(|other| limits::is_same(other, &limit)) {
+        Some(same) => same.limit_no,
+        None if known.iter().any(|other| other.limit_no == limit.limit_no) => limits::next(tables)?,
+        None => {
+            raise(tables, Counted::Limits, limit.limit_no)?;
+            limit.limit_no
+        }
+    };
+    if !known.iter().any(|other| other.limit_no == limit_no) {
+        tables.put(keys::limit(limit_no), encode(&LimitRecord { limit_no, ..limit }));
+    }
+    let own = limits::cap(tables, limit_no)?;
+    if (cap.day, cap.taken) > (own.day, own.taken) {
+        tables.put(keys::cap(limit_no), encode(&CapRecord { limit_no, ..cap }));
+    }
+    Ok(())
 }
 
 /// Numbers up to this one were given out.
