@@ -241,3 +241,64 @@ fn only_dead_letters_of_the_same_practice_are_replayed() {
     assert_eq!(world.one(drop_dead_letter(2, "x")), refused(Refusal::WrongState(MessageState::Accepted)));
     assert_eq!(world.one(drop_dead_letter(1, "")), refused(Refusal::Malformed));
 }
+
+/// `World` compares the rows of D, N, G and F with the messages after each command.
+#[test]
+fn messages_of_a_series_keep_their_rows_in_their_flow_whatever_becomes_of_their_appointment() {
+    let mut world = World::new();
+    let series = id(900);
+    world.done(Kind::PutSeries(PutSeries {
+        series_id: series.to_bytes(),
+        practice_no: PRACTICE,
+        sealed_plan: Bytes::from_static(b"plan"),
+        key_epoch: 1,
+        content_mac: index(9),
+        next_ms: START_MS + MINUTE,
+        ..Default::default()
+    }));
+    let occurrence = |n: u64| {
+        accept_with(n, |a| {
+            (a.due_by_practice, a.ordered) = (true, true);
+            (a.not_before_ms, a.idempotency_index) = (START_MS + n * MINUTE, index(100 + n as u8));
+        })
+    };
+    let advance = |from, to| {
+        let (series_id, next_ms) = (series.to_bytes(), START_MS + u64::from(to + 1) * MINUTE);
+        Kind::AdvanceSeries(AdvanceSeries { series_id, practice_no: PRACTICE, from, to, next_ms })
+    };
+    world.run((1..=4).map(occurrence).chain([advance(0, 4)]));
+    let flow_of = |world: &World, n: u64| {
+        let status = world.status(n);
+        let key = keys::due(status.priority as u8, PRACTICE, status.due_ms, &id(n));
+        world.tables.rows().contains_key(&key)
+    };
+    let at = |n: u64, ms: u64| changed(n, |u| u.not_before_ms = START_MS + ms);
+    // (what changes, which messages wait in the flow of their practice afterwards)
+    let table: [(Vec<MessageUpdate>, &[u64]); 5] = [
+        (vec![at(1, 30 * MINUTE), at(2, MINUTE), new_text(3), changed(4, |_| {})], &[1, 2, 3, 4]),
+        (vec![at(1, 1), at(2, 1), at(3, 1), at(4, 1)], &[1, 2, 3, 4]),
+        (vec![new_text(1), changed(2, |u| u.cancel = true), new_text(3), at(4, 9 * MINUTE)], &[1, 3, 4]),
+        (vec![at(1, 2), changed(2, |_| {}), changed(3, |_| {}), changed(4, |_| {})], &[1, 3, 4]),
+        (vec![new_text(1), new_text(2), at(3, 2 * MINUTE), changed(4, |u| u.cancel = true)], &[1, 3]),
+    ];
+    for (version, (list, waiting)) in (1..).zip(table) {
+        world.now_ms += 1_000;
+        assert!(matches!(world.one(updates(version, version as u8, list)), CommandResult::Updated(_)));
+        for n in 1..=4 {
+            assert_eq!(flow_of(&world, n), waiting.contains(&n), "message {n} after version {version}");
+        }
+    }
+    // One under way, and the next ones of the series come after the changes.
+    world.now_ms += MINUTE;
+    world.begin(1);
+    world.run([occurrence(5), occurrence(6), advance(4, 6)]);
+    let list = vec![at(1, 20 * MINUTE), at(3, 1), at(5, 1), changed(6, |_| {})];
+    assert!(matches!(world.one(updates(9, 9, list)), CommandResult::Updated(_)));
+    world.done(outcome(1, 1, Outcome::Transient, &[]));
+    assert!([1, 3, 5, 6].into_iter().all(|n| flow_of(&world, n)));
+    assert_eq!(
+        world.status(1).due_ms,
+        START_MS + 20 * MINUTE,
+        "the change took effect when nothing was sent"
+    );
+}

@@ -135,6 +135,11 @@ impl Fair {
         }
     }
 
+    /// How many messages of each practice are ready, also of those that are not chosen now.
+    pub fn waiting(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        self.shares.iter().map(|(practice_no, share)| (*practice_no, share.messages.len()))
+    }
+
     /// Some practice is paused.
     pub fn pauses(&self) -> bool {
         !self.paused.is_empty()

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// How long before its permit an attempt begins.
 const BEGIN_AHEAD: Duration = Duration::from_millis(200);
 /// Of so many segments that pass by a level with an aged message, the level gets one more.
-const AGED_EVERY: u64 = 8;
+const AGED_EVERY: i64 = 8;
 
 /// The message that goes next.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,8 @@ pub(crate) struct Next {
     pub practice_no: u32,
     pub key: ReadyKey,
     pub no: CellNo,
+    /// More urgent ones let it pass, because its level has waited for long.
+    by_age: bool,
 }
 
 /// A lane. Without a configuration its messages wait.
@@ -39,8 +41,8 @@ pub(crate) struct Lane {
     pub unsent_attempts: u32,
     unsent_segments: u64,
     levels: [Fair; PRIORITIES.len()],
-    /// Segments that passed by each level while it had an aged message.
-    passed_by: [u64; PRIORITIES.len()],
+    /// Segments that passed by each level while it had an aged message and could have sent it, less what it got for them.
+    passed_by: [i64; PRIORITIES.len()],
     /// Practices that operators stopped.
     stopped: BTreeSet<u32>,
     groups: Groups,
@@ -66,22 +68,30 @@ impl Lane {
             (top + 1..PRIORITIES.len()).rev().filter(entitled).max_by_key(|level| self.passed_by[*level]);
         let level = aged.unwrap_or(top);
         let (practice_no, key, no) = self.levels[level].first(urgent_until)?;
-        Some(Next { level, practice_no, key, no })
+        Some(Next { level, practice_no, key, no, by_age: aged.is_some() })
     }
 
     /// The message that [`Lane::first`] gave begins.
     pub fn take(&mut self, next: &Next, aged: bool, segments: u32, weight: u32) {
         let level = next.level;
         self.levels[level].charge(next.practice_no, &next.key, aged, segments, weight);
-        let passing = u64::from(segments);
-        self.passed_by[level] = self.passed_by[level].saturating_sub(AGED_EVERY * passing);
+        let passing = i64::from(segments);
+        if next.by_age {
+            self.passed_by[level] -= AGED_EVERY * passing;
+        }
         for below in level + 1..PRIORITIES.len() {
-            let waits = self.levels[below].aged() > 0;
+            // What cannot be chosen now, because it is paused, saves nothing up for later.
+            let waits = self.levels[below].aged() > 0 && self.levels[below].offers();
             self.passed_by[below] = if waits { self.passed_by[below] + passing } else { 0 };
         }
         self.attempt_begins(segments);
         let touched = self.groups.begins(next.practice_no, segments).to_vec();
         self.show(&touched);
+    }
+
+    /// Segments of each practice that were begun and have not left.
+    pub fn unsent_of(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.groups.unsent()
     }
 
     /// Messages of a paused practice stay where they are.
@@ -116,6 +126,11 @@ impl Lane {
     /// Practices that could be chosen.
     pub fn practices(&self) -> impl Iterator<Item = u32> + '_ {
         self.levels.iter().flat_map(Fair::practices)
+    }
+
+    /// Ready messages of each practice, priority by priority.
+    pub fn waiting(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        self.levels.iter().flat_map(Fair::waiting)
     }
 
     pub fn ready(&self) -> usize {

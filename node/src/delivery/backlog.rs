@@ -1,7 +1,6 @@
 //! What waits on this node's lanes, read from table D of the partitions that it leads, and what the driver knows of a lane.
 //!
 //! Reads at most [`ROWS_MAX`] rows for one question, on a blocking thread; says so when there are more.
-use super::day::day_of;
 use super::driver::Local;
 use super::health::{BreakerLook, Health};
 use super::lanes::LaneTable;
@@ -12,7 +11,7 @@ use carillon_core::meta::MetaView;
 use carillon_core::query;
 use carillon_delivery::explain::LaneState;
 use carillon_delivery::forecast::{Capacity, DailyCap, Waiting};
-use carillon_delivery::lease::{LIMIT_BASE, common, stack};
+use carillon_delivery::lease::{LIMIT_BASE, common, day_of, stack};
 use carillon_delivery::{PRIORITIES, SchedulerConfig};
 use carillon_proto::internal::{BreakerMode, LimitRecord};
 use std::collections::BTreeMap;

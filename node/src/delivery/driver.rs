@@ -4,7 +4,6 @@
 //! batch before its results. Answers that belong to an earlier term of a partition are dropped.
 mod begin;
 mod report;
-mod rooms;
 
 use super::agreement;
 use super::backlog::{LaneLook, Looker};
@@ -35,15 +34,14 @@ use carillon_carriers::connector::ConnectorState;
 use carillon_core::meta::ease_permille;
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal};
-use carillon_delivery::lease::stamp;
+use carillon_delivery::lease::{Stacks, stamp};
 use carillon_delivery::{
-    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
+    BeginDecision, BeginResult, Page, PageRequest, Rooms, Scheduler, SchedulerConfig, read_page,
 };
 use carillon_proto::MessageId;
 use carillon_proto::internal::{BeginAttempt, Command, Expire, command::Kind};
 use carillon_proto::public::Outcome;
 use prost::Message as _;
-use rooms::Rooms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -132,6 +130,8 @@ struct Driver {
     lanes: LaneTable,
     builder: LaneBuilder,
     practices: Practices,
+    /// Which limits the messages of each practice need.
+    stacks: Stacks,
     rooms: Rooms,
     meta: MetaClient,
     shares: ShareKeeper,
@@ -195,6 +195,7 @@ pub fn start(
         lanes: lanes.clone(),
         builder,
         practices: Practices::default(),
+        stacks: Stacks::default(),
         rooms: Rooms::default(),
         meta: meta.clone(),
         shares: shares.clone(),
@@ -315,6 +316,7 @@ impl Driver {
                 LaneChange::Removed(carrier_no) => self.scheduler.remove_lane(carrier_no),
             }
         }
+        self.stacks.sync(&view);
         self.leases.set_stamp(stamp(&view));
         self.practices.sync(&view, &mut self.scheduler);
         self.rooms.sync(&view, &mut self.scheduler);
@@ -396,13 +398,11 @@ impl Driver {
         }
         let now_ms = clock_ms();
         let lanes = self.lanes.all();
-        let mut demand: BTreeMap<u32, u32> = lanes.iter().map(|lane| (lane.record.carrier_no, 0)).collect();
-        for (carrier_no, waits) in self.scheduler.demand() {
-            demand.entry(carrier_no).and_modify(|known| *known = waits);
-        }
-        rooms::demand(&self.handle.meta(), &mut demand);
+        let carriers = lanes.iter().map(|lane| lane.record.carrier_no);
+        let demand = self.scheduler.demand_of(&self.handle.meta(), &mut self.stacks, carriers);
         self.leases.set_demand(demand);
-        let opens = self.rooms.look(&self.leases, &mut self.scheduler, self.clock.now());
+        let held = |limit| (self.leases.view(limit), self.leases.cap_left(limit));
+        let opens = self.rooms.look(held, &mut self.scheduler, self.clock.now());
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);

@@ -6,20 +6,19 @@
 //! What carriers answer comes with the requests. Where more than a few attempts were too fast, the lane pauses for everybody and is
 //! eased: that is a command of the meta group, so the next leader knows it; it gets back what it lost with time.
 //! Slices of daily caps are commands, too: a slice is given only after it is committed as taken.
-use super::day::day_of;
 use super::leases::MonoClock;
 use super::shares::ShareKeeper;
 use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
-use carillon_core::meta::{MetaView, is_present};
+use carillon_core::meta::MetaView;
 use carillon_delivery::GateSettings;
 use carillon_delivery::lease::{
-    Easer, Grant, Grantor, LIMIT_BASE, LaneView, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId,
-    WANTS_MAX, Want, rules, slice, stamp,
+    Easer, Grant, Grantor, LaneView, LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, WANTS_MAX, Want,
+    rules, slices, stamp,
 };
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    LaneAnswers, LeaseGrant, LeaseRequest as WireRequest, LeaseResponse, MetaCommand, TakeCap,
+    LaneAnswers, LeaseGrant, LeaseRequest as WireRequest, LeaseResponse, MetaCommand,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -157,33 +156,18 @@ impl Grants {
         Some(answer)
     }
 
-    /// Slices of the daily caps that the node has too little of.
+    /// Slices of the daily caps that the node has too little of, all of them with one proposal: the answer must not take longer
+    /// because there are many. What is refused, or may have been taken, is lost.
     async fn take_caps(&self, request: &LeaseRequest, view: &MetaView) -> Vec<Grant> {
-        let nodes = view.nodes.values().filter(|node| is_present(node)).count() as u32;
-        let mut slices = Vec::new();
-        for want in request.wants.iter().filter(|want| want.limit > LIMIT_BASE) {
-            let Some(limit) = view.limits.get(&(want.limit - LIMIT_BASE)).filter(|l| l.window_s == 0) else {
-                continue;
-            };
-            let Some((day, left)) = day_of(&limit.time_zone, clock_ms()) else { continue };
-            let taken =
-                view.caps.get(&limit.limit_no).filter(|cap| cap.day >= day).map_or(0, |cap| cap.taken);
-            let room = u64::from(limit.amount).saturating_sub(taken);
-            let segments = slice(want.segments, want.held, room, nodes);
-            if segments == 0 {
-                continue;
-            }
-            let kind = Some(Kind::TakeCap(TakeCap { limit_no: limit.limit_no, day, segments }));
-            let command = MetaCommand { kind }.encode_to_vec().into();
-            match self.0.handle.propose_meta(vec![command]).await {
-                Ok((_, texts)) if texts.iter().all(String::is_empty) => {
-                    slices.push(Grant { limit: want.limit, tokens: segments, whole: 0, frame: left });
-                }
-                // What may have been taken is lost.
-                _ => {}
-            }
+        let wanted = slices(request, view, clock_ms());
+        if wanted.is_empty() {
+            return Vec::new();
         }
-        slices
+        let command = |take| MetaCommand { kind: Some(Kind::TakeCap(take)) }.encode_to_vec().into();
+        let commands = wanted.iter().map(|(take, _)| command(take.clone())).collect();
+        let Ok((_, texts)) = self.0.handle.propose_meta(commands).await else { return Vec::new() };
+        let taken = wanted.into_iter().zip(texts).filter(|(_, text)| text.is_empty());
+        taken.map(|((_, grant), _)| grant).collect()
     }
 
     /// The books of a limit, while this node leads the meta group.

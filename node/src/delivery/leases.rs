@@ -89,23 +89,7 @@ impl Leases {
 
     /// What is held of all these limits together: the slowest of them, and when the last of them opens.
     pub fn view_of(&self, stack: &[LimitId]) -> HeldView {
-        let (holder, now) = (self.0.holder.lock(), self.0.clock.now());
-        let mut slowest: Option<HeldView> = None;
-        for limit in stack {
-            let held = match holder.cap_left(*limit, now) {
-                Some(0) => return HeldView::default(),
-                Some(_) => continue,
-                None => holder.view(*limit, now),
-            };
-            slowest = Some(match slowest {
-                Some(other) => {
-                    let slower = if other.per_kilosecond() <= held.per_kilosecond() { other } else { held };
-                    HeldView { next_permit: other.next_permit.max(held.next_permit), ..slower }
-                }
-                None => held,
-            });
-        }
-        slowest.unwrap_or_default()
+        self.0.holder.lock().view_of(stack, self.0.clock.now())
     }
 
     /// Permits of all these limits for segments that leave together, and until when they are good.

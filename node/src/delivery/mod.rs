@@ -11,7 +11,6 @@
 mod agreement;
 pub mod backlog;
 mod connect;
-mod day;
 mod driver;
 mod facts;
 mod failover;
@@ -28,7 +27,6 @@ mod sending;
 mod shares;
 
 pub use connect::{Connect, has_baa};
-pub use day::day_of;
 pub use driver::{Delivery, start};
 pub use facts::{Fact, Facts};
 pub use grants::Grants;

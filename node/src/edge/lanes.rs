@@ -1,11 +1,11 @@
 //! Lanes and limits, for operators: what is held and by whom, limits set while running, lanes stopped.
 use super::admin::change;
 use crate::clock::now_ms;
-use crate::delivery::{Grants, LaneTable, day_of};
+use crate::delivery::{Grants, LaneTable};
 use crate::engine::NodeHandle;
 use crate::meta::MetaClient;
 use carillon_core::meta::{MetaView, ease_permille};
-use carillon_delivery::lease::{LIMIT_BASE, stamp};
+use carillon_delivery::lease::{LIMIT_BASE, day_of, stamp};
 use carillon_proto::admin::lane_admin_server::LaneAdmin;
 use carillon_proto::admin::{
     DropLimitRequest, DropLimitResponse, LaneBooks, LaneHolder, LaneStatus, ListLanesRequest,

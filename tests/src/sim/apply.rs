@@ -194,8 +194,8 @@ impl World {
             self.oracle.first_to_apply(0, id, entry.index, applied);
             let mut results = effects.results.into_iter();
             for (count, waiter) in waiters {
-                let refusal = results.by_ref().take(count).find_map(Result::err);
-                answers.push((waiter, refusal));
+                let results: Vec<Result<(), MetaRefusal>> = results.by_ref().take(count).collect();
+                answers.push((waiter, results));
             }
         }
         if changed {
@@ -209,13 +209,18 @@ impl World {
                 self.trace.count("share_epoch_changed");
             }
         }
-        for (waiter, refusal) in answers {
-            self.answer_meta(node, waiter, refusal);
+        for (waiter, results) in answers {
+            self.answer_meta(node, waiter, results);
         }
         Ok(())
     }
 
-    fn answer_meta(&mut self, node: usize, waiter: Waiter, refusal: Option<MetaRefusal>) {
+    fn answer_meta(&mut self, node: usize, waiter: Waiter, results: Vec<Result<(), MetaRefusal>>) {
+        if let Waiter::Slices { call, grants } = waiter {
+            let taken: Vec<bool> = results.iter().map(Result::is_ok).collect();
+            return self.sliced(node, &call, grants, &taken);
+        }
+        let refusal = results.into_iter().find_map(Result::err);
         match waiter {
             Waiter::Operator { ask } => self.operator.answered(ask, Some(refusal)),
             Waiter::Registered { from, epoch } if from == node => self.registered(node, epoch, refusal),
@@ -252,6 +257,7 @@ impl World {
             Waiter::Operator { ask } => self.operator.answered(ask, None),
             Waiter::Retired { partition } => self.retire_done(node, partition, result),
             Waiter::Fed => self.fed(result),
+            Waiter::Slices { call, .. } => self.sliced(node, &call, Vec::new(), &[]),
             // It comes again in a second.
             Waiter::Registered { .. } => {}
         }

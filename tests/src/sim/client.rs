@@ -204,7 +204,11 @@ impl World {
         clients.next_key += 1;
         let key = (!rng.chance(self.plan.keyless)).then_some(clients.next_key);
         // A client may have two calls with the same key under way.
-        let practice = rng.below(u64::from(self.plan.practices)) as u32;
+        let heavy = &self.plan.settings.heavy;
+        let practice = match !heavy.is_empty() && rng.chance(750) {
+            true => rng.pick(heavy),
+            false => rng.below(u64::from(self.plan.practices)) as u32,
+        };
         let content = rng.next() >> 8;
         if rng.chance(50)
             && let Some(key) = key
@@ -398,6 +402,9 @@ impl World {
     fn settled_op(&mut self, op: u64, answer: Answer) {
         let Some(Op { request, floor, .. }) = self.clients.ops.remove(&op) else { return };
         match (request, answer) {
+            // The client thinks again; its key names nothing.
+            (Request::Submit { .. }, Answer::Submitted { result: CommandResult::SameContent { .. }, .. }) => {
+            }
             (Request::Submit { practice, key, content }, Answer::Submitted { id, practice_no, result }) => {
                 match &result {
                     CommandResult::Accepted => {

@@ -298,6 +298,7 @@ impl World {
             }
             PeerCall::Look { report_no, receipt } => self.look_here(to, from, report_no, receipt),
             PeerCall::Looked { report_no, result } => self.looked(to, to, report_no, result),
+            PeerCall::Meta { data } => self.propose_encoded(to, 0, vec![data], Waiter::Nobody),
             other => self.steward_call(from, to, other),
         }
     }

@@ -47,6 +47,10 @@ impl World {
                 self.carriers[carrier].hanging += 1;
                 Some(ms)
             }
+            Fault::PausePractice { practice, ms } => {
+                self.pause_by_hand(practice, true);
+                Some(ms)
+            }
             Fault::SlowDisk { node, factor, ms } => {
                 self.nodes[node].slow = factor;
                 Some(ms)
@@ -149,7 +153,7 @@ impl World {
             | Fault::Drain { node, .. }
             | Fault::Decommission { node }
             | Fault::Transfer { to: node, .. } => real(node),
-            Fault::Throttle { .. } | Fault::Hang { .. } => {}
+            Fault::Throttle { .. } | Fault::Hang { .. } | Fault::PausePractice { .. } => {}
         }
         fault
     }
@@ -170,6 +174,7 @@ impl World {
             Fault::CarrierCut { node, .. } => *self.net.carriers_cut.entry(node).or_default() -= 1,
             Fault::Throttle { carrier, .. } => self.carriers[carrier].throttled -= 1,
             Fault::Hang { carrier, .. } => self.carriers[carrier].hanging -= 1,
+            Fault::PausePractice { practice, .. } => self.pause_by_hand(practice, false),
             Fault::SlowDisk { node, .. } => self.nodes[node].slow = 1,
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),
             Fault::NearlyFull { node, .. } => self.fill(node, false),

@@ -56,6 +56,7 @@ impl World {
         if !self.run_until(self.plan.safety_ms) {
             return;
         }
+        self.check_use();
         self.heal();
         // A lost cluster is built anew only when nobody's clock can say that it still runs.
         let bound = self.now_ms + CALM_MS_MAX + 4 * self.jumps_ms();
@@ -69,6 +70,7 @@ impl World {
         }
         self.check_replicas();
         self.check_messages();
+        self.check_rows();
     }
 
     /// What is still under way, if anything is.
@@ -213,7 +215,7 @@ impl World {
     }
 
     /// A node whose replica can be read.
-    fn healthy(&self, partition: u32) -> Option<&Node> {
+    pub fn healthy(&self, partition: u32) -> Option<&Node> {
         let serves =
             |node: &&Node| node.cells.contains_key(&partition) && !node.stores[&partition].is_rotten();
         self.nodes.iter().find(serves)

@@ -1,4 +1,5 @@
 //! What the canonical history says: events, opt-outs and attempts, shown to the oracle once, when the first replica applies an entry.
+use super::ingest::is_ordered;
 use super::nights;
 use super::rng::hash;
 use super::world::World;
@@ -6,7 +7,7 @@ use carillon_core::meta::{MetaEffects, MetaRefusal, level};
 use carillon_core::{CommandResult, Effects, Refusal, Retired, applied_record, message, query};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, CommandBatch, EventRecord, MetaBatch, command::Kind};
-use carillon_proto::public::{MessageState, WaitingReason};
+use carillon_proto::public::{MessageClass, MessageState, WaitingReason};
 use prost::Message as _;
 use prost::bytes::Bytes;
 
@@ -63,8 +64,9 @@ impl World {
                 return;
             };
             let from = self.oracle.event(event, &(payload.clone(), status.clone()), now_ms);
-            let recipient = payload.accept.map(|accept| accept.recipient_index).unwrap_or_default();
-            self.oracle.recipient(event, &status, recipient);
+            let accept = payload.accept.unwrap_or_default();
+            let recipient = (accept.recipient_index.clone(), is_ordered(&accept));
+            self.oracle.recipient(event, &status, recipient, &self.plan.settings);
             self.count_event(from, event);
             let text = format!("{}{}", short_state(event.state), note_detail(event));
             let id = message_id.expect("it was found");
@@ -112,7 +114,10 @@ impl World {
                             batch.now_ms,
                         );
                     }
-                    self.oracle.begun(&begin.message_id, (accept.practice_no, accept.recipient_index));
+                    let recipient = (accept.practice_no, accept.recipient_index);
+                    let exempt = accept.class == MessageClass::Staff as i32;
+                    self.follow_burst(&begin.message_id, recipient.clone(), exempt, batch.now_ms);
+                    self.oracle.begun(&begin.message_id, recipient);
                 }
                 (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
                     if resolved.messages > 0 =>
@@ -122,7 +127,11 @@ impl World {
                 (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {
                     self.count_while_full(node, "outcome_while_nearly_full");
                 }
-                (Some(Kind::Accept(accept)), CommandResult::Accepted) => {
+                (Some(Kind::Accept(accept)), result @ CommandResult::SameContent { .. }) => {
+                    self.follow_content(node, partition, accept, result, batch.now_ms);
+                }
+                (Some(Kind::Accept(accept)), result @ CommandResult::Accepted) => {
+                    self.follow_content(node, partition, accept, result, batch.now_ms);
                     let wrong = self.oracle.changes.accepted(accept);
                     wrong.into_iter().for_each(|text| self.oracle.fail(text));
                 }
@@ -142,6 +151,9 @@ impl World {
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::FrequencyCap)) => {
                     self.trace.count("held_by_frequency_cap");
+                }
+                (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::Burst)) => {
+                    self.trace.count("fuse_for_bursts_blew");
                 }
                 (Some(Kind::BeginAttempt(_)), CommandResult::Refused(Refusal::OutOfTurn)) => {
                     self.trace.count("held_for_order");
@@ -212,6 +224,7 @@ fn needed(command: &Command) -> u32 {
         Some(Kind::SetHours(_)) => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.place.is_some() => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.due_by_practice || accept.ordered => level::LEVEL_DELIVERY,
+        Some(Kind::Accept(accept)) if !accept.duplicate_index.is_empty() => level::LEVEL_DELIVERY,
         Some(Kind::Accept(accept)) if accept.indexed_by_recipient => level::LEVEL_OPT_OUT,
         _ => level::LEVEL_BASE,
     }

@@ -4,7 +4,7 @@ use super::engine::Refused;
 use super::nights;
 use super::node::{Read, Waiter};
 use super::plant::Plant;
-use super::rng::hash;
+use super::rng::{hash, mix};
 use super::world::World;
 use carillon_core::meta::level;
 use carillon_delivery::hours::{Ask, HoursPlan};
@@ -120,7 +120,7 @@ impl World {
         if self.planted(Plant::KeyForgotten) {
             named ^= u64::from(call_no) << 40;
         }
-        let draw = super::rng::mix(content);
+        let draw = mix(content);
         let policy =
             [UnknownPolicy::Hold, UnknownPolicy::Hold, UnknownPolicy::ResendOnce, UnknownPolicy::Abandon];
         let life_ms = [1_500, 20_000, 40_000, 40_000][draw as usize % 4];
@@ -131,6 +131,15 @@ impl World {
         let (place, plan) = hours.unzip();
         let plan = plan.unwrap_or_default();
         let long = (draw >> 24) % 1000 < self.plan.long;
+        let meta = &self.nodes[node].meta;
+        let delivery = meta.level >= level::LEVEL_DELIVERY;
+        let policy_of = |no: u32| meta.practices.get(&no).map(|practice| meta.policy_of(practice));
+        let duplicate_window_s = policy_of(practice_no).map_or(0, |policy| policy.duplicate_window_s);
+        // Recipient, class and text.
+        let text = if self.plan.settings.duplicate_window_s > 0 { draw >> 48 & 1 } else { content };
+        let same = mix(text ^ (draw >> 16) % RECIPIENTS << 32 ^ u64::from(class as u32) << 40);
+        let fused = delivery && duplicate_window_s > 0;
+        let (carrier_no, route_no) = self.carrier_of(node, practice_no, carrier_no, &id, class);
         Accept {
             message_id: id.to_bytes(),
             practice_no,
@@ -145,8 +154,11 @@ impl World {
             time_zone: String::new(),
             sealed_recipient: content.to_be_bytes().to_vec().into(),
             recipient_index: recipient_index(draw >> 16),
-            ordered: self.nodes[node].meta.level >= level::LEVEL_DELIVERY && draw >> 20 & 1 == 0,
-            due_by_practice: self.nodes[node].meta.level >= level::LEVEL_DELIVERY,
+            ordered: delivery && draw >> 20 & 1 == 0 && !self.planted(Plant::OrderIgnored),
+            due_by_practice: delivery,
+            duplicate_index: if fused { bytes16(same, 3).into() } else { Bytes::new() },
+            duplicate_window_ms: if fused { duplicate_window_s * 1_000 } else { 0 },
+            route_no,
             indexed_by_recipient: self.nodes[node].meta.level >= level::LEVEL_OPT_OUT,
             // What the key named, for the check at the end.
             sealed_body: bytes16(u64::from(practice_no), key.unwrap_or(0)).into(),
@@ -154,7 +166,7 @@ impl World {
             encoding: 1,
             segments: if long { 2 + ((draw >> 40) % 2) as u32 } else { 1 },
             reference_index: super::care::reference_index(super::care::reference_of(content)).to_vec().into(),
-            dead_letter_listed: self.nodes[node].meta.level >= level::LEVEL_DELIVERY,
+            dead_letter_listed: delivery,
             idempotency_index: key.map(|_| bytes16(named, hash(b"key")).into()).unwrap_or_default(),
             content_mac: bytes16(content, 2).into(),
             carrier_no,
@@ -197,6 +209,12 @@ impl World {
         }
         Some((place, plan))
     }
+}
+
+/// What its caller asked for.
+pub fn is_ordered(accept: &Accept) -> bool {
+    let content = accept.sealed_recipient.as_ref().try_into().map_or(0, u64::from_be_bytes);
+    accept.due_by_practice && mix(content) >> 20 & 1 == 0
 }
 
 fn bytes16(a: u64, b: u64) -> Vec<u8> {

@@ -2,23 +2,80 @@
 //! `leases.rs` around the same `Holder`, `Grantor`, `rules` and `share_of`.
 use super::node::{Asker, Waiter};
 use super::plant::Plant;
-use super::wing::{Lane, LeaseCall, PeerCall};
+use super::wing::{LeaseCall, PeerCall, Wing};
 use super::world::{Event, World};
 use carillon_core::meta::{level, share_of};
 use carillon_delivery::hours::Stamps;
 use carillon_delivery::lease::{
-    Easer, Frame, Grantor, Holder, LeaseAnswer, LeaseSettings, Limit, rules, stamp,
+    self, Easer, Frame, Grant, Grantor, Holder, LeaseAnswer, LeaseRequest, LeaseSettings, Limit, LimitId,
+    common, rules, stamp,
 };
 use carillon_delivery::{GateSettings, LaneConfig};
 use carillon_proto::internal::meta_command::Kind;
-use carillon_proto::internal::{CarrierRecord, EaseLane, MetaCommand, ShareRecord};
+use carillon_proto::internal::{CapRecord, CarrierRecord, EaseLane, MetaCommand, ShareRecord};
 use carillon_proto::public::Outcome;
 use prost::Message as _;
-use std::collections::{BTreeMap, VecDeque};
+use prost::bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The widest window of a limit (1 s), and what a gate and the way to the carrier may add to it.
 const REST: Duration = Duration::from_millis(1_100);
+
+/// What waits for a permit: urgent ones first, in the order of arrival. (not urgent, arrival, attempt)
+type Ticket = (bool, u64, u64);
+
+/// One carrier account as a node uses it.
+pub struct Lane {
+    pub carrier: usize,
+    /// Of all nodes together.
+    pub limit: u32,
+    /// Its fixed share; 0 = it has leases or nothing.
+    pub share: u32,
+    /// Apart for each set of limits that they need.
+    queues: BTreeMap<Vec<LimitId>, BTreeSet<Ticket>>,
+    arrivals: u64,
+    /// When its gate is looked at again, if that is planned.
+    pub wake_at: Option<u64>,
+}
+
+impl Lane {
+    fn new(carrier: usize, limit: u32) -> Self {
+        Self { carrier, limit, share: 0, queues: BTreeMap::new(), arrivals: 0, wake_at: None }
+    }
+
+    pub fn push(&mut self, stack: &[LimitId], urgent: bool, send_no: u64) {
+        self.arrivals += 1;
+        let ticket = (!urgent, self.arrivals, send_no);
+        if let Some(queue) = self.queues.get_mut(stack) {
+            queue.insert(ticket);
+        } else {
+            self.queues.insert(stack.to_vec(), BTreeSet::from([ticket]));
+        }
+    }
+
+    /// The next one of each set of limits.
+    pub fn heads(&self) -> Vec<(Ticket, Vec<LimitId>)> {
+        let head = |(stack, queue): (&Vec<LimitId>, &BTreeSet<Ticket>)| {
+            queue.first().map(|ticket| (*ticket, stack.clone()))
+        };
+        let mut heads: Vec<_> = self.queues.iter().filter_map(head).collect();
+        heads.sort_unstable();
+        heads
+    }
+
+    pub fn take(&mut self, stack: &[LimitId], ticket: &Ticket) {
+        let Some(queue) = self.queues.get_mut(stack) else { return };
+        queue.remove(ticket);
+        if queue.is_empty() {
+            self.queues.remove(stack);
+        }
+    }
+
+    fn waiting(self) -> impl Iterator<Item = u64> {
+        self.queues.into_values().flatten().map(|(.., send_no)| send_no)
+    }
+}
 
 /// Which change of the shares this node keeps to: an epoch counts when every gate has kept to it for [`REST`].
 #[derive(Debug, Default)]
@@ -56,6 +113,8 @@ pub struct LeaseDesk {
     kept: BTreeMap<u64, u64>,
     /// Planted bug: a grantor for each node.
     forgetful: BTreeMap<u64, Grantor>,
+    /// Planted bug: what is taken of daily caps (limit, day), known to this leader only.
+    taken: BTreeMap<(u32, u32), u64>,
 }
 
 impl World {
@@ -69,6 +128,10 @@ impl World {
         self.make_holder(node);
         let (id, epoch) = (self.nodes[node].id, self.nodes[node].meta.shares.epoch);
         let leases = self.nodes[node].meta.leases();
+        let at = &mut self.nodes[node];
+        if let Some(holder) = &mut at.wing.holder {
+            holder.set_caps(&lease::caps(&at.meta));
+        }
         let carriers: Vec<CarrierRecord> = self.nodes[node].meta.carriers.values().cloned().collect();
         for record in carriers {
             let share = self.share(&self.nodes[node].meta.shares, id, record.segments_per_second);
@@ -82,6 +145,10 @@ impl World {
                 _ => self.set_lane(node, &record, share, mono),
             }
         }
+        let at = &mut self.nodes[node];
+        at.wing.stacks.sync(&at.meta);
+        at.wing.rooms.sync(&at.meta, &mut at.wing.scheduler);
+        self.sync_practices(node);
         self.nodes[node].wing.shares.set(epoch, mono);
         if leases {
             self.plan_lease_ask(node);
@@ -156,13 +223,7 @@ impl World {
     fn set_lane(&mut self, node: usize, record: &CarrierRecord, share: u32, mono: Duration) {
         let carrier_no = record.carrier_no;
         let wing = &mut self.nodes[node].wing;
-        let fresh = || Lane {
-            carrier: carrier_no as usize - 1,
-            limit: record.segments_per_second,
-            share: 0,
-            queue: VecDeque::new(),
-            wake: false,
-        };
+        let fresh = || Lane::new(carrier_no as usize - 1, record.segments_per_second);
         wing.lanes.entry(carrier_no).or_insert_with(fresh).share = share;
         if let Some(holder) = &mut wing.holder {
             holder.set_fixed(carrier_no, share, mono);
@@ -178,7 +239,8 @@ impl World {
         let Some(record) = at.meta.carriers.get(&carrier_no) else { return };
         let settings = record.smpp.clone().unwrap_or_default();
         let Some(holder) = &at.wing.holder else { return };
-        let share = holder.view(carrier_no, mono).per_kilosecond().div_ceil(1_000);
+        let held = holder.view_of(&common(&at.meta, carrier_no), mono);
+        let share = held.per_kilosecond().div_ceil(1_000);
         at.wing.scheduler.set_lane(LaneConfig {
             carrier_no,
             share_segments_per_second: share as u32,
@@ -194,8 +256,37 @@ impl World {
             holder.forget(carrier_no);
         }
         wing.scheduler.remove_lane(carrier_no);
-        for send_no in lane.queue {
+        for send_no in lane.waiting() {
             self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0);
+        }
+    }
+
+    /// What waits for each limit. First work for a limit of which nothing is held makes the node ask at once.
+    pub fn set_demand(&mut self, node: usize) {
+        let mono = self.mono(node);
+        let at = &mut self.nodes[node];
+        let Wing { lanes, scheduler, stacks, .. } = &mut at.wing;
+        let carriers = lanes.keys().copied();
+        let demand = match self.plan.plant {
+            Some(Plant::DemandOfCarrier) => {
+                let waits: BTreeMap<u32, u32> = scheduler.demand().collect();
+                lease::demand(
+                    &at.meta,
+                    carriers.map(|no| (no, waits.get(&no).copied().unwrap_or(0))).collect(),
+                )
+            }
+            _ => scheduler.demand_of(&at.meta, stacks, carriers),
+        };
+        let before = std::mem::replace(&mut at.wing.demand, demand);
+        let Some(holder) = &mut at.wing.holder else { return };
+        let new = |(limit, waits): (&LimitId, &u32)| {
+            *waits > 0
+                && before.get(limit).is_none_or(|waits| *waits == 0)
+                && holder.view(*limit, mono).tokens == 0
+        };
+        if at.meta.leases() && at.wing.demand.iter().any(new) {
+            holder.hurry(mono);
+            self.plan_lease_ask(node);
         }
     }
 
@@ -223,11 +314,8 @@ impl World {
         }
         let Some(holder) = at.wing.holder.as_mut() else { return };
         if holder.ask_at() <= mono {
-            let mut demand: BTreeMap<u32, u32> =
-                at.wing.lanes.keys().map(|carrier_no| (*carrier_no, 0)).collect();
-            demand.extend(at.wing.scheduler.demand().filter(|(no, _)| at.wing.lanes.contains_key(no)));
             let ended = holder.ended();
-            let request = holder.ask(&demand, stamp(&at.meta), mono);
+            let request = holder.ask(&at.wing.demand, stamp(&at.meta), mono);
             if holder.ended() > ended {
                 self.trace.count("lease_ended");
             }
@@ -255,12 +343,59 @@ impl World {
         }
     }
 
-    /// It was confirmed: now it gives.
-    pub fn grant(&mut self, node: usize, call: &LeaseCall) {
+    /// It was confirmed: slices of daily caps are taken first, then it gives.
+    pub fn grant(&mut self, node: usize, call: Box<LeaseCall>) {
+        let now_ms = self.wall_ms(node);
+        if self.planted(Plant::CapForgotten) {
+            let slices = self.slices_by_heart(node, &call.request, now_ms);
+            return self.give(node, &call, slices);
+        }
+        let meta = &self.nodes[node].meta;
+        let wanted = lease::slices(&call.request, meta, now_ms);
+        // Whoever does not know of a cap yet gets nothing of it.
+        let is_behind = call.request.stamp != 0 && call.request.stamp != stamp(meta);
+        if wanted.is_empty() || is_behind {
+            return self.give(node, &call, Vec::new());
+        }
+        let command =
+            |take| -> Bytes { MetaCommand { kind: Some(Kind::TakeCap(take)) }.encode_to_vec().into() };
+        let (commands, grants): (Vec<Bytes>, Vec<Grant>) =
+            wanted.into_iter().map(|(take, grant)| (command(take), grant)).unzip();
+        self.propose_encoded(node, 0, commands, Waiter::Slices { call, grants });
+    }
+
+    /// The slices that were taken; what was refused, or may have been taken, is lost.
+    pub fn sliced(&mut self, node: usize, call: &LeaseCall, grants: Vec<Grant>, taken: &[bool]) {
+        for taken in taken {
+            self.trace.count(if *taken { "cap_slice_taken" } else { "cap_slice_refused" });
+        }
+        let grants = grants.into_iter().zip(taken).filter(|(_, taken)| **taken).map(|(grant, _)| grant);
+        self.give(node, call, grants.collect());
+    }
+
+    /// Planted bug: what is taken of a day is known to the leader, not to the log.
+    fn slices_by_heart(&mut self, node: usize, request: &LeaseRequest, now_ms: u64) -> Vec<Grant> {
+        let at = &mut self.nodes[node];
+        let term = at.leaders.get(&0).map_or(0, |(_, term)| *term);
+        let Some(desk) = at.leases.as_mut().filter(|desk| desk.term == term) else { return Vec::new() };
+        let mut view = at.meta.clone();
+        for ((limit_no, day), taken) in &desk.taken {
+            let cap = CapRecord { limit_no: *limit_no, day: *day, taken: *taken };
+            view.caps.insert(*limit_no, cap);
+        }
+        let slices = lease::slices(request, &view, now_ms);
+        for (take, _) in &slices {
+            *desk.taken.entry((take.limit_no, take.day)).or_default() += u64::from(take.segments);
+        }
+        slices.into_iter().map(|(_, grant)| grant).collect()
+    }
+
+    fn give(&mut self, node: usize, call: &LeaseCall, slices: Vec<Grant>) {
         let LeaseCall { from, epoch, shares_epoch, ref request, ref answers } = *call;
-        let mono = self.mono(node);
+        let (mono, now_ms) = (self.mono(node), self.wall_ms(node));
         let from_id = self.nodes[from].id;
         let (forget, whole) = (self.planted(Plant::LeaseTwice), self.planted(Plant::WholeShare));
+        let forget_stack = self.planted(Plant::StackLeaseTwice);
         let at = &mut self.nodes[node];
         let Some((leader, term)) = at.leaders.get(&0).copied().filter(|(leader, _)| *leader == at.id) else {
             return;
@@ -273,6 +408,7 @@ impl World {
             easer: Easer::default(),
             kept: BTreeMap::new(),
             forgetful: BTreeMap::new(),
+            taken: BTreeMap::new(),
         };
         let desk = at.leases.get_or_insert_with(fresh);
         if desk.term != term {
@@ -280,16 +416,31 @@ impl World {
             self.trace.count("grantor_changed");
         }
         desk.kept.insert(from_id, shares_epoch);
-        let now_ms = at.clock.wall_ms(self.now_ms);
         let eases: Vec<EaseLane> =
             answers.iter().filter_map(|answer| desk.easer.hear(answer, &at.meta, now_ms, mono)).collect();
         let mut rules = rules(&at.meta, &desk.kept, now_ms);
         desk.easer.pause(&mut rules, mono);
-        let grantor = match forget {
-            true => desk.forgetful.entry(from_id).or_insert_with(|| new(Duration::ZERO)),
-            false => &mut desk.grantor,
+        let stamp = stamp(&at.meta);
+        let mut forgetful = || {
+            let grantor = desk.forgetful.entry(from_id).or_insert_with(|| new(Duration::ZERO));
+            grantor.serve(request, &rules, stamp, mono)
         };
-        let Some(mut answer) = grantor.serve(request, &rules, stamp(&at.meta), mono) else { return };
+        let answer = match forget {
+            true => forgetful(),
+            false if forget_stack => {
+                let twice = forgetful();
+                let answer = desk.grantor.serve(request, &rules, stamp, mono);
+                answer.zip(twice).map(|(mut answer, twice)| {
+                    let stacked = |grant: &Grant| grant.limit > lease::LIMIT_BASE;
+                    answer.grants.retain(|grant| !stacked(grant));
+                    answer.grants.extend(twice.grants.into_iter().filter(stacked));
+                    answer
+                })
+            }
+            false => desk.grantor.serve(request, &rules, stamp, mono),
+        };
+        let Some(mut answer) = answer else { return };
+        answer.grants.extend(slices);
         let overdrawn = desk.grantor.overdrawn();
         for ease in eases {
             self.trace.count("lane_eased");

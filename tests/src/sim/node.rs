@@ -11,6 +11,7 @@ use carillon_core::meta::{MetaView, level};
 use carillon_core::space::{PeerSpace, SpaceGate, SpaceLimits};
 use carillon_core::{Applier, MemTables};
 use carillon_delivery::BeginDecision;
+use carillon_delivery::lease::Grant;
 use carillon_proto::MessageId;
 use carillon_proto::replica::node_of;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -55,6 +56,11 @@ pub enum Waiter {
     },
     Operator {
         ask: u64,
+    },
+    /// Slices of daily caps, and whose request they are for.
+    Slices {
+        call: Box<LeaseCall>,
+        grants: Vec<Grant>,
     },
     /// A piece of the retention loop.
     Retired {

@@ -2,16 +2,16 @@
 //! be replaced and repaired. One command after the other; what got no answer is repeated, what was refused is repeated only
 //! while the cluster is being created. The rules of the commands mirror `node/src/edge/members.rs`.
 use super::backup::Backup;
-use super::client::{TENANT, practice_name};
 use super::node::{Node, Waiter};
 use super::plan::Plan;
+use super::settings::{SENDER, put_practice};
 use super::steward::address;
 use super::world::{Event, World};
 use carillon_core::meta::{MetaRefusal, MetaView, level};
 use carillon_proto::internal::{
     BeginRestore, Bootstrap, CarrierRecord, ChangeReplicas, CreateToken, JoinNode, MetaCommand, MetaNode,
-    NodeStatus, PutCarrier, PutPractice, ReplicaRecord, ReplicaRole, RestoreMeta, SetNodeStatus,
-    SmppSettings, meta_command::Kind,
+    NodeStatus, PutCarrier, ReplicaRecord, ReplicaRole, RestoreMeta, SetNodeStatus, SmppSettings,
+    meta_command::Kind,
 };
 use prost::Message as _;
 use std::collections::VecDeque;
@@ -27,6 +27,8 @@ const TRIES_MAX: u32 = 60;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Order {
     Setup(Box<MetaCommand>),
+    /// Sets something of a cluster that works already.
+    Put(Box<MetaCommand>),
     /// Makes a token and starts a node with it.
     Join,
     /// The token was made: the node asks to be let in.
@@ -66,19 +68,15 @@ pub struct Operator {
     replaces: bool,
     /// A restore was finished, and nobody has noticed yet.
     restored: bool,
+    /// The plan's settings were put.
+    pub has_settings: bool,
 }
 
 impl Operator {
     pub fn new(plan: &Plan) -> Self {
         let mut kinds = founding(plan);
         for practice in 0..plan.practices {
-            kinds.push(Kind::PutPractice(PutPractice {
-                tenant: TENANT.to_owned(),
-                practice: practice_name(practice),
-                time_zone: "Europe/Berlin".to_owned(),
-                carrier: carrier_name(practice as usize % plan.limits.len()),
-                ..Default::default()
-            }));
+            kinds.push(Kind::PutPractice(put_practice(practice, plan.limits.len())));
         }
         let orders: VecDeque<Order> = kinds.into_iter().map(setup).collect();
         Self {
@@ -89,6 +87,7 @@ impl Operator {
             tries: 0,
             replaces: plan.replaces,
             restored: false,
+            has_settings: false,
         }
     }
 
@@ -96,6 +95,11 @@ impl Operator {
     pub fn rest(&mut self) {
         self.orders.clear();
         (self.asked, self.tries, self.setup_left) = (None, 0, 1);
+    }
+
+    pub fn put_settings(&mut self, kinds: Vec<Kind>) {
+        self.has_settings = true;
+        self.orders.extend(kinds.into_iter().map(put));
     }
 
     /// Creates a cluster of the same name and restores a backup into it. How many orders that takes.
@@ -109,6 +113,7 @@ impl Operator {
         self.orders = kinds.into_iter().map(setup).collect();
         self.orders.extend((1..=plan.partitions).map(|partition| Order::Feed { partition }));
         (self.asked, self.tries, self.setup_left) = (None, 0, self.orders.len());
+        self.has_settings = false;
         self.setup_left as u64
     }
 
@@ -119,6 +124,10 @@ impl Operator {
 
     pub fn is_idle(&self) -> bool {
         self.orders.is_empty()
+    }
+
+    pub fn has(&self, order: &Order) -> bool {
+        self.orders.contains(order)
     }
 
     pub fn push(&mut self, order: Order) {
@@ -152,6 +161,7 @@ impl Operator {
                 self.setup_left -= 1;
                 self.next();
             }
+            (Some(Order::Put(_)), Some(Some(_))) => self.later(),
             (Some(Order::Join), Some(None)) => self.orders[0] = Order::Enter { secret: ask },
             // A repeat of a token that was made: it is found by its secret.
             (Some(Order::Join), Some(Some(MetaRefusal::Exists))) => {
@@ -177,6 +187,10 @@ impl Operator {
     }
 }
 
+pub fn put(kind: Kind) -> Order {
+    Order::Put(Box::new(MetaCommand { kind: Some(kind) }))
+}
+
 fn setup(kind: Kind) -> Order {
     Order::Setup(Box::new(MetaCommand { kind: Some(kind) }))
 }
@@ -197,7 +211,7 @@ fn founding(plan: &Plan) -> Vec<Kind> {
     [Kind::Bootstrap(bootstrap)].into_iter().chain(carriers).collect()
 }
 
-fn carrier_name(number: usize) -> String {
+pub fn carrier_name(number: usize) -> String {
     format!("carrier-{number}")
 }
 
@@ -212,7 +226,7 @@ fn carrier(number: usize, limit: u32) -> CarrierRecord {
             binds_per_node: 2,
             window: 10,
             response_timeout_ms: 1_500,
-            source_address: "12345".to_owned(),
+            source_address: SENDER.to_owned(),
             ..Default::default()
         }),
         segments_per_second: limit,
@@ -230,6 +244,8 @@ impl World {
         self.at(EVERY_MS, Event::Operator);
         self.stop_removed();
         self.see_damage();
+        self.look_after_settings();
+        self.look_at_pauses();
         if std::mem::take(&mut self.operator.restored) {
             self.trace.count("cluster_restored");
             self.at(DECISION_AFTER_MS, Event::Quarantine);
@@ -267,7 +283,7 @@ impl World {
     fn command(&mut self, node: usize, order: &Order, ask: u64) -> Option<Kind> {
         let view = self.nodes[node].meta.clone();
         match order {
-            Order::Setup(command) => command.kind.clone(),
+            Order::Setup(command) | Order::Put(command) => command.kind.clone(),
             Order::Join => (view.level >= level::LEVEL_MEMBERSHIP)
                 .then(|| Kind::CreateToken(CreateToken { secret_hash: secret_hash(ask), life_s: 3_600 })),
             Order::Enter { secret } => self.enter(&view, *secret),

@@ -5,6 +5,8 @@
 //! events, do. What messages went through is read from the events of that history.
 use super::disk::SimDisk;
 use super::recipients::Recipients;
+use super::settings::{PlannedLimit, Settings};
+use super::stack::Stack;
 use super::truth::Truth;
 use carillon_consensus::LogStore as _;
 use carillon_consensus::oracle::{RaftOracle, Seen as RaftSeen};
@@ -88,6 +90,9 @@ pub struct Oracle {
     hours: BTreeMap<MessageId, (u64, u64)>,
     pub recipients: Recipients,
     pub truth: Truth,
+    /// What is known of stacked limits, and of fuses.
+    pub stack: Stack,
+    pub fuses: super::fuses::Fuses,
     pub changes: super::care::Changes,
 }
 
@@ -106,6 +111,10 @@ impl DerefMut for Oracle {
 }
 
 impl Oracle {
+    pub fn new(limits: &[PlannedLimit]) -> Self {
+        Self { stack: Stack::new(limits), ..Self::default() }
+    }
+
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.
     pub fn first_to_apply(&mut self, group: u32, node: u64, index: u64, found: Applied) -> bool {
         self.raft.applied(group, node, index, found) == RaftSeen::First
@@ -188,8 +197,14 @@ impl Oracle {
     }
 
     /// I10: order and caps of one recipient.
-    pub fn recipient(&mut self, event: &EventRecord, status: &MessageStatus, recipient: Bytes) {
-        if let Err(text) = self.recipients.event(event, status, recipient) {
+    pub fn recipient(
+        &mut self,
+        event: &EventRecord,
+        status: &MessageStatus,
+        recipient: (Bytes, bool),
+        caps: &Settings,
+    ) {
+        if let Err(text) = self.recipients.event(event, status, recipient, caps) {
             self.fail(text);
         }
     }
@@ -248,9 +263,8 @@ impl Oracle {
 
     /// I4, I6, I7 at the moment at which a part leaves a node.
     pub fn wrote(&mut self, write: &super::truth::Write) {
-        if let Err(text) = self.truth.wrote(write) {
-            self.fail(text);
-        }
+        let wrong = [self.truth.wrote(write).err(), self.stack.wrote(write).err()];
+        wrong.into_iter().flatten().for_each(|text| self.fail(text));
         // By right clocks, and with the minute that is kept for the carrier for those that are wrong.
         if let Some((open_ms, close_ms)) = self.hours.get(&write.id).copied()
             && !write.clock_jumped

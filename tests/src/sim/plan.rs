@@ -4,6 +4,7 @@ use super::draw::{KEPT_S, faults, levels, more_faults, rates};
 use super::nights;
 use super::plant::Plant;
 use super::rng::Rng;
+use super::settings::{BEFORE_MIDNIGHT_MS, MIDNIGHT_MS, Settings};
 use super::world::START_MS;
 use std::collections::BTreeSet;
 
@@ -127,6 +128,11 @@ pub enum Fault {
     Upgrade {
         node: usize,
     },
+    /// An operator pauses a practice on its carrier.
+    PausePractice {
+        practice: u32,
+        ms: u64,
+    },
     /// An operator moves a leader.
     Transfer {
         group: u32,
@@ -144,7 +150,10 @@ impl Fault {
             Self::Cut { .. } => Class::Cut,
             Self::Clog { .. } => Class::Clog,
             Self::ClientsCut { .. } => Class::ClientsCut,
-            Self::CarrierCut { .. } | Self::Throttle { .. } | Self::Hang { .. } => Class::Carrier,
+            Self::CarrierCut { .. }
+            | Self::Throttle { .. }
+            | Self::Hang { .. }
+            | Self::PausePractice { .. } => Class::Carrier,
             Self::SlowDisk { .. } => Class::SlowDisk,
             Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
             Self::Rot { .. } | Self::RotLog { .. } => Class::Rot,
@@ -251,6 +260,8 @@ pub struct Plan {
     pub keys_kept_s: u64,
     /// Recipients have hours, some of which end or begin within the run.
     pub nights: bool,
+    /// What operators set besides.
+    pub settings: Settings,
     /// Wall clock offset (ms) and drift (ppm) of each node.
     pub clocks: Vec<(i64, i64)>,
     /// How far a stamp may be from the true time: only for plans in which one clock at a time is wrong.
@@ -309,6 +320,7 @@ impl Plan {
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
             practices: 6,
+            settings: Settings::of_seed(seed, 6, 2),
             in_flight_max: Rng::stream(seed, "in flight").pick(&[2, 2, 4, 16]),
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),
@@ -324,7 +336,11 @@ impl Plan {
 
     /// What right clocks show at the begin.
     pub fn start_ms(&self) -> u64 {
-        if self.nights { nights::BEGIN_MS } else { START_MS }
+        match (self.nights, self.settings.midnight) {
+            (true, _) => nights::BEGIN_MS,
+            (false, true) => MIDNIGHT_MS - BEFORE_MIDNIGHT_MS,
+            (false, false) => START_MS,
+        }
     }
 
     /// The same run without some of its trouble.

@@ -75,10 +75,34 @@ pub enum Plant {
     ReceiptsLostInRestore,
     /// A damaged entry of the log is read as if nothing was wrong.
     LogRotIgnored,
+    /// The grantor forgets what it gave of stacked limits to the others.
+    StackLeaseTwice,
+    /// Segments need a permit of the account only.
+    StackIgnored,
+    /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by the simulator).
+    DemandOfCarrier,
+    /// What is taken of a daily cap is known to the leader and not to the log.
+    CapForgotten,
+    /// Caps of recipients are looked at when an attempt is proposed, not when it is applied.
+    CapOutsideApply,
+    /// All messages are of one practice, as far as the scheduler knows.
+    FairnessIgnored,
+    /// Every practice weighs the same.
+    WeightsIgnored,
+    /// Messages that should go one after the other are like all others.
+    OrderIgnored,
+    /// The fuse for bursts is never blown.
+    BurstIgnored,
+    /// A pause of a practice is not told to the scheduler.
+    PauseIgnored,
+    /// Contents that were accepted do not travel with snapshots.
+    ContentForgottenBySnapshot,
+    /// While its breaker is open a carrier that did not answer is taken for one that has nothing.
+    FailoverOfUnknown,
 }
 
 impl Plant {
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 47] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -114,6 +138,18 @@ impl Plant {
         Self::GuardForgotten,
         Self::ReceiptsLostInRestore,
         Self::LogRotIgnored,
+        Self::StackLeaseTwice,
+        Self::StackIgnored,
+        Self::DemandOfCarrier,
+        Self::CapForgotten,
+        Self::CapOutsideApply,
+        Self::FairnessIgnored,
+        Self::WeightsIgnored,
+        Self::OrderIgnored,
+        Self::BurstIgnored,
+        Self::PauseIgnored,
+        Self::ContentForgottenBySnapshot,
+        Self::FailoverOfUnknown,
     ];
 
     /// As given on a command line.

@@ -46,7 +46,7 @@ impl World {
                     continue;
                 }
                 Asker::Lease(call) => {
-                    self.grant(node, &call);
+                    self.grant(node, call);
                     continue;
                 }
                 Asker::Client(read) => read,

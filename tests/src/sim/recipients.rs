@@ -3,7 +3,7 @@
 //! - An ordered message begins only when no ordered one of the same practice and recipient that was accepted before it waits or is in
 //!   flight.
 //! - Of the messages that were begun for a recipient on one day, and in one week, there are never more than the caps allow.
-use super::wing::{PER_DAY, PER_WEEK};
+use super::settings::Settings;
 use carillon_core::message::{holds_up, state_of};
 use carillon_core::{MemTables, keys, query};
 use carillon_proto::MessageId;
@@ -44,12 +44,13 @@ impl Recipients {
         &mut self,
         event: &EventRecord,
         status: &MessageStatus,
-        recipient: Bytes,
+        (recipient, ordered): (Bytes, bool),
+        caps: &Settings,
     ) -> Result<(), String> {
         let Ok(id) = MessageId::from_bytes(&event.message_id) else { return Ok(()) };
         let state = MessageState::try_from(event.state).unwrap_or(MessageState::Unspecified);
         let recipient = (status.practice_no, recipient);
-        if status.ordered {
+        if ordered {
             let open = self.ordered.entry(recipient.clone()).or_default();
             match holds_up(state) {
                 true => open.insert(id),
@@ -65,7 +66,8 @@ impl Recipients {
             days.entry(day).or_default().insert(id);
             let of_week = days.range(day.saturating_sub(6)..=day).map(|(_, ids)| ids.len()).sum::<usize>();
             let of_day = days[&day].len();
-            if of_day > PER_DAY as usize || of_week > PER_WEEK as usize {
+            let over = |cap: u32, begun: usize| cap > 0 && begun > cap as usize;
+            if over(caps.per_day, of_day) || over(caps.per_week, of_week) {
                 return Err(format!("I10 message {id}: {of_day} of the day and {of_week} of the week begun"));
             }
         }

@@ -3,6 +3,7 @@
 use super::oracle::Applied;
 use super::plant::Plant;
 use super::rng::{self, hash};
+use super::wing::Wing;
 use super::world::{Event, World};
 use carillon_consensus::{GroupConfig, GroupWrite, LogStore, bootstrap_write};
 use carillon_core::meta::{self, MetaEffects, place};
@@ -39,6 +40,7 @@ impl World {
         }
         // Whatever the process did after it had stopped itself.
         self.nodes[node].forget();
+        self.nodes[node].wing = Wing::new(self.plan.settings.window_rows);
         let (id, level) = (self.nodes[node].id, self.nodes[node].level);
         self.note(&[10, id, level.into()], || format!("start  n{id} at level {level}"));
         let Some(hosted) = self.settle(node) else {

@@ -83,6 +83,8 @@ impl World {
         oracle.history.clear();
         oracle.leaders.clear();
         oracle.truth.next_cluster();
+        oracle.stack.next_cluster();
+        oracle.fuses.restored();
         oracle.changes.restored(&backup.tables);
         let mut lost = Vec::new();
         for (id, seen) in &mut oracle.messages {

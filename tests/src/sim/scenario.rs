@@ -1,5 +1,6 @@
 //! Shaped plans: one kind of trouble, much of it. For bugs that need a coincidence which the swarm meets rarely.
 use super::plan::{CarrierRates, Fault, Plan, Rates};
+use super::settings::Settings;
 use carillon_core::meta::level;
 
 /// What happens all the time.
@@ -36,10 +37,22 @@ pub enum Scenario {
     RottenLogs,
     /// Hours of recipients begin and end, clocks are changed, and nodes die and leaders move all the while.
     Nights,
+    /// Limits of practices, campaigns, brands and senders on a busy lane.
+    StackedLimits,
+    /// Caps of a calendar day that ends within the run.
+    DailyCaps,
+    /// Practices with a backlog beside others with single messages, weights and pauses.
+    Fairness,
+    /// The same contents again and again, bursts, practices that are paused, and snapshots.
+    Fuses,
+    /// Carriers that do not answer, and a route to another one.
+    Failover,
+    /// A carrier is told too much for a while.
+    Throttling,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -55,6 +68,12 @@ impl Scenario {
         Self::WrongClocks,
         Self::RottenLogs,
         Self::Nights,
+        Self::StackedLimits,
+        Self::DailyCaps,
+        Self::Fairness,
+        Self::Fuses,
+        Self::Failover,
+        Self::Throttling,
     ];
 
     /// As given on a command line.
@@ -66,6 +85,7 @@ impl Scenario {
     pub fn shape(self, plan: &mut Plan) {
         plan.safety_ms = 30_000;
         plan.levels.fill(level::LEVEL);
+        plan.settings = Settings::default();
         let mut faults = Vec::new();
         match self {
             Self::PowerCuts => {
@@ -110,6 +130,12 @@ impl Scenario {
                 (plan.rates.net_ms_max, plan.rates.disk_ms_max) = (20, 5);
                 each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
             }
+            Self::StackedLimits
+            | Self::DailyCaps
+            | Self::Fairness
+            | Self::Fuses
+            | Self::Failover
+            | Self::Throttling => self.shape_delivery(plan, &mut faults),
             _ => self.shape_members(plan, &mut faults),
         }
         plan.faults = faults;
@@ -235,14 +261,14 @@ impl Scenario {
     }
 }
 
-fn three(plan: &mut Plan) {
+pub(super) fn three(plan: &mut Plan) {
     plan.nodes = 3;
     plan.clocks.resize(3, (0, 0));
     plan.levels.resize(3, level::LEVEL);
 }
 
 /// Nothing goes wrong by itself.
-fn quiet(rates: &Rates) -> Rates {
+pub(super) fn quiet(rates: &Rates) -> Rates {
     let carrier = CarrierRates { ms_max: 20, ..CarrierRates::default() };
     Rates {
         drop: 0,
@@ -256,7 +282,7 @@ fn quiet(rates: &Rates) -> Rates {
     }
 }
 
-fn each(plan: &Plan, first_ms: u64, pause_ms: u64, mut fault: impl FnMut(u64)) {
+pub(super) fn each(plan: &Plan, first_ms: u64, pause_ms: u64, mut fault: impl FnMut(u64)) {
     let mut at_ms = first_ms;
     while at_ms + 1_000 < plan.safety_ms {
         fault(at_ms);

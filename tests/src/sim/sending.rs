@@ -2,11 +2,12 @@
 //! with the parts of a message: in order, each one after its permit and after the answer to the one before.
 use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
+use super::settings::practice_of;
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, World};
 use carillon_core::Permit;
-use carillon_delivery::lease::Wait;
+use carillon_delivery::lease::{self, Wait};
 use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
@@ -16,7 +17,7 @@ impl World {
     pub fn start_send(
         &mut self,
         node: usize,
-        (partition, term): (u32, u64),
+        (partition, term, urgent): (u32, u64, bool),
         permit: Permit,
         now_ms: u64,
         decided_ms: u64,
@@ -27,9 +28,16 @@ impl World {
         let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
+        let mut stack = lease::stack(&self.nodes[node].meta, carrier_no, permit.practice_no);
+        if self.planted(Plant::StackIgnored) {
+            stack.truncate(1);
+        }
+        let begun_ms = self.now_ms;
         let wing = &mut self.nodes[node].wing;
         wing.next_send += 1;
         let send_no = wing.next_send;
+        let lane = wing.lanes.get_mut(&carrier_no);
+        let has_lane = lane.map(|lane| lane.push(&stack, urgent, send_no)).is_some();
         let sending = Sending {
             partition,
             term,
@@ -38,61 +46,79 @@ impl World {
             send_by,
             decided_ms,
             send_within_ms,
+            begun_ms,
+            stack,
+            urgent,
             refs: Vec::new(),
             awaiting: None,
         };
         wing.sends.insert(send_no, sending);
-        match wing.lanes.get_mut(&carrier_no) {
-            Some(lane) => lane.queue.push_back(send_no),
-            None => return self.finish(node, send_no, Outcome::NotSent, "no_lane", 5_000),
+        match has_lane {
+            true => self.try_gate(node, carrier_no),
+            false => self.finish(node, send_no, Outcome::NotSent, "no_lane", 5_000),
         }
-        self.try_gate(node, carrier_no);
     }
 
-    /// Lets parts through as the gate allows.
+    /// Lets parts through as the gates allow.
     pub fn try_gate(&mut self, node: usize, carrier_no: u32) {
-        loop {
-            let mono = self.mono(node);
-            let epoch = self.nodes[node].epoch;
-            let wing = &mut self.nodes[node].wing;
-            let Some(lane) = wing.lanes.get_mut(&carrier_no) else { return };
-            let Some(send_no) = lane.queue.front().copied() else { return };
+        while self.pass_one(node, carrier_no) {}
+    }
+
+    /// The first part that has permits of all its limits leaves; those that need other limits are not held up by the ones that
+    /// have none. False: nothing can leave now.
+    fn pass_one(&mut self, node: usize, carrier_no: u32) -> bool {
+        let mono = self.mono(node);
+        let wing = &mut self.nodes[node].wing;
+        let Some(lane) = wing.lanes.get_mut(&carrier_no) else { return false };
+        let mut look_at: Option<Duration> = None;
+        for (ticket, stack) in lane.heads() {
+            let send_no = ticket.2;
             let Some(sending) = wing.sends.get_mut(&send_no) else {
-                lane.queue.pop_front();
-                continue;
+                lane.take(&stack, &ticket);
+                return true;
             };
             let send_by = sending.send_by;
             if send_by <= mono {
-                lane.queue.pop_front();
+                lane.take(&stack, &ticket);
                 self.trace.count("send_by_passed");
                 self.refused_part(node, send_no, Outcome::NotSent, "send_by_passed", 500);
-                continue;
+                return true;
             }
-            let Some(holder) = wing.holder.as_mut() else { return };
-            match holder.try_take(&[carrier_no], mono) {
+            let Some(holder) = wing.holder.as_mut() else { return false };
+            match holder.try_take(&stack, mono) {
                 Err(wait) => {
                     // A new lease looks at the gate again.
                     let at = match wait {
                         Wait::Until(at) => at.min(send_by),
                         Wait::NoLease(_) => send_by,
                     };
-                    if !std::mem::replace(&mut lane.wake, true) {
-                        let wait = at.saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
-                        let wait = self.true_ms(node, wait).max(1);
-                        self.at(wait, Event::Gate { node, epoch, carrier_no });
-                    }
-                    return;
+                    look_at = Some(look_at.map_or(at, |first| first.min(at)));
                 }
                 Ok(_) => {
-                    lane.queue.pop_front();
+                    lane.take(&stack, &ticket);
                     sending.permits_left = sending.permits_left.saturating_sub(1);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
                     if sending.permits_left == 0 && wing.current(partition, term) {
                         wing.scheduler.on_sent(partition, id);
                     }
                     self.write_part(node, send_no);
+                    return true;
                 }
             }
+        }
+        if let Some(at) = look_at {
+            self.look_at_gate(node, carrier_no, at.saturating_sub(mono));
+        }
+        false
+    }
+
+    fn look_at_gate(&mut self, node: usize, carrier_no: u32, wait: Duration) {
+        let wait = self.true_ms(node, wait.as_micros().div_ceil(1_000) as u64).max(1);
+        let (at_ms, epoch) = (self.now_ms + wait, self.nodes[node].epoch);
+        let Some(lane) = self.nodes[node].wing.lanes.get_mut(&carrier_no) else { return };
+        if lane.wake_at.is_none_or(|planned| at_ms < planned) {
+            lane.wake_at = Some(at_ms);
+            self.at(wait, Event::Gate { node, epoch, carrier_no });
         }
     }
 
@@ -116,11 +142,14 @@ impl World {
         let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments);
         let (decided_ms, send_within_ms, expires) =
             (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
-        let carrier_no = permit.carrier_no;
-        let lane = &self.nodes[node].wing.lanes[&carrier_no];
+        let (carrier_no, practice_no, begun_ms) = (permit.carrier_no, permit.practice_no, sending.begun_ms);
+        let at = &self.nodes[node];
+        let lane = &at.wing.lanes[&carrier_no];
         let (carrier, limit) = (lane.carrier, lane.limit);
+        let practice = practice_of(&at.meta, practice_no);
         let epoch = self.nodes[node].epoch;
-        let error_ms = 2 * self.clock_error_ms();
+        let clock_error_ms = self.clock_error_ms();
+        let error_ms = 2 * clock_error_ms;
         let jumped = self.nodes[node].clock.jumped_ms.is_some_and(|at| at + 60_000 > decided_ms);
         self.oracle.wrote(&Write {
             now_ms: self.now_ms,
@@ -128,6 +157,8 @@ impl World {
             attempt_no,
             part,
             carrier,
+            practice,
+            begun_ms,
             limit,
             decided_ms,
             // A drifting clock, and the millisecond in which it is looked at.
@@ -135,6 +166,7 @@ impl World {
             clock_jumped: jumped,
             wall_ms: self.plan.start_ms() + self.now_ms,
             wall_error_ms: error_ms + 1_000,
+            clock_error_ms: clock_error_ms + 50,
             expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
         });
         let words =
@@ -174,9 +206,10 @@ impl World {
         if done {
             return self.finish(node, send_no, Outcome::Accepted, "", 0);
         }
-        match self.nodes[node].wing.lanes.get_mut(&carrier_no) {
-            Some(lane) => lane.queue.push_back(send_no),
-            None => return self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0),
+        let wing = &mut self.nodes[node].wing;
+        match (wing.lanes.get_mut(&carrier_no), wing.sends.get(&send_no)) {
+            (Some(lane), Some(sending)) => lane.push(&sending.stack, sending.urgent, send_no),
+            _ => return self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0),
         }
         self.try_gate(node, carrier_no);
     }
@@ -206,8 +239,12 @@ impl World {
         let permit = &sending.permit;
         let tag = (permit.message_id, permit.attempt_no, permit.segments, permit.carrier_no);
         wing.timed_out.insert((send_no, part), tag);
-        let outcome = match self.plan.plant {
+        let carrier_no = permit.carrier_no;
+        let plant = self.plan.plant;
+        let outcome = match plant {
             Some(Plant::ResendOnUnknown) => Outcome::NotSent,
+            // It will not have taken it, will it?
+            Some(Plant::FailoverOfUnknown) if self.is_open(node, carrier_no) => Outcome::NotSent,
             _ => Outcome::Ambiguous,
         };
         self.finish(node, send_no, outcome, "response_timeout", 0);
@@ -238,6 +275,7 @@ impl World {
         if wing.current(partition, term) {
             wing.scheduler.on_finished(partition, permit.message_id);
         }
+        self.breaker_hears(node, carrier_no, outcome);
         let words = [21, super::rng::hash(permit.message_id.as_bytes()), outcome as u64];
         let (id, attempt_no) = (permit.message_id, permit.attempt_no);
         self.note(&words, || format!("result n{} {id} attempt {attempt_no} {outcome:?} {code}", node + 1));

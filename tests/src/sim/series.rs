@@ -121,6 +121,8 @@ impl World {
                 due_ms: plan.due_ms,
                 open_until_ms: plan.open_until_ms,
                 hours_stamp: plan.stamp,
+                // The rule asks for the same text again.
+                duplicate_window_ms: 0,
                 sealed_body: text,
                 ..accept
             };

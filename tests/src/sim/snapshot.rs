@@ -122,7 +122,11 @@ impl World {
 
     /// Makes the state that the log names the live one.
     pub fn choose_family(&mut self, node: usize, group: u32, generation: u64) {
-        let forgets = self.planted(Plant::KeyForgottenBySnapshot);
+        let forgets = match self.plan.plant {
+            Some(Plant::KeyForgottenBySnapshot) => Some(b'I'),
+            Some(Plant::ContentForgottenBySnapshot) => Some(b'J'),
+            _ => None,
+        };
         let up = self.nodes[node].up;
         let store = self.nodes[node].stores.get_mut(&group).expect("every group has a store");
         if store.generation() == generation {
@@ -132,8 +136,8 @@ impl World {
             return;
         }
         if !store.install(generation, |files| {
-            if forgets {
-                forget_keys(files)
+            if let Some(table) = forgets {
+                forget_table(files, table)
             }
         }) {
             self.oracle.fail(format!("I1 node {} group {group}: no state {generation}", node + 1));
@@ -143,8 +147,8 @@ impl World {
     }
 }
 
-/// Planted bug: table I does not travel.
-fn forget_keys(files: &mut MemTables) {
-    let keys: Vec<Vec<u8>> = files.rows().keys().filter(|key| key.first() == Some(&b'I')).cloned().collect();
+/// Planted bug: a table does not travel.
+fn forget_table(files: &mut MemTables, table: u8) {
+    let keys: Vec<Vec<u8>> = files.rows().keys().filter(|key| key.first() == Some(&table)).cloned().collect();
     keys.into_iter().for_each(|key| files.delete(key));
 }

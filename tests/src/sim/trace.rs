@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 78] = [
+pub const SOMETIMES: [&str; 88] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -83,6 +83,16 @@ pub const SOMETIMES: [&str; 78] = [
     "expired_in_quiet_hours",
     "held_by_frequency_cap",
     "held_for_order",
+    "stacked_limit_in_force",
+    "cap_slice_taken",
+    "single_message_among_others",
+    "same_content_refused",
+    "fuse_for_bursts_blew",
+    "practice_paused",
+    "practice_resumed",
+    "breaker_opened",
+    "breaker_half_open",
+    "rerouted_from_open_breaker",
 ];
 
 /// See the module documentation.

@@ -10,6 +10,9 @@ pub struct Write {
     pub attempt_no: u32,
     pub part: u32,
     pub carrier: usize,
+    pub practice: u32,
+    /// When its sender began to wait for permits.
+    pub begun_ms: u64,
     /// Segments per second of the whole lane.
     pub limit: u32,
     /// When the attempt was decided, and how long after that its writer may still write.
@@ -17,8 +20,9 @@ pub struct Write {
     pub send_within_ms: u64,
     /// What right clocks show.
     pub wall_ms: u64,
-    /// How wrong the others may be.
+    /// How wrong the others may be, with a second of margin, and without.
     pub wall_error_ms: u64,
+    pub clock_error_ms: u64,
     /// The writer's wall clock jumped in between: only I4 holds then.
     pub clock_jumped: bool,
     /// The last moment (true time) at which a clock inside the assumed bound may hold the message for not expired.

@@ -1,36 +1,34 @@
 //! The glue of a node's delivery wing, as the simulator runs it: a mirror of `node/src/delivery/driver.rs` around the
-//! same `Scheduler`. Lanes are in `lanes.rs`, facts and receipts in `facts.rs`.
-use super::engine::Refused;
+//! same `Scheduler`. Attempts are begun in `begin.rs`, lanes are in `lanes.rs`, facts and receipts in `facts.rs`.
 use super::facts::{Facts, Reports};
-use super::lanes::ShareKeeper;
+use super::lanes::{Lane, ShareKeeper};
 use super::node::Waiter;
 use super::plant::Plant;
+use super::turns::{AGEING_MS, Turns, URGENT_MS};
 use super::world::{Event, World};
 use carillon_core::meta::planner::Step;
-use carillon_core::meta::{MetaRefusal, level};
-use carillon_core::{CommandResult, Permit, ScheduleChange, query};
-use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest};
-use carillon_delivery::{BeginDecision, BeginResult, PageRequest, Scheduler, SchedulerConfig, read_page};
+use carillon_core::meta::{MetaRefusal, MetaView};
+use carillon_core::{DueEntry, Permit, ScheduleChange, query};
+use carillon_delivery::breaker::Breaker;
+use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest, LimitId, Stacks, common};
+use carillon_delivery::{
+    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
+};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BeginAttempt, Command, Expire, FactResult, FrequencyRule, LaneAnswers, RecordReceipt, SeeResponse,
-    command::Kind,
+    Command, Expire, FactResult, LaneAnswers, RecordReceipt, SeeResponse, command::Kind,
 };
 use prost::bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Time between the commit of an attempt and the last moment at which its first segment may leave.
-const SEND_WITHIN_MS: u64 = 2_000;
+pub const SEND_WITHIN_MS: u64 = 2_000;
 /// A lane whose carrier is not connected is looked at again after this time.
 const DOWN_PAUSE_MS: u64 = 250;
 /// Longest sleep of the driver.
 const WAKE_MAX_MS: u64 = 500;
 /// Decisions are at least this far apart.
 const DECIDE_EVERY_MS: u64 = 4;
-/// A day, as the caps for messages to one recipient see it, and these.
-const DAY_MS: u64 = 5_000;
-pub const PER_DAY: u32 = 1;
-pub const PER_WEEK: u32 = 2;
 /// A part that is not answered in this time is ambiguous.
 pub const RESPONSE_TIMEOUT_MS: u64 = 1_500;
 
@@ -38,18 +36,54 @@ pub const RESPONSE_TIMEOUT_MS: u64 = 1_500;
 #[derive(Debug, Clone)]
 pub enum PeerCall {
     Facts(FactBatch),
-    FactsAnswer { partition: u32, batch_no: u64, epoch: u64, results: Option<Vec<FactResult>> },
-    Look { report_no: u64, receipt: RecordReceipt },
-    Looked { report_no: u64, result: FactResult },
-    See { round: u64, epoch: u64 },
-    Seen { round: u64, epoch: u64, answer: Box<SeeResponse> },
+    FactsAnswer {
+        partition: u32,
+        batch_no: u64,
+        epoch: u64,
+        results: Option<Vec<FactResult>>,
+    },
+    Look {
+        report_no: u64,
+        receipt: RecordReceipt,
+    },
+    Looked {
+        report_no: u64,
+        result: FactResult,
+    },
+    See {
+        round: u64,
+        epoch: u64,
+    },
+    Seen {
+        round: u64,
+        epoch: u64,
+        answer: Box<SeeResponse>,
+    },
     Carry(Box<Step>),
-    Confirm { epoch: u64 },
-    Confirmed { epoch: u64, index: u64 },
+    Confirm {
+        epoch: u64,
+    },
+    Confirmed {
+        epoch: u64,
+        index: u64,
+    },
     Lease(Box<LeaseCall>),
-    Leased { epoch: u64, answer: Box<LeaseAnswer> },
-    Register { epoch: u64, data: Bytes },
-    Registered { epoch: u64, refusal: Option<MetaRefusal> },
+    Leased {
+        epoch: u64,
+        answer: Box<LeaseAnswer>,
+    },
+    /// A command of the meta group, of which nobody waits for an answer.
+    Meta {
+        data: Bytes,
+    },
+    Register {
+        epoch: u64,
+        data: Bytes,
+    },
+    Registered {
+        epoch: u64,
+        refusal: Option<MetaRefusal>,
+    },
 }
 
 /// A request for leases, with what goes with it.
@@ -72,17 +106,6 @@ pub struct FactBatch {
     pub commands: Vec<Command>,
 }
 
-/// One carrier account as a node uses it.
-pub struct Lane {
-    pub carrier: usize,
-    /// Of all nodes together.
-    pub limit: u32,
-    /// Its fixed share; 0 = it has leases or nothing.
-    pub share: u32,
-    pub queue: VecDeque<u64>,
-    pub wake: bool,
-}
-
 /// An attempt that is being handed to a carrier.
 #[derive(Debug)]
 pub struct Sending {
@@ -93,6 +116,10 @@ pub struct Sending {
     pub send_by: std::time::Duration,
     pub decided_ms: u64,
     pub send_within_ms: u64,
+    /// When it began to wait for permits, of which limits, and whether before the others.
+    pub begun_ms: u64,
+    pub stack: Vec<LimitId>,
+    pub urgent: bool,
     /// Parts that the carrier accepted.
     pub refs: Vec<String>,
     /// The part whose answer is awaited.
@@ -130,21 +157,43 @@ pub struct Wing {
     /// Recipients that this node knows to have opted out; only a planted bug looks here.
     pub stops: BTreeSet<(u32, Bytes)>,
     /// What a planted bug sent before its time.
-    early: BTreeSet<(MessageId, u32)>,
-    /// When series are looked at next.
+    pub early: BTreeSet<(MessageId, u32)>,
+    /// Messages that this node began for a recipient on a day; only a planted bug counts here.
+    pub counted: BTreeMap<((u32, Bytes), u64), BTreeSet<MessageId>>,
+    /// When series and what waits for a failed carrier are looked at next.
     pub series_at: u64,
+    pub failover_at: u64,
+    /// Which limits the messages of each practice need.
+    pub stacks: Stacks,
+    /// Segments that wait for each limit.
+    pub demand: BTreeMap<LimitId, u32>,
+    /// What the scheduler was told of practices.
+    pub weights: BTreeMap<u32, u32>,
+    pub paused: BTreeSet<(u32, u32)>,
+    /// The oracle's books.
+    pub turns: Turns,
+    pub breakers: BTreeMap<u32, Breaker>,
+    /// Openings of breakers that were counted.
+    pub openings: BTreeMap<u32, u64>,
 }
 
 impl Default for Wing {
     fn default() -> Self {
+        Self::new(2)
+    }
+}
+
+impl Wing {
+    pub fn new(window_rows: usize) -> Self {
         let config = SchedulerConfig {
-            window_entries_max: 24,
+            window_entries_max: window_rows,
             page_entries_max: 8,
             pages_in_flight_max: 4,
             prefetch_attempts_max: 32,
             expire_max: 16,
             closed_max: 16,
-            ageing_ms: 20_000,
+            ageing_ms: AGEING_MS,
+            urgent_ms: URGENT_MS,
             ..SchedulerConfig::default()
         };
         Self {
@@ -167,12 +216,23 @@ impl Default for Wing {
             fresh: false,
             stops: BTreeSet::new(),
             early: BTreeSet::new(),
+            counted: BTreeMap::new(),
             series_at: 0,
+            failover_at: 0,
+            stacks: Stacks::default(),
+            demand: BTreeMap::new(),
+            weights: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            turns: Turns::default(),
+            breakers: BTreeMap::new(),
+            openings: BTreeMap::new(),
         }
     }
-}
 
-impl Wing {
+    pub fn term_of(&self, partition: u32) -> Option<u64> {
+        self.terms.get(&partition).copied()
+    }
+
     pub fn current(&self, partition: u32, term: u64) -> bool {
         self.terms.get(&partition) == Some(&term)
     }
@@ -182,17 +242,18 @@ impl Wing {
     }
 
     /// Attempts begin a little before their permit is free.
-    fn open_lanes(&mut self, mono: std::time::Duration) {
+    fn open_lanes(&mut self, meta: &MetaView, mono: std::time::Duration) {
         for carrier_no in self.lanes.keys() {
             if let Some(holder) = &self.holder {
-                self.scheduler.lane_opens(*carrier_no, holder.view(*carrier_no, mono).next_permit);
+                let held = holder.view_of(&common(meta, *carrier_no), mono);
+                self.scheduler.lane_opens(*carrier_no, held.next_permit);
             }
         }
     }
 
     pub fn gate_opens(&mut self, carrier_no: u32) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
-            lane.wake = false;
+            lane.wake_at = None;
         }
     }
 }
@@ -204,6 +265,7 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         wing.terms.insert(partition, term);
         wing.scheduler.lead(partition, now_ms);
+        wing.turns.lead(partition, self.now_ms);
         self.wake_driver(node, 0);
     }
 
@@ -212,12 +274,22 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         wing.terms.remove(&partition);
         wing.scheduler.unlead(partition, now_ms);
+        wing.turns.unlead(partition);
     }
 
     pub fn schedule_changed(&mut self, node: usize, partition: u32, changes: &[ScheduleChange]) {
+        let as_one = self.planted(Plant::FairnessIgnored);
         for change in changes {
-            self.nodes[node].wing.scheduler.on_change(partition, change);
+            let scheduler = &mut self.nodes[node].wing.scheduler;
+            match change {
+                ScheduleChange::Due(entry) if as_one => {
+                    let entry = DueEntry { practice_no: 1, ..entry.clone() };
+                    scheduler.on_change(partition, &ScheduleChange::Due(entry));
+                }
+                change => scheduler.on_change(partition, change),
+            }
         }
+        self.follow_turns(node, partition, changes);
         self.wake_driver(node, 0);
     }
 
@@ -243,9 +315,12 @@ impl World {
             self.nodes[node].wing.decide_at = None;
             return self.wake_driver(node, WAKE_MAX_MS);
         }
+        self.nodes[node].wing.decide_at = None;
+        self.set_demand(node);
+        self.look_at_breakers(node);
         let cut = self.net.carriers_cut.get(&node).is_some_and(|cuts| *cuts > 0);
-        let wing = &mut self.nodes[node].wing;
-        wing.decide_at = None;
+        let at = &mut self.nodes[node];
+        let wing = &mut at.wing;
         wing.decided_ms = self.now_ms;
         if cut {
             for carrier_no in wing.lanes.keys().copied().collect::<Vec<_>>() {
@@ -253,9 +328,12 @@ impl World {
                 wing.scheduler.pause_lane(carrier_no, until);
             }
         }
-        wing.open_lanes(mono);
+        wing.open_lanes(&at.meta, mono);
         let decision = wing.scheduler.decide(now_ms, mono);
+        self.judge_breakers(node, &decision.begin);
+        self.judge_turns(node, &decision.begin);
         self.failover(node);
+        self.reroute_from_open(node);
         self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
         for decided in decision.begin {
@@ -275,9 +353,6 @@ impl World {
                 for id in stopped {
                     self.nodes[node].wing.scheduler.on_begun(partition, id, BeginResult::Refused);
                 }
-            }
-            if list.is_empty() {
-                continue;
             }
             self.begin(node, partition, list, now_ms);
         }
@@ -309,123 +384,15 @@ impl World {
         }
     }
 
-    fn begin(&mut self, node: usize, partition: u32, list: Vec<BeginDecision>, now_ms: u64) {
-        let Some(term) = self.nodes[node].wing.terms.get(&partition).copied() else { return };
-        let commands: Vec<Command> = list
-            .iter()
-            .map(|decided| {
-                let begin = BeginAttempt {
-                    message_id: decided.message_id.to_bytes(),
-                    attempt_no: decided.attempt_no,
-                    carrier_no: decided.carrier_no,
-                    term,
-                    send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
-                    node_id: self.nodes[node].id,
-                    sender: String::new(),
-                    frequency: self.frequency_rule(node, now_ms),
-                };
-                Command { kind: Some(Kind::BeginAttempt(begin)) }
-            })
-            .collect();
-        if self.planted(Plant::SendBeforeCommit) {
-            self.send_early(node, partition, term, &list, now_ms);
-        }
-        let decided_ms = self.now_ms;
-        self.propose(node, partition, commands, Waiter::Begin { partition, term, list, decided_ms });
-    }
-
-    /// Days are short here, so that caps fill and open again within a run.
-    fn frequency_rule(&self, node: usize, now_ms: u64) -> Option<FrequencyRule> {
-        let day = now_ms / DAY_MS;
-        (self.nodes[node].meta.level >= level::LEVEL_DELIVERY).then(|| FrequencyRule {
-            day: day as u32,
-            day_starts_ms: (1..=7).map(|ahead| (day + ahead) * DAY_MS).collect(),
-            per_day: PER_DAY,
-            per_week: PER_WEEK,
-            ..Default::default()
-        })
-    }
-
-    /// Planted bug: this node looks for an opt-out when it proposes, and nobody when the proposal is applied.
-    fn stopped_here(&self, node: usize, partition: u32, decided: &BeginDecision) -> bool {
-        let found = query::message(&self.nodes[node].stores[&partition], &decided.message_id).ok().flatten();
-        let accept = found.and_then(|(payload, _)| payload.accept);
-        accept.is_some_and(|accept| {
-            self.nodes[node].wing.stops.contains(&(accept.practice_no, accept.recipient_index))
-        })
-    }
-
-    pub fn send_within_ms(&self, node: usize, carrier_no: u32, segments: u32) -> u64 {
-        let mono = self.mono(node);
-        let holder = self.nodes[node].wing.holder.as_ref();
-        let after = holder.map_or(mono, |holder| holder.view(carrier_no, mono).after(u64::from(segments)));
-        SEND_WITHIN_MS + after.saturating_sub(mono).as_millis() as u64
-    }
-
-    /// Planted bug: the permission is used before it is committed.
-    fn send_early(&mut self, node: usize, partition: u32, term: u64, list: &[BeginDecision], now_ms: u64) {
-        for decided in list {
-            let permit = Permit {
-                message_id: decided.message_id,
-                attempt_no: decided.attempt_no,
-                carrier_no: decided.carrier_no,
-                practice_no: decided.practice_no,
-                class: decided.class,
-                key_epoch: 1,
-                sealed_recipient: Default::default(),
-                sealed_body: Default::default(),
-                encoding: 1,
-                segments: decided.segments,
-                expires_at_ms: decided.expires_at_ms,
-                send_by_ms: now_ms + SEND_WITHIN_MS,
-                open_until_ms: 0,
-                was_held: false,
-            };
-            self.nodes[node].wing.early.insert((permit.message_id, permit.attempt_no));
-            self.start_send(node, (partition, term), permit, now_ms, self.now_ms);
-        }
-    }
-
-    /// Attempts were committed, refused or dropped.
-    pub fn begun(
-        &mut self,
-        node: usize,
-        partition: u32,
-        term: u64,
-        (list, decided_ms): (Vec<BeginDecision>, u64),
-        result: Result<Vec<CommandResult>, Refused>,
-    ) {
-        let mut results = result.unwrap_or_default().into_iter();
-        let mut permits = Vec::new();
-        for decided in list {
-            let begun = match results.next() {
-                Some(CommandResult::Begun(permit)) => {
-                    if permit.was_held {
-                        self.trace.count("begun_after_hold");
-                    }
-                    permits.push(*permit);
-                    BeginResult::Ok
-                }
-                _ => BeginResult::Refused,
-            };
-            let wing = &mut self.nodes[node].wing;
-            if wing.current(partition, term) {
-                wing.scheduler.on_begun(partition, decided.message_id, begun);
-            }
-        }
-        let now_ms = self.wall_ms(node);
-        for permit in permits {
-            if !self.nodes[node].wing.early.contains(&(permit.message_id, permit.attempt_no)) {
-                self.start_send(node, (partition, term), permit, now_ms, decided_ms);
-            }
-        }
-        self.wake_driver(node, 0);
-    }
-
     fn page(&mut self, node: usize, request: PageRequest) {
         let PageRequest { partition, request_id, wanted } = request;
         let Some(store) = self.nodes[node].stores.get(&partition) else { return };
-        let page = read_page(store, &wanted);
+        let mut page = read_page(store, &wanted);
+        if self.planted(Plant::FairnessIgnored)
+            && let Ok(Page::Rows(rows)) = &mut page
+        {
+            rows.entries.iter_mut().for_each(|entry| entry.practice_no = 1);
+        }
         let scheduler = &mut self.nodes[node].wing.scheduler;
         match page {
             Ok(page) => scheduler.on_page(partition, request_id, page),

@@ -99,7 +99,7 @@ impl World {
             book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
-            oracle: Oracle::default(),
+            oracle: Oracle::new(&plan.settings.limits),
             nodes,
             net: Net::default(),
             carriers,

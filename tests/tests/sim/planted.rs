@@ -220,3 +220,65 @@ fn believing_a_wrong_clock() {
 fn reading_a_damaged_entry() {
     found_in(Scenario::RottenLogs, Plant::LogRotIgnored, 40, &["I3", "I9", "panic", "I1"]);
 }
+
+#[test]
+fn a_stacked_limit_that_is_granted_twice() {
+    found_in(Scenario::StackedLimits, Plant::StackLeaseTwice, 4, &["I6"]);
+}
+
+#[test]
+fn sending_without_a_permit_of_every_limit() {
+    found_in(Scenario::StackedLimits, Plant::StackIgnored, 3, &["I6"]);
+}
+
+/// Found by the simulator: two thirds of a limit lay with nodes that had no use for it.
+#[test]
+fn asking_for_limits_that_nothing_needs() {
+    found_in(Scenario::DailyCaps, Plant::DemandOfCarrier, 6, &["I8"]);
+}
+
+/// The next leader of the meta group begins the day anew.
+#[test]
+fn a_daily_cap_that_only_its_leader_counts() {
+    found_in(Scenario::DailyCaps, Plant::CapForgotten, 6, &["I6"]);
+}
+
+#[test]
+fn counting_the_messages_to_a_recipient_outside_of_apply() {
+    found_by(Plant::CapOutsideApply, 30, &["I10"]);
+}
+
+#[test]
+fn ordered_messages_that_are_overtaken() {
+    found_by(Plant::OrderIgnored, 10, &["I10"]);
+}
+
+#[test]
+fn a_scheduler_that_does_not_tell_practices_apart() {
+    found_in(Scenario::Fairness, Plant::FairnessIgnored, 4, &["I13"]);
+}
+
+#[test]
+fn weights_that_do_not_count() {
+    found_in(Scenario::Fairness, Plant::WeightsIgnored, 4, &["I13"]);
+}
+
+#[test]
+fn a_fuse_for_bursts_that_never_blows() {
+    found_in(Scenario::Fuses, Plant::BurstIgnored, 4, &["I14"]);
+}
+
+#[test]
+fn a_pause_that_the_scheduler_does_not_hear_of() {
+    found_in(Scenario::Fuses, Plant::PauseIgnored, 4, &["I14"]);
+}
+
+#[test]
+fn forgetting_contents_in_a_snapshot() {
+    found_in(Scenario::Fuses, Plant::ContentForgottenBySnapshot, 20, &["I14", "I3"]);
+}
+
+#[test]
+fn giving_what_a_carrier_may_have_to_another_one() {
+    found_in(Scenario::Failover, Plant::FailoverOfUnknown, 6, &["I5", "I4", "I10"]);
+}

@@ -4,7 +4,7 @@
 //! remembers or skips is compared with what the tables say. After every entry the whole of the tables is checked.
 #![allow(dead_code)]
 use bytes::Bytes;
-use carillon_core::message::{next_attempt_no, waits};
+use carillon_core::message::{holds_up, next_attempt_no, waits};
 use carillon_core::{
     Applier, CommandResult, DueEntry, Effects, EntryMeta, MemTables, ReadTables, Refusal, ScheduleChange,
     TableError, Tables, keys, query,
@@ -136,7 +136,7 @@ impl World {
         let followed: Vec<DueEntry> = self.schedule.values().cloned().collect();
         assert_eq!(due, followed, "a scheduler that follows the effects sees table D");
         let flying = query::in_flight_page(&self.tables, None, usize::MAX).unwrap();
-        let (mut waiting, mut in_flight, mut queued, mut dead) = (0, 0, 0, 0);
+        let (mut waiting, mut in_flight, mut queued, mut ordered, mut dead) = (0, 0, 0, 0, 0);
         for (key, row) in rows.iter().filter(|(k, _)| k[0] == b'S') {
             let id = keys::decode_status(key).unwrap();
             let status = MessageStatus::decode(row.clone()).unwrap();
@@ -155,6 +155,12 @@ impl World {
                 assert_eq!(rows.contains_key(&key), waits(state), "N row in {state:?}");
                 queued += usize::from(waits(state));
             }
+            if status.ordered {
+                let recipient = status.recipient_index.as_ref().try_into().unwrap();
+                let key = keys::ordered(status.practice_no, recipient, &id);
+                assert_eq!(rows.contains_key(&key), holds_up(state), "G row in {state:?}");
+                ordered += usize::from(holds_up(state));
+            }
             waiting += usize::from(waits(state));
             in_flight += usize::from(state == MessageState::InFlight);
             assert!(status.due_ms <= status.expires_at_ms);
@@ -172,6 +178,8 @@ impl World {
         assert_eq!((due.len(), flying.len()), (waiting, in_flight), "no row of D or F without its message");
         let by_recipient = rows.keys().filter(|key| keys::decode_queued(key).is_some()).count();
         assert_eq!(by_recipient, queued, "no row of N without its message");
+        let in_order = rows.keys().filter(|key| keys::decode_ordered(key).is_some()).count();
+        assert_eq!(in_order, ordered, "no row of G without its message");
         let listed = rows.keys().filter(|key| keys::decode_dead_letter(key).is_some()).count();
         assert_eq!(listed, dead, "no row of Y without its message");
         let base = query::events_base(&self.tables).unwrap();

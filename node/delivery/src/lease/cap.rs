@@ -2,6 +2,9 @@
 //!
 //! Invariant: what a node may still send of a cap was taken from the cap's replicated counter for it, and is void when the day ends.
 //! What is not used by then, or is forgotten in a crash, is lost: it errs to under-send.
+use super::{Grant, LIMIT_BASE, LeaseRequest, day_of};
+use carillon_core::meta::{MetaView, is_present};
+use carillon_proto::internal::TakeCap;
 use std::time::Duration;
 
 /// Two ends of a day that are closer than this are ends of the same one, as seen through a network.
@@ -60,6 +63,22 @@ pub fn slice(waits: u32, has: u32, left: u64, nodes: u32) -> u32 {
     let lacks = u64::from(waits.saturating_sub(has));
     let fair = (left / (4 * u64::from(nodes.max(1)))).max(1);
     lacks.min(fair).min(left).min(SLICE_MAX) as u32
+}
+
+/// What a node that asks is to get of the daily caps, each with the command that must be committed before it is given.
+/// `now_ms`: the wall clock of the leader of the meta group.
+pub fn slices(request: &LeaseRequest, view: &MetaView, now_ms: u64) -> Vec<(TakeCap, Grant)> {
+    let nodes = view.nodes.values().filter(|node| is_present(node)).count() as u32;
+    let of = |want: &super::Want| {
+        let limit = view.limits.get(&want.limit.checked_sub(LIMIT_BASE)?).filter(|l| l.window_s == 0)?;
+        let (day, left) = day_of(&limit.time_zone, now_ms)?;
+        let taken = view.caps.get(&limit.limit_no).filter(|cap| cap.day >= day).map_or(0, |cap| cap.taken);
+        let room = u64::from(limit.amount).saturating_sub(taken);
+        let segments = slice(want.segments, want.held, room, nodes);
+        let take = TakeCap { limit_no: limit.limit_no, day, segments };
+        (segments > 0).then_some((take, Grant { limit: want.limit, tokens: segments, frame: left }))
+    };
+    request.wants.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

@@ -352,6 +352,27 @@ impl Holder {
         })
     }
 
+    /// What is held of all these limits together: the slowest of them, and when the last of them opens. A daily cap has no speed,
+    /// but when nothing of it is left nothing of the others can be used.
+    pub fn view_of(&self, stack: &[LimitId], mono: Duration) -> HeldView {
+        let mut slowest: Option<HeldView> = None;
+        for limit in stack {
+            let held = match self.cap_left(*limit, mono) {
+                Some(0) => return HeldView::default(),
+                Some(_) => continue,
+                None => self.view(*limit, mono),
+            };
+            slowest = Some(match slowest {
+                Some(other) => {
+                    let slower = if other.per_kilosecond() <= held.per_kilosecond() { other } else { held };
+                    HeldView { next_permit: other.next_permit.max(held.next_permit), ..slower }
+                }
+                None => held,
+            });
+        }
+        slowest.unwrap_or_default()
+    }
+
     /// Segments that may leave of a daily cap.
     pub fn cap_left(&self, limit: LimitId, mono: Duration) -> Option<u32> {
         self.caps.get(&limit).map(|slice| slice.left(mono))

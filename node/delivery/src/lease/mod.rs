@@ -26,6 +26,7 @@
 //!
 //! Does not: know carriers or messages, send or receive, read a clock.
 mod cap;
+mod day;
 mod ease;
 mod frame;
 mod grantor;
@@ -33,13 +34,16 @@ mod holder;
 mod lane;
 mod rules;
 mod split;
+mod stacks;
 
-pub use cap::slice;
+pub use cap::{slice, slices};
+pub use day::day_of;
 pub use ease::Easer;
 pub use frame::{Frame, Limit};
 pub use grantor::{Grantor, LaneView, LimitRule};
 pub use holder::{HeldView, Holder, Permit, Wait};
-pub use rules::{caps, common, rules, stack, stamp};
+pub use rules::{caps, common, demand, rules, stack, stamp};
+pub use stacks::Stacks;
 
 use std::time::Duration;
 

@@ -103,6 +103,16 @@ pub fn stack(view: &MetaView, carrier_no: u32, practice_no: u32) -> Vec<LimitId>
     std::iter::once(carrier_no).chain(others).collect()
 }
 
+/// Segments that wait for each limit; `waits`: those of each carrier that has a lane.
+pub fn demand(view: &MetaView, mut waits: BTreeMap<u32, u32>) -> BTreeMap<LimitId, u32> {
+    let of_limit = |limit: &LimitRecord| {
+        (LIMIT_BASE + limit.limit_no, waits.get(&limit.carrier_no).copied().unwrap_or(0))
+    };
+    let others: Vec<(LimitId, u32)> = view.limits.values().map(of_limit).collect();
+    waits.extend(others);
+    waits
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

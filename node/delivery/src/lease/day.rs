@@ -1,4 +1,4 @@
-//! Calendar days of daily caps. Only the leader of the meta group looks at zones, before it proposes.
+//! Calendar days of daily caps. Only the leader of the meta group, and who shows things to operators, looks at zones; apply never does.
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
