@@ -1,0 +1,49 @@
+//! Whether the planned time of sending of a message is one at which it may be sent.
+//!
+//! The federal hours only, 8 to 21 o'clock where the recipient is: states may be stricter, never laxer.
+
+use carillon_proto::public::AcceptedMessage;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+const FIRST_HOUR: i8 = 8;
+const LAST_HOUR: i8 = 21;
+
+/// True for a plan inside of the hours, in the zone that the answer names.
+pub fn is_planned_right(accepted: &AcceptedMessage) -> bool {
+    let Some(planned) = &accepted.first_send_time else { return false };
+    let (Ok(at), Ok(zone)) = (
+        Timestamp::new(planned.seconds, planned.nanos),
+        TimeZone::get(if accepted.time_zone.is_empty() { "UTC" } else { &accepted.time_zone }),
+    ) else {
+        return false;
+    };
+    let local = at.to_zoned(zone);
+    local.hour() >= FIRST_HOUR && local.hour() < LAST_HOUR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(utc: &str, zone: &str) -> bool {
+        let at: Timestamp = utc.parse().unwrap();
+        let first_send_time =
+            Some(prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() });
+        is_planned_right(&AcceptedMessage {
+            first_send_time,
+            time_zone: zone.to_owned(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn hours_are_the_recipients_on_both_sides_of_a_change() {
+        // New York: UTC-5 before the night of 2027-03-14, UTC-4 after.
+        assert!(planned("2027-03-13T13:00:00Z", "America/New_York"));
+        assert!(!planned("2027-03-13T12:59:59Z", "America/New_York"));
+        assert!(planned("2027-03-14T12:00:00Z", "America/New_York"));
+        assert!(!planned("2027-03-15T01:00:00Z", "America/New_York"));
+        assert!(!is_planned_right(&AcceptedMessage::default()));
+    }
+}
