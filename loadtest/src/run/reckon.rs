@@ -125,7 +125,8 @@ fn join(dir: &Path, workload: &Workload) -> io::Result<()> {
             Ok(())
         })?;
         read(dir, "listed", bucket, |row: ListedRow| {
-            entries.entry(row.id.clone()).or_insert_with(|| new(&row.id)).listed = Some(row);
+            let entry = entries.entry(row.id.clone()).or_insert_with(|| new(&row.id));
+            entry.listed = Some(row);
             Ok(())
         })?;
         read(dir, "cancels", bucket, |cancel: Cancel| {

@@ -4,12 +4,13 @@
 //! input, writes one interval a line, and last its end; it is stopped by closing its standard input.
 //! Bounds: [`INTERVALS_MAX`] intervals wait for the reader.
 
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -103,33 +104,34 @@ async fn child(
 
 /// What a generator process does.
 pub async fn generator() -> anyhow::Result<()> {
-    let mut input = BufReader::new(tokio::io::stdin());
     let mut text = String::new();
-    (&mut input).take(ORDER_OCTETS_MAX).read_line(&mut text).await?;
+    std::io::stdin().lock().take(ORDER_OCTETS_MAX).read_line(&mut text)?;
     let order: Order = serde_json::from_str(&text).context("the order does not parse")?;
     let stop = CancellationToken::new();
-    // On a thread of its own: reading standard input cannot be called off, and must not hold up the end.
     let closed = stop.clone();
-    tokio::spawn(async move {
+    // On a thread of its own: reading standard input cannot be called off, and must not hold up the end.
+    std::thread::spawn(move || {
         let mut rest = [0; 64];
-        while input.read(&mut rest).await.is_ok_and(|count| count > 0) {}
+        while std::io::stdin().lock().read(&mut rest).is_ok_and(|count| count > 0) {}
         closed.cancel();
     });
     let (out, mut intervals) = mpsc::channel(INTERVALS_MAX);
-    let write = async {
-        let mut output = tokio::io::stdout();
-        while let Some(interval) = intervals.recv().await {
-            write_line(&mut output, &Line::Interval(Box::new(interval))).await?;
+    // Nor may a reader that is slow hold up the generator.
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some(interval) = intervals.blocking_recv() {
+            write_line(&Line::Interval(Box::new(interval)))?;
         }
-        anyhow::Ok(output)
-    };
-    let (end, output) = tokio::join!(engine::run(&order, out, stop), write);
-    write_line(&mut output?, &Line::End(end?)).await
+        anyhow::Ok(())
+    });
+    let end = engine::run(&order, out, stop).await?;
+    writer.await.context("the writer ended early")??;
+    write_line(&Line::End(end))
 }
 
-async fn write_line(output: &mut tokio::io::Stdout, line: &Line) -> anyhow::Result<()> {
+fn write_line(line: &Line) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
-    output.write_all(&text).await?;
-    Ok(output.flush().await?)
+    let mut output = std::io::stdout().lock();
+    output.write_all(&text)?;
+    Ok(output.flush()?)
 }
