@@ -215,7 +215,9 @@ pub fn summary(report: &Report) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let mut line = |parts: std::fmt::Arguments<'_>| drop(writeln!(text, "{parts}"));
+    let mut line = |parts: std::fmt::Arguments<'_>| {
+        let _ = writeln!(text, "{parts}");
+    };
     let totals = &report.totals;
     line(format_args!(
         "asked {:.0}, acknowledged {} ({:.0}/s), failed {}, missed {}, late {}",

@@ -36,7 +36,7 @@ pub fn number(value: f64) -> String {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         v if v >= 0.095 => format!("{value:.2}"),
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         _ => format!("{value:.4}"),
     }
 }
@@ -62,7 +62,7 @@ impl Chart {
 
     // Writing to a String cannot fail.
     fn put(&mut self, parts: std::fmt::Arguments<'_>) {
-        drop(self.svg.write_fmt(parts));
+        let _ = self.svg.write_fmt(parts);
     }
 
     fn x(&self, at_s: f64) -> f64 {

@@ -16,7 +16,7 @@ struct Page(String);
 impl Page {
     // Writing to a String cannot fail.
     fn put(&mut self, parts: std::fmt::Arguments<'_>) {
-        drop(self.0.write_fmt(parts));
+        let _ = self.0.write_fmt(parts);
     }
 
     fn section(&mut self, title: &str, about: &str) {
