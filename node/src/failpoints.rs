@@ -37,7 +37,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How often the file is looked at.
-pub const POLL: Duration = Duration::from_millis(25);
+pub const POLL: Duration = Duration::from_millis(100);
 /// In the data directory.
 pub const FILE: &str = "failpoints.txt";
 

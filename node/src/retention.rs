@@ -10,10 +10,13 @@ use bytes::Bytes;
 use carillon_core::{CommandResult, Cutoffs, query};
 use carillon_proto::internal::{Command, command::Kind};
 use prost::Message as _;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Between two looks at the partitions that this node leads.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Rounds that a partition is left alone in which nothing was due.
+const REST_ROUNDS: u64 = 5;
 /// Pieces of one partition before the next one has its turn.
 const PIECES_MAX: u32 = 64;
 
@@ -21,12 +24,16 @@ const PIECES_MAX: u32 = 64;
 pub async fn run(handle: NodeHandle, config: Retention) {
     let mut ticker = tokio::time::interval(LOOK_EVERY);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    // The round of the next look.
+    let mut next: BTreeMap<u32, u64> = BTreeMap::new();
+    for round in 0_u64.. {
         ticker.tick().await;
         let mut lag_ms = 0;
         for partition in 1..=handle.partitions() {
-            if handle.is_leader(partition) {
-                lag_ms = lag_ms.max(partition_lag(&handle, &config, partition).await);
+            if handle.is_leader(partition) && next.get(&partition).is_none_or(|at| *at <= round) {
+                let partition_lag_ms = partition_lag(&handle, &config, partition).await;
+                lag_ms = lag_ms.max(partition_lag_ms);
+                next.insert(partition, round + if partition_lag_ms == 0 { REST_ROUNDS } else { 1 });
             }
         }
         metrics::gauge!("carillon_retention_lag_seconds").set(lag_ms as f64 / 1000.0);

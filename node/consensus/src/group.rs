@@ -374,6 +374,11 @@ impl Group {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// Ticks between heartbeats of a leader.
+    pub fn heartbeat_ticks(&self) -> u64 {
+        self.raw.raft.heartbeat_timeout() as u64
+    }
+
     /// Leader, and an entry of its own term is committed: reads work and everything older is committed.
     pub fn leader_ready(&self) -> bool {
         self.is_leader() && self.raw.raft.commit_to_current_term()

@@ -3,6 +3,9 @@
 //! One task. Once a second it looks at the carriers whose breaker is open and reads what waits for them in the partitions that this
 //! node leads; what a route allows to move is proposed as `Reroute`, at most [`MOVES_MAX`] in a second. Apply refuses it for a message
 //! that may have been handed over, so this only has to ask.
+//!
+//! A carrier that is being tried again (half open) keeps its messages, but not those that it has failed already: without this the one
+//! message that comes back first would be the probe each time, and would lose all its attempts to a carrier that stays broken.
 use super::agreement;
 use super::health::Health;
 use super::lanes::LaneTable;
@@ -35,6 +38,17 @@ pub struct Failover {
     pub clock: MonoClock,
 }
 
+/// What of a carrier's messages goes elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    /// Its breaker is open.
+    Everything,
+    /// It is being tried again: what it has failed before.
+    Failed,
+}
+
+type Spared = BTreeMap<u32, Spare>;
+
 /// Where the reading of a partition's priority goes on.
 type Positions = BTreeMap<(u32, u8), query::DuePlace>;
 
@@ -53,20 +67,25 @@ impl Failover {
                 continue;
             }
             let mono = self.clock.now();
-            let closed = |carrier_no: &u32| self.health.breaker(*carrier_no, mono).open;
-            let closed: Vec<u32> = view.carriers.keys().copied().filter(closed).collect();
-            if closed.is_empty() {
+            let spared: Spared =
+                view.carriers.keys().filter_map(|no| Some((*no, self.spare(*no, mono)?))).collect();
+            if spared.is_empty() {
                 positions.clear();
                 continue;
             }
-            self.round(&view, &closed, &mut positions).await;
+            self.round(&view, &spared, &mut positions).await;
         }
     }
 
-    async fn round(&self, view: &MetaView, closed: &[u32], positions: &mut Positions) {
-        let (handle, closed, mut from) = (self.handle.clone(), closed.to_vec(), positions.clone());
+    fn spare(&self, carrier_no: u32, mono: Duration) -> Option<Spare> {
+        let look = self.health.breaker(carrier_no, mono);
+        look.open.then_some(Spare::Everything).or_else(|| look.half_open.then_some(Spare::Failed))
+    }
+
+    async fn round(&self, view: &MetaView, spared: &Spared, positions: &mut Positions) {
+        let (handle, spared, mut from) = (self.handle.clone(), spared.clone(), positions.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let found = waiting_for(&handle, &closed, &mut from);
+            let found = waiting_for(&handle, &spared, &mut from);
             found.map(|found| (found, from))
         });
         let found = match read.await {
@@ -82,7 +101,9 @@ impl Failover {
         for Waits { partition, id, carrier_no, route_no, class } in found {
             let Some(route) = view.routes.get(&route_no) else { continue };
             let covered = |no: u32| self.lanes.get(no).is_some_and(|lane| agreement::covers(&lane, class));
-            let usable = |no: u32| self.health.usable(&self.lanes, no, mono) && covered(no);
+            let usable = |no: u32| {
+                self.health.usable(&self.lanes, no, mono) && covered(no) && self.spare(no, mono).is_none()
+            };
             let Some(to) = routes::choose(view, route, &id, usable).filter(|to| *to != carrier_no) else {
                 continue;
             };
@@ -123,10 +144,10 @@ struct Waits {
     class: i32,
 }
 
-fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> anyhow::Result<Vec<Waits>> {
+fn waiting_for(handle: &NodeHandle, spared: &Spared, from: &mut Positions) -> anyhow::Result<Vec<Waits>> {
     let (mut found, mut rows_left) = (Vec::new(), ROWS_MAX);
-    // Due within the next round, so that nothing is begun on a carrier that was given up.
-    let until_ms = clock_ms() + LOOK_EVERY.as_millis() as u64;
+    // Due before the round after the next one, so that nothing is begun on a carrier that was given up.
+    let until_ms = clock_ms() + 2 * LOOK_EVERY.as_millis() as u64;
     for partition in (1..=handle.partitions()).filter(|p| handle.is_leader(*p)) {
         let tables = handle.local_tables(partition)?;
         for priority in PRIORITIES {
@@ -144,9 +165,11 @@ fn waiting_for(handle: &NodeHandle, closed: &[u32], from: &mut Positions) -> any
                         break;
                     }
                 }
-                for entry in page.iter().filter(|entry| closed.contains(&entry.carrier_no)) {
+                for entry in &page {
+                    let Some(spare) = spared.get(&entry.carrier_no) else { continue };
                     let Some((_, status)) = query::message(&*tables, &entry.message_id)? else { continue };
-                    if status.route_no > 0 {
+                    let failed = status.attempts.last().is_some_and(|a| a.carrier_no == entry.carrier_no);
+                    if status.route_no > 0 && (failed || *spare == Spare::Everything) {
                         found.push(Waits {
                             partition,
                             id: entry.message_id,

@@ -18,6 +18,8 @@ pub(super) struct Cell {
     pub release: Release<Waiter>,
     pub snapshots: SnapshotState,
     pub log_marks: LogMarks,
+    /// Ticks that it leaves out, so that its heartbeats go with those of the other groups.
+    pub ticks_left_out: u64,
 }
 
 /// What the shard has asked for.
@@ -45,6 +47,7 @@ impl Cell {
             release: Release::default(),
             snapshots: SnapshotState::default(),
             log_marks: LogMarks::default(),
+            ticks_left_out: 0,
         }
     }
 

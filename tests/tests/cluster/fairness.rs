@@ -50,6 +50,7 @@ fn others(rig: &Rig) -> (String, String) {
 pub async fn a_single_message_passes_a_backlog(rig: &Rig) {
     let big = rig.practices[0].clone();
     let (same, other) = others(rig);
+    let meant = rig.carrier.stats().await.unwrap().messages.duplicated;
     let mut at = 0;
     while at < BACKLOG {
         let batch = (at..at + 1_000).map(|i| spec(&big, &format!("backlog-{i}"), i)).collect();
@@ -76,7 +77,7 @@ pub async fn a_single_message_passes_a_backlog(rig: &Rig) {
     let left = BACKLOG - arrivals(rig).await.len().min(BACKLOG);
     assert!(left > BETWEEN_MAX, "the backlog was gone too early to prove anything");
     let stats = rig.carrier.stats().await.unwrap();
-    assert_eq!((stats.violations(), stats.messages.duplicated), (0, 0));
+    assert_eq!((stats.violations(), stats.messages.duplicated), (0, meant));
 }
 
 async fn policy(rig: &Rig, practice: &str, policy: SendingPolicy) {
@@ -142,6 +143,10 @@ pub async fn the_same_text_twice_needs_a_word(rig: &Rig) {
     let meant = MessageSpec { allow_duplicate: true, ..again };
     let other = rig.submit(vec![meant]).await.remove(0);
     assert!(!other.duplicate && other.message_id != id);
+    // The carrier counts the second one as a duplicate, which it is: both are there before anybody else counts.
+    for id in [&id, &other.message_id] {
+        rig.until_state(id, MessageState::Delivered, LIMIT_TIME).await;
+    }
 }
 
 pub async fn a_burst_pauses_the_practice_until_it_is_resumed(rig: &Rig) {
