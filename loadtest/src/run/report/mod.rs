@@ -5,6 +5,8 @@
 
 pub mod charts;
 pub mod html;
+#[cfg(test)]
+mod tests;
 pub mod write;
 
 pub use charts::number as number_text;
