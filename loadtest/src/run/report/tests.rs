@@ -66,7 +66,9 @@ fn a_report_is_read_back_and_others_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let report = sample("response_time.p99 < 1s");
     write::json(dir.path(), &report).unwrap();
-    assert_eq!(write::read(dir.path()).unwrap(), report);
+    let back = write::read(dir.path()).unwrap();
+    assert_eq!((back.verdict, back.marks, back.lanes), (report.verdict, report.marks, report.lanes));
+    assert_eq!((back.scenario, back.timeline), (report.scenario, report.timeline));
     let text = std::fs::read_to_string(dir.path().join(write::JSON)).unwrap();
     std::fs::write(dir.path().join(write::JSON), text.replace(FORMAT, "other/9")).unwrap();
     assert!(write::read(dir.path()).unwrap_err().to_string().contains("other/9"));
