@@ -38,8 +38,7 @@ async fn drain(run: &Run<'_>, sent: &mut Sent) -> anyhow::Result<Option<f64>> {
         while Instant::now() < until {
             let stats = carrier.stats().await?;
             let now = (stats.submits, stats.receipts.pending);
-            let second = super::live::since(sent.start).as_secs();
-            sent.live.carrier(second, stats);
+            sent.live.carrier(sent.start, stats);
             if before == Some(now) {
                 break;
             }

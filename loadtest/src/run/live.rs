@@ -34,8 +34,9 @@ pub struct Live {
     pub timeline: Timeline,
     pub marks: Vec<Mark>,
     pub lanes: Vec<Lane>,
-    /// The last second of which a line was said.
     shape: Option<Shape>,
+    /// Part of the arrivals that are submits.
+    submits: f64,
     stay: bool,
     length_s: f64,
     /// Intervals that are not complete: by second, the number of workers that told theirs.
@@ -60,6 +61,7 @@ impl Live {
             marks: Vec::new(),
             lanes: Vec::new(),
             shape: (scenario.pacing == Loop::Open).then(|| Shape::new(&scenario.phases)),
+            submits: scenario.mix.submit_share(),
             stay: scenario.messages.stay(),
             length_s: scenario.length_s(),
             pending: BTreeMap::new(),
@@ -91,12 +93,12 @@ impl Live {
         }
     }
 
-    /// Messages that the schedule asks for from one moment to another.
+    /// Messages that the schedule asks for from one moment to another, without the arrivals that are other calls.
     pub fn asked(&self, from_s: f64, until_s: f64) -> f64 {
         let until = |at_s: f64| {
             self.shape.as_ref().map_or(0.0, |shape| shape.messages_until(at_s.min(self.length_s)))
         };
-        until(until_s) - until(from_s)
+        (until(until_s) - until(from_s)) * self.submits
     }
 
     /// Acknowledged and not at the carrier, as far as one can tell.
@@ -106,9 +108,11 @@ impl Live {
         if self.stay { 0 } else { new.saturating_sub(stats.messages.messages.saturating_sub(first)) }
     }
 
-    /// Takes in what the carrier says.
-    pub fn carrier(&mut self, second: u64, stats: Stats) {
+    /// Takes in what the carrier says; it counts for the second in the middle between two looks.
+    pub fn carrier(&mut self, start: Instant, stats: Stats) {
         let Some((at, before)) = self.before.replace((Instant::now(), stats.clone())) else { return };
+        let middle = at + at.elapsed() / 2;
+        let second = middle.saturating_duration_since(start).as_secs();
         let (earlier, now, length_s) = (arrivals(&before), arrivals(&stats), at.elapsed().as_secs_f64());
         let backlog = self.backlog(&stats);
         let lanes: BTreeMap<String, u64> = now

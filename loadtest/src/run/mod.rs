@@ -30,6 +30,7 @@ pub mod values;
 pub mod workers;
 pub mod workload;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -251,7 +252,7 @@ impl Run<'_> {
             start,
             stop: self.signals.stop.child_token(),
             screen: if self.args.tui { Some(screen::Screen::open()?) } else { None },
-            leaders: None,
+            leaders: BTreeMap::new(),
             ticks: 0,
             aborted: None,
         };
@@ -330,8 +331,8 @@ struct Following {
     start: Instant,
     stop: CancellationToken,
     screen: Option<screen::Screen>,
-    /// Changes of leaders so far.
-    leaders: Option<f64>,
+    /// How often each node became leader, at the last look.
+    leaders: BTreeMap<u64, f64>,
     ticks: u64,
     aborted: Option<String>,
 }
@@ -364,35 +365,38 @@ impl Following {
 
     /// Asks the carrier and the nodes. One that does not answer now is asked again.
     async fn tick(&mut self, run: &Run<'_>) {
-        let second = since(self.start).as_secs().saturating_sub(1);
         self.ticks += 1;
         if let Some(carrier) = &run.target.carrier
             && let Ok(stats) = carrier.stats().await
         {
-            self.live.carrier(second, stats);
+            self.live.carrier(self.start, stats);
         }
-        if self.ticks.is_multiple_of(LEADERS_EVERY)
-            && let Some(changes) = leader_changes(run.target).await
-        {
-            if let Some(more) = self.leaders.map(|before| changes - before).filter(|more| *more > 0.0) {
-                self.live.mark(Mark::new(self.start, "leader", format!("{more:.0} changes of leaders")));
+        if self.ticks.is_multiple_of(LEADERS_EVERY) {
+            for (node, count) in leader_changes(run.target).await {
+                // A node that was started again counts from 0.
+                let before = self.leaders.insert(node, count).filter(|before| *before <= count);
+                let more = before.map_or(count, |before| count - before);
+                // What came before the first look was not in this run.
+                if more > 0.0 && self.ticks > LEADERS_EVERY {
+                    let text = format!("node {node} became leader of {more:.0} groups");
+                    self.live.mark(Mark::new(self.start, "leader", text));
+                }
             }
-            self.leaders = Some(self.leaders.map_or(changes, |before| before.max(changes)));
         }
     }
 }
 
-/// How often nodes became leaders so far, by all that answer.
-async fn leader_changes(target: &Target) -> Option<f64> {
-    let (lab, http, mut sum) = (target.lab()?, Http::default(), None);
-    for node in &lab.nodes {
+/// How often each node that answers became leader so far.
+async fn leader_changes(target: &Target) -> BTreeMap<u64, f64> {
+    let (http, mut counts) = (Http::default(), BTreeMap::new());
+    for node in target.lab().map(|lab| lab.nodes).unwrap_or_default() {
         let page = tokio::time::timeout(Duration::from_millis(500), http.get(&node.http, "/metrics")).await;
         if let Ok(Ok(body)) = page {
             let count = Page::parse(&String::from_utf8_lossy(&body)).sum(LEADER_METRIC);
-            *sum.get_or_insert(0.0) += count.unwrap_or(0.0);
+            counts.insert(node.id, count.unwrap_or(0.0));
         }
     }
-    sum
+    counts
 }
 
 /// How the run ended.

@@ -123,7 +123,7 @@ impl Chart {
         let mut x = LEFT + 8.0;
         for line in legend {
             self.put(format_args!(
-                "<text x=\"{x}\" y=\"11\" fill=\"{}\" class=\"legend\">{}</text>",
+                "<text x=\"{x}\" y=\"11\" style=\"fill:{}\" class=\"legend\">{}</text>",
                 line.color,
                 escape(line.name)
             ));

@@ -165,7 +165,11 @@ fn times(page: &mut Page, report: &Report) {
         })
         .collect();
     page.table(&["", "count", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max", ""], &rows);
-    page.0.push_str(&charts::spectrum(&shown));
+    let drawn = |wanted: &&str| shown.iter().copied().find(|(name, _)| name == wanted);
+    let main =
+        ["response_time", "service_time", "due_to_carrier", "carrier_to_receipt", "op.get", "op.cancel"];
+    let lines: Vec<(&str, &Time)> = main.iter().filter_map(drawn).collect();
+    page.0.push_str(&charts::spectrum(&lines));
 }
 
 fn over_time(page: &mut Page, report: &Report) {

@@ -254,6 +254,13 @@ impl Default for Mix {
     }
 }
 
+impl Mix {
+    /// Part of the arrivals that are submits.
+    pub fn submit_share(&self) -> f64 {
+        self.submit / (self.submit + self.get + self.list + self.cancel)
+    }
+}
+
 /// What `--launch` starts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
