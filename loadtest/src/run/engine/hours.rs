@@ -9,17 +9,14 @@ use jiff::tz::TimeZone;
 const FIRST_HOUR: i8 = 8;
 const LAST_HOUR: i8 = 21;
 
-/// True for a plan inside of the hours, in the zone that the answer names.
+/// True for a plan inside of the hours in every zone that the answer names: "America/Chicago, America/New_York (area code)".
 pub fn is_planned_right(accepted: &AcceptedMessage) -> bool {
     let Some(planned) = &accepted.first_send_time else { return false };
-    let (Ok(at), Ok(zone)) = (
-        Timestamp::new(planned.seconds, planned.nanos),
-        TimeZone::get(if accepted.time_zone.is_empty() { "UTC" } else { &accepted.time_zone }),
-    ) else {
-        return false;
-    };
-    let local = at.to_zoned(zone);
-    local.hour() >= FIRST_HOUR && local.hour() < LAST_HOUR
+    let Ok(at) = Timestamp::new(planned.seconds, planned.nanos) else { return false };
+    let zones = accepted.time_zone.split(" (").next().unwrap_or_default();
+    zones.split(", ").all(|zone| {
+        TimeZone::get(zone).is_ok_and(|zone| (FIRST_HOUR..LAST_HOUR).contains(&at.to_zoned(zone).hour()))
+    })
 }
 
 #[cfg(test)]
@@ -44,6 +41,11 @@ mod tests {
         assert!(!planned("2027-03-13T12:59:59Z", "America/New_York"));
         assert!(planned("2027-03-14T12:00:00Z", "America/New_York"));
         assert!(!planned("2027-03-15T01:00:00Z", "America/New_York"));
+        // In every zone that the recipient may be in, and only in zones that there are.
+        assert!(planned("2027-03-13T14:00:00Z", "America/Chicago, America/New_York (area code)"));
+        assert!(!planned("2027-03-13T13:00:00Z", "America/Chicago, America/New_York (area code)"));
+        assert!(planned("2027-03-13T13:00:00Z", "America/New_York (practice)"));
+        assert!(!planned("2027-03-13T13:00:00Z", "America/Nowhere"));
         assert!(!is_planned_right(&AcceptedMessage::default()));
     }
 }

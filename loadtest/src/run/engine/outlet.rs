@@ -149,7 +149,9 @@ impl Shared {
             }
             recent.push_back(accepted.message_id.clone());
         }
-        if !self.scenario.messages.due_local.is_empty() && !hours::is_planned_right(accepted) {
+        // A repetition is told no plan.
+        let planned = !self.scenario.messages.due_local.is_empty() && !accepted.duplicate;
+        if planned && !hours::is_planned_right(accepted) {
             self.recorder.planned_wrong();
         }
     }
