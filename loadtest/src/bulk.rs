@@ -1,6 +1,6 @@
 //! Bulk submit over StreamMessages: bounded batches in flight, everything unacknowledged sent again.
 //!
-//! Owns: [`submit_all`]. A batch leaves it exactly once, complete: with one final result for each of its messages.
+//! Owns: [`submit_all`], and [`submit_one`] for batches without a stream. A batch leaves it exactly once, complete: with one final result for each of its messages.
 //! Invariants: at most [`WINDOW_MAX`] requests in flight on the stream; a message is repeated only with its own
 //! idempotency key and only after an answer that allows it (or none); after a break, what was in flight goes first.
 //! Bounds: the window, plus the batches that wait for a repetition, which count against the window too.
@@ -11,7 +11,9 @@ use std::time::Duration;
 use carillon_proto::errors;
 use carillon_proto::google::rpc::Status as RpcStatus;
 use carillon_proto::public::submit_result::Result as Item;
-use carillon_proto::public::{AcceptedMessage, MessageSpec, StreamMessagesRequest, StreamMessagesResponse};
+use carillon_proto::public::{
+    AcceptedMessage, MessageSpec, StreamMessagesRequest, StreamMessagesResponse, SubmitMessagesRequest,
+};
 use carillon_proto::transport::Cause;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -169,6 +171,33 @@ fn is_final(status: &Status) -> bool {
             | Code::FailedPrecondition
             | Code::NotFound
     )
+}
+
+/// One batch over SubmitMessages, repeated like on a stream. Messages without an answer when patience ends have the last
+/// error as their result.
+pub async fn submit_one(client: &Client, config: &BulkConfig, batch: Batch) -> Answered {
+    let (mut open, until) = (Open::new(batch), Instant::now() + config.patience);
+    loop {
+        let messages = open.request(0).messages;
+        let mut call = Request::new(SubmitMessagesRequest { messages, validate_only: false });
+        call.set_timeout(config.answer_timeout);
+        let (results, error) = match client.messages().submit_messages(call).await {
+            Ok(answer) => (answer.into_inner().results, None),
+            Err(status) => (Vec::new(), Some(errors::to_rpc(&status))),
+        };
+        if open.answer(StreamMessagesResponse { batch_id: 0, results, error: error.clone() }) {
+            return open.finish();
+        }
+        if open.repeat_at >= until {
+            let error =
+                error.unwrap_or_else(|| errors::to_rpc(&Status::unavailable("refused until patience ended")));
+            for at in std::mem::take(&mut open.waiting) {
+                open.results[at] = Some(Err(error.clone()));
+            }
+            return open.finish();
+        }
+        tokio::time::sleep_until(open.repeat_at).await;
+    }
 }
 
 struct Submitter {

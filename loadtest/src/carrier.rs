@@ -34,6 +34,10 @@ pub struct Received {
     pub accepted: u32,
     /// How often it arrived whole, accepted or not.
     pub arrivals: u32,
+    /// When it was accepted first, in us since the epoch; 0 if never.
+    pub first_accept_us: u64,
+    /// The first time that it arrived, accepted or not, in us since the epoch.
+    pub first_arrival_us: u64,
     /// The last time that it arrived, accepted or not, in ms since the epoch.
     pub last_arrival_ms: i64,
     /// A receipt reported this last.
@@ -95,7 +99,13 @@ impl Truth {
         let received = self.received.entry(key).or_default();
         received.arrivals += 1;
         received.last_arrival_ms = received.last_arrival_ms.max((entry.at_us / 1000) as i64);
+        if received.first_arrival_us == 0 {
+            received.first_arrival_us = entry.at_us;
+        }
         if entry.completes {
+            if received.accepted == 0 {
+                received.first_accept_us = entry.at_us;
+            }
             received.accepted += 1;
             self.messages += 1;
         }
@@ -171,24 +181,29 @@ impl Carrier {
         })
     }
 
-    /// The ground truth since `mark`.
-    pub async fn truth(&self, mark: &Mark) -> Result<Truth, CarrierError> {
-        let mut truth = Truth::default();
+    /// Gives every record since `mark` to `take`, a page at a time.
+    pub async fn records(&self, mark: &Mark, mut take: impl FnMut(&TruthEntry)) -> Result<(), CarrierError> {
         let mut since = mark.records;
         loop {
             let page = self.page(since, PAGE).await?;
             if page.generation != mark.generation {
                 return Err(CarrierError::Restarted);
             }
-            page.records.iter().for_each(|entry| truth.add(entry));
-            if truth.submits > RECORDS_MAX {
+            page.records.iter().for_each(&mut take);
+            if page.next.saturating_sub(mark.records) > RECORDS_MAX {
                 return Err(CarrierError::TooMany);
             }
             if page.next >= page.total || page.next <= since {
-                break;
+                return Ok(());
             }
             since = page.next;
         }
+    }
+
+    /// The ground truth since `mark`.
+    pub async fn truth(&self, mark: &Mark) -> Result<Truth, CarrierError> {
+        let mut truth = Truth::default();
+        self.records(mark, |entry| truth.add(entry)).await?;
         let stats = self.stats().await?;
         truth.violations = stats.violations().saturating_sub(mark.violations);
         truth.unrecorded = stats.unrecorded.saturating_sub(mark.unrecorded);
@@ -229,6 +244,8 @@ mod tests {
             let received = Received {
                 accepted: 1,
                 arrivals: 1,
+                first_accept_us: 10_000,
+                first_arrival_us: 10_000,
                 last_arrival_ms: 10,
                 state: Some(wanted.to_owned()),
                 acknowledged: false,
@@ -245,7 +262,10 @@ mod tests {
         let refused =
             TruthEntry { accepted: false, completes: false, fault: "storm".to_owned(), ..entry(1, 1, "") };
         truth.add(&TruthEntry { state: None, message: Some(7), ..refused });
-        assert_eq!(truth.received[&7], Received { arrivals: 1, last_arrival_ms: 5, ..Received::default() });
+        assert_eq!(
+            truth.received[&7],
+            Received { arrivals: 1, first_arrival_us: 5_000, last_arrival_ms: 5, ..Received::default() }
+        );
         assert_eq!((truth.messages, truth.parts.len(), truth.faults["storm"]), (0, 0, 1));
     }
 }

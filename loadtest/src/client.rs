@@ -27,6 +27,7 @@ const ANSWER_OCTETS_MAX: usize = 16 << 20;
 pub const LIST_MAX: usize = 4_000_000;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const SETTLE_POLL: Duration = Duration::from_secs(1);
 
 /// A call that failed for good.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +211,26 @@ impl Client {
                 return Ok(count);
             }
             request.page_token = next;
+        }
+    }
+}
+
+impl Client {
+    /// Waits until no message accepted since then is in one of `states`; false when `until` comes first.
+    pub async fn until_none(
+        &self,
+        since_ms: i64,
+        states: &[MessageState],
+        until: Instant,
+    ) -> Result<bool, ClientError> {
+        loop {
+            match self.list(since_ms, states, drop).await {
+                Ok(0) => return Ok(true),
+                // Still moving, or the cluster is busy electing: look again.
+                Ok(_) | Err(_) if Instant::now() < until => tokio::time::sleep(SETTLE_POLL).await,
+                Ok(_) => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
     }
 }

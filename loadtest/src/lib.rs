@@ -11,6 +11,7 @@ pub mod http;
 pub mod lab;
 pub mod ledger;
 pub mod proc;
+pub mod run;
 pub mod sample_day;
 pub mod scrape;
 pub mod smsc;

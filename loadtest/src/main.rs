@@ -1,7 +1,7 @@
 //! `carillon-loadtest`: the carrier simulator, the demo, the benches and the ledger on the command line.
 //!
-//! Exit codes: 0 all is well, 1 an error, 2 wrong usage, 98 a run in which the generator was the bottleneck, 99 a
-//! ledger that is not clean or a target that was missed.
+//! Exit codes: 0 all is well, 1 an error, 2 wrong usage or a scenario that cannot be run, 98 a run in which the generator was
+//! the bottleneck, 99 a ledger that is not clean or a threshold or target that was missed, 130 interrupted.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,13 +13,15 @@ use carillon_loadtest::client::{Client, ClientConfig};
 use carillon_loadtest::demo::{self, AcksFile, reckon};
 use carillon_loadtest::http::Http;
 use carillon_loadtest::lab::Lab;
+use carillon_loadtest::run::scenario::ScenarioError;
 use carillon_loadtest::sample_day::{self, Day, generate};
-use carillon_loadtest::{bench, smsc};
+use carillon_loadtest::{bench, run, smsc};
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+const USAGE: u8 = 2;
 const INVALID: u8 = 98;
 const FAILED: u8 = 99;
 
@@ -36,6 +38,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Put the load of a scenario on a cluster, prove what became of every message, and write a report.
+    Run(Box<run::Args>),
+    /// Find the highest rate of a scenario that holds all thresholds.
+    Search(Box<run::search::Args>),
+    /// Compare two runs of the same scenario.
+    Compare(run::compare::Args),
+    /// One of the generators of a run (started by `run`).
+    #[command(hide = true)]
+    Generator,
     /// Run a simulated carrier.
     Smsc(smsc::Args),
     /// Play the sample day against a lab and prove what became of every message.
@@ -83,6 +94,9 @@ fn main() -> ExitCode {
                 true => carillon_proto::telemetry::last_word("carillon-loadtest", &format!("{error:#}")),
                 false => eprintln!("carillon-loadtest: {error:#}"),
             }
+            if error.is::<ScenarioError>() {
+                return ExitCode::from(USAGE);
+            }
             ExitCode::FAILURE
         }
     }
@@ -97,12 +111,18 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let telemetry = carillon_proto::telemetry::install(service, cli.log.as_deref().unwrap_or(filter))?;
     let mut runtime = match cli.command {
         // The generator has one thread: its health is judged by that, and two cores are shared with a cluster.
-        Command::Bench(_) => tokio::runtime::Builder::new_current_thread(),
+        Command::Bench(_) | Command::Run(_) | Command::Search(_) | Command::Generator => {
+            tokio::runtime::Builder::new_current_thread()
+        }
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let code = runtime.block_on(async {
         match cli.command {
+            Command::Run(args) => run::run(*args).await,
+            Command::Search(args) => run::search::run(*args).await,
+            Command::Compare(args) => run::compare::run(&args),
+            Command::Generator => run::workers::generator().await.map(|()| 0),
             Command::Smsc(args) => {
                 telemetry.keep_up();
                 let render: smsc::RenderMetrics = Arc::new(move || telemetry.render());

@@ -28,6 +28,17 @@ impl Ctl {
         Ok(Self { program, lab: lab.to_owned() })
     }
 
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Stops the lab.
+    pub async fn down(&self) -> anyhow::Result<()> {
+        let (done, _) = self.call(&["lab", "down", "--dir"]).await?;
+        anyhow::ensure!(done, "carillonctl lab down failed");
+        Ok(())
+    }
+
     async fn call(&self, arguments: &[&str]) -> anyhow::Result<(bool, Vec<u8>)> {
         let output = Command::new(&self.program).args(arguments).arg(&self.lab).kill_on_drop(true).output();
         let output = output.await.with_context(|| format!("cannot run {}", self.program.display()))?;

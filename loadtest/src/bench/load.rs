@@ -183,7 +183,9 @@ impl Load {
         let every = Duration::from_secs_f64(self.config.batch as f64 / rate);
         let (shared, start, until) = (self.shared.clone(), self.start, self.shared.send_until);
         let pacer = tokio::task::spawn_blocking(move || {
-            let paced = pace(&senders, every, start, until);
+            let times = (0_u32..).map(|n| every.saturating_mul(n)).take_while(|at| start + *at < until);
+            let never = AtomicBool::new(false);
+            let paced = pace(&senders, times, start, &never, |_| {});
             shared.stop.store(true, Ordering::Release);
             paced
         });

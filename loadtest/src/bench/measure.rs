@@ -5,8 +5,14 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use hdrhistogram::serialization::{Deserializer as HdrReader, Serializer as _, V2DeflateSerializer};
+use schemars::JsonSchema;
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize};
 
 /// Longer is counted as this.
 const LONGEST_US: u64 = 600_000_000;
@@ -26,7 +32,7 @@ impl Default for Latency {
 }
 
 /// Some quantiles, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Summary {
     pub count: u64,
     pub p50_ms: f64,
@@ -55,6 +61,15 @@ impl Latency {
         self.0.len()
     }
 
+    pub fn mean_ms(&self) -> f64 {
+        self.0.mean() / 1000.0
+    }
+
+    /// Values in microseconds, as they are counted.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
     pub fn summary(&self) -> Summary {
         if self.0.is_empty() {
             return Summary::default();
@@ -70,6 +85,27 @@ impl Latency {
     }
 }
 
+/// As base64 of HdrHistogram's compressed form, so that other tools read it, too.
+impl Serialize for Latency {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut octets = Vec::new();
+        V2DeflateSerializer::new().serialize(&self.0, &mut octets).map_err(S::Error::custom)?;
+        to.serialize_str(&BASE64.encode(octets))
+    }
+}
+
+impl<'de> Deserialize<'de> for Latency {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let octets = BASE64.decode(String::deserialize(from)?).map_err(D::Error::custom)?;
+        let read: Histogram<u64> =
+            HdrReader::new().deserialize(&mut octets.as_slice()).map_err(D::Error::custom)?;
+        let mut latency = Self::default();
+        // One with other bounds would not be ours.
+        latency.0.add(&read).map_err(D::Error::custom)?;
+        Ok(latency)
+    }
+}
+
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { p50_ms, p90_ms, p99_ms, p999_ms, max_ms, .. } = self;
@@ -78,7 +114,7 @@ impl std::fmt::Display for Summary {
 }
 
 /// How the generator itself did.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// Cores used by the generator's process.
     pub cpu_cores: f64,
@@ -143,6 +179,16 @@ mod tests {
         assert!(sum.summary().max_ms >= 599_000.0);
         sum.record(Duration::ZERO, 1);
         assert!(sum.quantile_ms(0.0) > 0.0);
+    }
+
+    #[test]
+    fn a_histogram_survives_being_written_down() {
+        let mut latency = Latency::default();
+        (1..=100).for_each(|ms| latency.record(Duration::from_millis(ms * ms), ms));
+        let text = serde_json::to_string(&latency).unwrap();
+        let back: Latency = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.summary(), latency.summary());
+        assert!(serde_json::from_str::<Latency>("\"AAAA\"").is_err());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tonic::{Request, Status, Streaming};
 use super::codec::{Answer, RawCodec};
 use super::feed::Feed;
 use super::measure::Latency;
+use super::pacer::Outlet;
 use crate::client::{Client, reason_of_item};
 
 const PATH: &str = "/carillon.v1.Messages/StreamMessages";
@@ -103,13 +104,13 @@ pub struct Sender {
     shared: Arc<Shared>,
 }
 
-impl Sender {
-    pub fn has_room(&self) -> bool {
+impl Outlet for Sender {
+    fn has_room(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) < self.shared.window
     }
 
-    /// Sends a new batch; false when the stream is gone. Call it only when there is room, from one place.
-    pub fn send(&self, intended: Instant) -> bool {
+    /// Sends a new batch.
+    fn send(&self, intended: Instant) -> bool {
         let shared = &self.shared;
         let id = shared.next_batch.fetch_add(1, Ordering::Relaxed);
         let request = shared.feed.lock().batch(id, shared.batch);

@@ -34,7 +34,7 @@ pub struct Book {
 }
 
 /// The keys of the parts of a long message; none for a short one.
-fn part_keys(to: &str, text: &str) -> Vec<[u64; 2]> {
+pub fn part_keys(to: &str, text: &str) -> Vec<[u64; 2]> {
     let (key, parts) = (TruthKey::default(), sms::split(text));
     let destination = key.number(to.trim_start_matches('+').as_bytes());
     match parts.len() {
@@ -89,6 +89,7 @@ impl Book {
             parts: part_keys(&message.to, &message.text),
             class: message.class.clone(),
             expires_at_ms: message.expires_ms.map(|offset_ms| start_ms + offset_ms),
+            ..Acknowledged::default()
         });
     }
 

@@ -43,7 +43,6 @@ pub const PROFILE: &str = include_str!("../../profiles/demo.toml");
 const STRAGGLERS: Duration = Duration::from_secs(3);
 /// Of a single call.
 const DEADLINE: Duration = Duration::from_secs(10);
-const SETTLE_POLL: Duration = Duration::from_secs(2);
 
 /// Play the sample day against a lab and prove what became of every message.
 #[derive(Debug, clap::Args)]
@@ -203,7 +202,9 @@ async fn play_and_settle(
     ));
     night::hold(stage, day, show, now_ms()?).await?;
     let until = stage.start + Duration::from_secs(args.time_limit_s);
-    if settle(&stage.client, stage.start_ms, until).await? {
+    use MessageState as S;
+    let moving = [S::Accepted, S::Waiting, S::InFlight, S::Submitted];
+    if stage.client.until_none(stage.start_ms, &moving, until).await? {
         show.say("Every message is final or held.".to_owned());
     } else {
         show.say("The time limit has come before every message was final or held.".to_owned());
@@ -211,21 +212,6 @@ async fn play_and_settle(
     tokio::time::sleep(STRAGGLERS).await;
     show.lost();
     Ok(())
-}
-
-/// Waits until nothing is on its way; false when the time limit comes first.
-async fn settle(client: &Client, start_ms: i64, until: Instant) -> anyhow::Result<bool> {
-    use MessageState as S;
-    let moving = [S::Accepted, S::Waiting, S::InFlight, S::Submitted];
-    loop {
-        match client.list(start_ms, &moving, drop).await {
-            Ok(0) => return Ok(true),
-            // Still moving, or the cluster is busy electing: look again.
-            Ok(_) | Err(_) if Instant::now() < until => tokio::time::sleep(SETTLE_POLL).await,
-            Ok(_) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Lets the cluster speak of itself, kills a node with SIGKILL and starts it again later.

@@ -5,6 +5,7 @@
 //! [`Finding`] with the message's id, and one finding is enough for the verdict to fail.
 //! Does not: fetch anything, or hold a number or a text: messages meet by keyed hash.
 
+mod merge;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use carillon_proto::public::{Message, MessageClass, MessageState, Outcome};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::carrier::Truth;
@@ -30,7 +32,7 @@ pub const LISTED_MAX: usize = 20;
 pub const HELD_SHOWN_MAX: usize = 50;
 
 /// A message whose acceptance was acknowledged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acknowledged {
     pub id: String,
     /// The hash under which the carrier's ground truth knows it.
@@ -41,6 +43,23 @@ pub struct Acknowledged {
     pub parts: Vec<[u64; 2]>,
     pub class: String,
     pub expires_at_ms: Option<i64>,
+    /// It must not leave before.
+    #[serde(default)]
+    pub not_before_ms: Option<i64>,
+    /// It is due after the run: it must wait.
+    #[serde(default)]
+    pub stays: bool,
+    #[serde(default)]
+    pub order: Option<Order>,
+}
+
+/// An ordered message: it must reach the carrier after every message of its group that had been acknowledged when it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The same for all messages of a practice to one recipient.
+    pub group: u64,
+    pub sent_us: u64,
+    pub acked_us: u64,
 }
 
 /// What the health system saw.
@@ -105,7 +124,7 @@ impl Listed {
 }
 
 /// A promise that was not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
     /// Acknowledged, but ListMessages does not have it.
@@ -116,6 +135,10 @@ pub enum Finding {
     Duplicate,
     /// The carrier saw it after its expiry.
     SentAfterExpiry,
+    /// The carrier saw it before its time.
+    SentBeforeDue,
+    /// The carrier accepted it before an earlier one of the same recipient that it had to wait for.
+    OutOfOrder,
     /// Taken back in time, but the carrier received it, or a part of it.
     CanceledButReceived,
     /// A cancel said that it was in time, but the message went on.
@@ -143,6 +166,8 @@ impl Finding {
             Self::LostNotReceived => "lost: said to be handed over, never received by the carrier",
             Self::Duplicate => "duplicates: accepted more than once by the carrier",
             Self::SentAfterExpiry => "sent after expiry",
+            Self::SentBeforeDue => "sent before the due time",
+            Self::OutOfOrder => "out of order for the recipient",
             Self::CanceledButReceived => "taken back in time, but received by the carrier",
             Self::CancelNotKept => "taken back in time, but not listed as canceled",
             Self::ReceivedButNotSaid => "received by the carrier, but said not to be",
@@ -157,7 +182,7 @@ impl Finding {
 }
 
 /// The result of the comparison.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ledger {
     pub accepted: u64,
     pub of_quiet_hours: u64,
@@ -185,7 +210,7 @@ pub struct Ledger {
 }
 
 /// A message whose fate nobody knows: it is neither sent again nor given up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Held {
     pub id: String,
     pub class: String,
@@ -196,7 +221,7 @@ pub struct Held {
 }
 
 /// What the carrier really has of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CarrierHas {
     All,
@@ -216,7 +241,7 @@ impl CarrierHas {
 }
 
 /// How often, and some ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Found {
     pub count: u64,
     /// At most [`LISTED_MAX`] ids; of listed messages with state, reason and lost answers.
@@ -272,6 +297,7 @@ pub fn compare(acks: &Acks, listed: &[Listed], truth: &Truth) -> Ledger {
     for id in &acks.repeated_with_other_id {
         ledger.find(Finding::KeyNotKept, id);
     }
+    ledger.order(acks, truth);
     ledger
 }
 
@@ -328,6 +354,7 @@ impl Ledger {
             {
                 self.find(Finding::ReceivedButNotSaid, &shown);
             }
+            S::Accepted | S::Waiting if ack.stays => {}
             S::Unspecified | S::Accepted | S::Waiting | S::InFlight => {
                 self.find(Finding::Unsettled, &shown);
             }
@@ -356,9 +383,41 @@ impl Ledger {
         if expiry.is_some_and(|at_ms| received.last_arrival_ms > at_ms + EXPIRY_SLACK_MS) {
             self.find(Finding::SentAfterExpiry, &shown);
         }
+        let arrived_ms = (received.first_arrival_us / 1_000) as i64;
+        let early = ack.stays || ack.not_before_ms.is_some_and(|due_ms| arrived_ms < due_ms);
+        if arrived_ms > 0 && early {
+            self.find(Finding::SentBeforeDue, &shown);
+        }
     }
 
-    fn count(&self, finding: Finding) -> u64 {
+    /// Whether ordered messages reached the carrier in their order.
+    fn order(&mut self, acks: &Acks, truth: &Truth) {
+        let mut groups: BTreeMap<u64, Vec<(Order, u64, &str)>> = BTreeMap::new();
+        for ack in &acks.accepted {
+            let accepted_us = truth.received.get(&ack.truth_key).map_or(0, |r| r.first_accept_us);
+            if let (Some(order), 1..) = (ack.order, accepted_us) {
+                groups.entry(order.group).or_default().push((order, accepted_us, &ack.id));
+            }
+        }
+        for mut group in groups.into_values() {
+            let mut before: Vec<(u64, u64)> =
+                group.iter().map(|(o, at_us, _)| (o.acked_us, *at_us)).collect();
+            before.sort_unstable();
+            group.sort_by_key(|(order, ..)| order.sent_us);
+            let (mut before, mut latest_us) = (before.into_iter().peekable(), 0);
+            for (order, accepted_us, id) in group {
+                while let Some((_, at_us)) = before.next_if(|(acked_us, _)| *acked_us <= order.sent_us) {
+                    latest_us = latest_us.max(at_us);
+                }
+                if accepted_us < latest_us {
+                    self.find(Finding::OutOfOrder, id);
+                }
+            }
+        }
+    }
+
+    /// How often a promise was not kept.
+    pub fn count(&self, finding: Finding) -> u64 {
         self.findings.get(&finding).map_or(0, |found| found.count)
     }
 

@@ -31,7 +31,7 @@ fn world() -> World {
             truth_key,
             parts: Vec::new(),
             class: "reminder".to_owned(),
-            expires_at_ms: None,
+            ..Acknowledged::default()
         });
         if *state == MessageState::Canceled {
             world.acks.canceled.push(id.clone());
@@ -58,7 +58,7 @@ fn world() -> World {
         let state = receipt.map(str::to_owned);
         world.truth.received.insert(
             truth_key,
-            Received { accepted: 1, arrivals: 1, last_arrival_ms: 1_000, state, acknowledged: false },
+            Received { accepted: 1, arrivals: 1, last_arrival_ms: 1_000, state, ..Received::default() },
         );
         world.truth.messages += 1;
     }
@@ -233,7 +233,7 @@ fn a_class_that_gives_up_after_a_lost_answer_is_explained() {
             arrivals: 1,
             last_arrival_ms: 1,
             state: Some("DELIVRD".to_owned()),
-            acknowledged: false,
+            ..Received::default()
         },
     ] {
         *world.received(at) = received;
@@ -352,4 +352,39 @@ fn a_listed_message_keeps_ids_states_and_reasons_only() {
         ("BACKOFF", Some(1_234), 1)
     );
     assert!(!format!("{listed:?}").contains("555"));
+}
+
+#[test]
+fn a_message_that_is_due_later_waits_and_must_not_leave_before() {
+    let mut world = world();
+    let at = world.at(MessageState::Delivered);
+    world.listed[at].state = MessageState::Waiting;
+    world.acks.accepted[at].stays = true;
+    world.truth.received.remove(&(at as u128));
+    assert!(world.compare().is_clean());
+    world.acks.accepted[at].not_before_ms = Some(9_000);
+    let early = Received { arrivals: 1, first_arrival_us: 8_999_000, ..Received::default() };
+    world.truth.received.insert(at as u128, early);
+    assert_eq!(world.compare().count(Finding::SentBeforeDue), 1);
+    world.received(at).first_arrival_us = 9_000_000;
+    assert_eq!(world.compare().count(Finding::SentBeforeDue), 0);
+}
+
+#[test]
+fn an_ordered_message_may_not_overtake_one_that_was_acknowledged_before_it_was_sent() {
+    let order = |sent_us, acked_us| Some(Order { group: 1, sent_us, acked_us });
+    let compared = |second_sent_us, second_accepted_us| {
+        let mut world = world();
+        let delivered: Vec<usize> =
+            (0..2 * STATES.len()).filter(|at| world.listed[*at].state == MessageState::Delivered).collect();
+        world.acks.accepted[delivered[0]].order = order(10, 20);
+        world.acks.accepted[delivered[1]].order = order(second_sent_us, second_sent_us + 10);
+        world.received(delivered[0]).first_accept_us = 500;
+        world.received(delivered[1]).first_accept_us = second_accepted_us;
+        world.compare().count(Finding::OutOfOrder)
+    };
+    assert_eq!(compared(20, 499), 1);
+    assert_eq!(compared(20, 501), 0);
+    // Both were on their way together: either may be first.
+    assert_eq!(compared(19, 499), 0);
 }

@@ -35,6 +35,11 @@ impl Dice {
         from + self.below(to - from + 1)
     }
 
+    /// A number of [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        self.below(1 << 53) as f64 / (1_u64 << 53) as f64
+    }
+
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }

@@ -6,7 +6,7 @@
 //! canceled or repeated names an earlier message.
 //! Does not: talk to a cluster (see `demo`), or invent lines (see `generate`).
 
-mod dice;
+pub(crate) mod dice;
 pub mod generate;
 mod texts;
 

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use carillon_loadtest::client::{Client, ClientConfig};
+use carillon_loadtest::run::engine::Address;
 use carillon_proto::errors;
 use carillon_proto::public::messages_server::{Messages, MessagesServer};
 use carillon_proto::public::submit_result::Result as Item;
@@ -290,6 +291,11 @@ impl Served {
         let service = MessagesServer::new(fake.clone());
         tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
         Self { fake, address, files, _dir: dir }
+    }
+
+    pub fn address(&self) -> Address {
+        let TlsFiles { cert, key, ca } = self.files.clone();
+        Address { router: self.address.to_string(), cert, key, ca }
     }
 
     pub fn client(&self) -> Client {

@@ -340,7 +340,7 @@ fn check_carrier(evidence: &Evidence, keys: &Keys, answers: &BTreeMap<&str, Answ
                 truth_key: truth_key(said.truth),
                 parts: Vec::new(),
                 class: present.map(|p| p.class.clone()).unwrap_or_default(),
-                expires_at_ms: None,
+                ..Acknowledged::default()
             });
             let received = evidence.truth.received.get(&truth_key(said.truth));
             let told = received.is_some_and(|r| r.acknowledged);
