@@ -33,6 +33,7 @@ mod lane;
 pub mod lease;
 mod paging;
 pub mod recur;
+mod rooms;
 mod rows;
 mod scheduler;
 mod stats;
@@ -42,6 +43,7 @@ mod window;
 pub use fair::WEIGHT_MAX;
 pub use gate::{GateSettings, LaneGate, ShareError, WaitUntil, share};
 pub use paging::read_page;
+pub use rooms::Rooms;
 pub use scheduler::Scheduler;
 pub use stats::{LaneStats, SchedulerStats};
 pub use types::{

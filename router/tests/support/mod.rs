@@ -68,6 +68,7 @@ impl Bed {
             }
         });
         let config = Config {
+            lab: true,
             cluster_id: "lab".to_owned(),
             name: "r1".to_owned(),
             listen: "127.0.0.1:0".parse().unwrap(),

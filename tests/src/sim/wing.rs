@@ -12,7 +12,7 @@ use carillon_core::{DueEntry, Permit, ScheduleChange, query};
 use carillon_delivery::breaker::Breaker;
 use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest, LimitId, Stacks, common};
 use carillon_delivery::{
-    BeginDecision, BeginResult, Page, PageRequest, Scheduler, SchedulerConfig, read_page,
+    BeginDecision, BeginResult, Page, PageRequest, Rooms, Scheduler, SchedulerConfig, read_page,
 };
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
@@ -165,6 +165,7 @@ pub struct Wing {
     pub failover_at: u64,
     /// Which limits the messages of each practice need.
     pub stacks: Stacks,
+    pub rooms: Rooms,
     /// Segments that wait for each limit.
     pub demand: BTreeMap<LimitId, u32>,
     /// What the scheduler was told of practices.
@@ -220,6 +221,7 @@ impl Wing {
             series_at: 0,
             failover_at: 0,
             stacks: Stacks::default(),
+            rooms: Rooms::default(),
             demand: BTreeMap::new(),
             weights: BTreeMap::new(),
             paused: BTreeSet::new(),
@@ -227,6 +229,13 @@ impl Wing {
             breakers: BTreeMap::new(),
             openings: BTreeMap::new(),
         }
+    }
+
+    /// What limits that only some messages need let through soon. Gives when one that does not opens.
+    fn look_at_rooms(&mut self, mono: std::time::Duration) -> Option<std::time::Duration> {
+        let holder = self.holder.as_ref()?;
+        let held = |limit| (holder.view(limit, mono), holder.cap_left(limit, mono));
+        self.rooms.look(held, &mut self.scheduler, mono)
     }
 
     pub fn term_of(&self, partition: u32) -> Option<u64> {
@@ -329,6 +338,7 @@ impl World {
             }
         }
         wing.open_lanes(&at.meta, mono);
+        let opens = wing.look_at_rooms(mono);
         let decision = wing.scheduler.decide(now_ms, mono);
         self.judge_breakers(node, &decision.begin);
         self.judge_turns(node, &decision.begin);
@@ -365,7 +375,8 @@ impl World {
         }
         let pause =
             decision.next_wake_ms.map_or(WAKE_MAX_MS, |at| at.saturating_sub(now_ms).clamp(1, WAKE_MAX_MS));
-        self.wake_driver(node, pause);
+        let opens = opens.map_or(WAKE_MAX_MS, |wait| (wait.as_millis() as u64).max(1));
+        self.wake_driver(node, pause.min(opens));
     }
 
     /// A mirror of `node/src/delivery/renewal.rs`.

@@ -76,7 +76,7 @@ pub fn slices(request: &LeaseRequest, view: &MetaView, now_ms: u64) -> Vec<(Take
         let room = u64::from(limit.amount).saturating_sub(taken);
         let segments = slice(want.segments, want.held, room, nodes);
         let take = TakeCap { limit_no: limit.limit_no, day, segments };
-        (segments > 0).then_some((take, Grant { limit: want.limit, tokens: segments, frame: left }))
+        (segments > 0).then_some((take, Grant { limit: want.limit, tokens: segments, whole: 0, frame: left }))
     };
     request.wants.iter().filter_map(of).collect()
 }

@@ -74,7 +74,7 @@ impl Scheduler {
             for (practice_no, segments) in lane.unsent_of() {
                 for limit in stacks.own(view, carrier_no, practice_no) {
                     let waits = demand.entry(*limit).or_default();
-                    *waits = waits.saturating_add(segments);
+                    *waits = waits.saturating_add(u32::try_from(segments).unwrap_or(u32::MAX));
                 }
             }
         }

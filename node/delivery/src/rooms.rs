@@ -2,10 +2,9 @@
 //!
 //! The gate stays the wall: a message waits there for every limit that it needs. Here it is only kept from beginning when it
 //! would wait there for long, and so from taking a place that others could use.
-use crate::delivery::leases::Leases;
+use crate::lease::{HeldView, LimitId, common, stack};
+use crate::scheduler::Scheduler;
 use carillon_core::meta::MetaView;
-use carillon_delivery::Scheduler;
-use carillon_delivery::lease::{HeldView, LIMIT_BASE, LimitId, common, stack};
 use carillon_proto::internal::LimitScope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +16,7 @@ const AHEAD_MIN: u32 = 8;
 
 /// The groups of each carrier: what they need besides the limits that every segment of it needs.
 #[derive(Debug, Default)]
-pub(super) struct Rooms(BTreeMap<u32, Vec<Vec<LimitId>>>);
+pub struct Rooms(BTreeMap<u32, Vec<Vec<LimitId>>>);
 
 impl Rooms {
     /// Groups the practices anew, when limits or practices were changed.
@@ -47,16 +46,22 @@ impl Rooms {
     }
 
     /// Tells the scheduler what each group's limits let through soon. Gives the time after which one that is closed may open.
-    pub fn look(&self, leases: &Leases, scheduler: &mut Scheduler, mono: Duration) -> Option<Duration> {
+    /// `held`: what the node holds of a limit, and what it may still send of a daily cap (`None`: no cap).
+    pub fn look(
+        &self,
+        held: impl Fn(LimitId) -> (HeldView, Option<u32>),
+        scheduler: &mut Scheduler,
+        mono: Duration,
+    ) -> Option<Duration> {
         let mut again = None;
         for (carrier_no, groups) in &self.0 {
             for (no, needs) in groups.iter().enumerate() {
-                let opens = needs.iter().map(|limit| leases.view(*limit).next_permit).max();
+                let opens = needs.iter().map(|limit| held(*limit).0.next_permit).max();
                 let wait = opens.map(|at| at.saturating_sub(mono + SOON)).filter(|wait| !wait.is_zero());
                 again = [again, wait].into_iter().flatten().min();
-                let rooms = needs.iter().map(|limit| match leases.cap_left(*limit) {
-                    Some(left) => left,
-                    None => room(&leases.view(*limit), mono),
+                let rooms = needs.iter().map(|limit| match held(*limit) {
+                    (_, Some(left)) => left,
+                    (view, None) => room(&view, mono),
                 });
                 scheduler.set_group_room(*carrier_no, no, rooms.min().unwrap_or(u32::MAX));
             }
@@ -72,14 +77,6 @@ fn room(held: &HeldView, mono: Duration) -> u32 {
     }
     let share = u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX);
     (share / 10).max(AHEAD_MIN.min(share.div_ceil(2))).max(1)
-}
-
-/// Limits of this carrier are asked for by what waits on it.
-pub(super) fn demand(view: &MetaView, demand: &mut BTreeMap<LimitId, u32>) {
-    for limit in view.limits.values() {
-        let waits = demand.get(&limit.carrier_no).copied().unwrap_or(0);
-        demand.insert(LIMIT_BASE + limit.limit_no, waits);
-    }
 }
 
 #[cfg(test)]
