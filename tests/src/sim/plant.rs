@@ -79,7 +79,7 @@ pub enum Plant {
     StackLeaseTwice,
     /// Segments need a permit of the account only.
     StackIgnored,
-    /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by the simulator).
+    /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by reading).
     DemandOfCarrier,
     /// What is taken of a daily cap is known to the leader and not to the log.
     CapForgotten,

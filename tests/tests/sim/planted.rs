@@ -231,7 +231,7 @@ fn sending_without_a_permit_of_every_limit() {
     found_in(Scenario::StackedLimits, Plant::StackIgnored, 3, &["I6"]);
 }
 
-/// Found by the simulator: two thirds of a limit lay with nodes that had no use for it.
+/// Found by reading: two thirds of a limit lay with nodes that had no use for it.
 #[test]
 fn asking_for_limits_that_nothing_needs() {
     found_in(Scenario::DailyCaps, Plant::DemandOfCarrier, 6, &["I8"]);
