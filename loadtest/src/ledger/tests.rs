@@ -362,6 +362,7 @@ fn a_message_that_is_due_later_waits_and_must_not_leave_before() {
     world.acks.accepted[at].stays = true;
     world.truth.received.remove(&(at as u128));
     assert!(world.compare().is_clean());
+    world.acks.accepted[at].stays = false;
     world.acks.accepted[at].not_before_ms = Some(9_000);
     let early = Received { arrivals: 1, first_arrival_us: 8_999_000, ..Received::default() };
     world.truth.received.insert(at as u128, early);

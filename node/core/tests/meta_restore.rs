@@ -220,6 +220,8 @@ fn limits_and_switches_come_back_and_those_of_the_new_cluster_stay() {
     let mut group = cluster();
     group.one(Kind::PutCarrier(PutCarrier { carrier: Some(carrier(0, "sim", "new:1")) })).unwrap();
     let other = LimitRecord { key: "other".into(), ..day_of_brand(0, 9).limit.unwrap() };
+    group.one(Kind::SetShares(SetShares { expected_epoch: 1, senders: vec![] })).unwrap();
+    group.one(Kind::SettleShares(SettleShares { epoch: 2 })).unwrap();
     for limit in [day_of_brand(0, 400).limit.unwrap(), other] {
         group.one(Kind::PutLimit(PutLimit { limit: Some(limit) })).unwrap();
     }

@@ -331,9 +331,12 @@ impl Holder {
         if self.caps.contains_key(&limit) {
             return;
         }
-        // Known for a lease longer than somebody waits: the next message is probably as long.
-        let until = mono + self.settings.ttl;
+        // Known for a lease longer than somebody waits: the next message is probably as long. One that is longer than all tokens
+        // together waits here for its free turns.
+        let ttl = self.settings.ttl;
         let held = self.held(limit);
+        let turns = if segments > held.whole { 2 * segments / held.whole.max(1) } else { 0 };
+        let until = mono + ttl + held.frame * turns;
         let before = if held.need.1 > mono { held.need.0 } else { 0 };
         held.need = (before.max(segments), until);
         if before < segments

@@ -27,7 +27,8 @@ const NEED_TURNS: u32 = 4;
 /// What each should have of `tokens`, in the order of the claims. All of it is given out if anybody is there.
 pub(crate) fn split(tokens: u32, claims: &[Claim], turn: Duration, mono: Duration) -> Vec<u32> {
     let parts = evenly(tokens, claims, turn, mono);
-    let is_short = |at: &usize| parts[*at] < claims[*at].need.min(tokens);
+    // Who needs a single one gets it in the ordinary turns.
+    let is_short = |at: &usize| parts[*at] < claims[*at].need.min(tokens) && claims[*at].need.min(tokens) > 1;
     let short: Vec<usize> = (0..claims.len()).filter(is_short).collect();
     if short.is_empty() {
         return parts;
@@ -182,6 +183,10 @@ mod tests {
         assert_eq!(split(10, &claims, turn, at(800)), [0, 0, 10], "longer than all of it: then it has all");
         claims[1].need = 3;
         assert_eq!(split(10, &claims, turn, at(0)), [0, 0, 10], "only one has less than it needs");
+        // One token for all: whoever has it keeps it for its turn, however much it needs.
+        claims.iter_mut().for_each(|claim| claim.need = 1);
+        claims[2].holds_since = Some(at(700));
+        assert_eq!(split(1, &claims, turn, at(800)), [0, 0, 1]);
     }
 
     proptest! {
@@ -202,7 +207,8 @@ mod tests {
                     prop_assert!(*want == 0 || *part > 0);
                     prop_assert!(*part <= (*want).max(1));
                 }
-                if wanted <= tokens {
+                // When all of it is wanted, nodes without work may have kept one each.
+                if wanted < tokens {
                     prop_assert!(part >= want);
                 }
             }
