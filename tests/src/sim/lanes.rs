@@ -292,22 +292,27 @@ impl World {
 
     fn plan_lease_ask(&mut self, node: usize) {
         let (mono, epoch) = (self.mono(node), self.nodes[node].epoch);
-        let wing = &mut self.nodes[node].wing;
-        let Some(holder) = &wing.holder else { return };
-        let wait_ms = holder.ask_at().saturating_sub(mono).as_micros().div_ceil(1_000) as u64;
-        let at_ms = self.now_ms + wait_ms;
-        if wing.lease_ask.is_some_and(|planned| planned <= at_ms) {
+        let Some(holder) = &self.nodes[node].wing.holder else { return };
+        // From nanoseconds: a part of a microsecond that is lost here would be a loop.
+        let wait_ms = holder.ask_at().saturating_sub(mono).as_nanos().div_ceil(1_000_000) as u64;
+        let wait = self.true_ms(node, wait_ms);
+        let at_ms = self.now_ms + wait;
+        let planned = &mut self.nodes[node].wing.lease_ask;
+        if planned.is_some_and(|planned| planned <= at_ms) {
             return;
         }
-        wing.lease_ask = Some(at_ms);
-        let wait = self.true_ms(node, wait_ms);
+        *planned = Some(at_ms);
         self.at(wait, Event::LeaseAsk { node, epoch });
     }
 
     /// Asks the leader of the meta group for leases.
     pub fn lease_ask(&mut self, node: usize) {
-        let mono = self.mono(node);
+        let (mono, now_ms) = (self.mono(node), self.now_ms);
         let at = &mut self.nodes[node];
+        // An earlier plan took its place: without this every plan would go on for ever.
+        if at.wing.lease_ask.is_none_or(|planned| planned > now_ms) {
+            return;
+        }
         at.wing.lease_ask = None;
         if !at.meta.leases() || !at.wing.fresh {
             return;

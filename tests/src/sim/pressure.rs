@@ -45,7 +45,8 @@ impl Scenario {
                         limit(Scope::Account, 40, 2, 0),
                     ],
                     false => vec![
-                        limit(Scope::Sender, 8, 1, 900),
+                        // Two limits of the same speed on one lane cost each other a little more than one alone.
+                        limit(Scope::Sender, 8, 1, 800),
                         limit(Scope::Brand(0), 12, 4, 0),
                         limit(Scope::Account, 16, 2, 0),
                     ],
@@ -54,7 +55,7 @@ impl Scenario {
             Self::DailyCaps => {
                 busy(plan, 20);
                 plan.safety_ms = 42_000;
-                plan.settings.midnight = true;
+                (plan.nights, plan.settings.midnight) = (false, true);
                 plan.settings.limits =
                     vec![limit(Scope::Brand(0), 60, 0, 850), limit(Scope::Account, 15, 1, 0)];
             }

@@ -192,7 +192,7 @@ fn daily_caps_hold_and_are_used_to_the_end() {
 
 #[test]
 fn nobody_starves_beside_a_backlog() {
-    let branches = [("single_message_among_others", 100), ("shared_by_weight", 100), ("practice_resumed", 4)];
+    let branches = [("single_message_among_others", 100), ("shared_by_weight", 50), ("practice_resumed", 4)];
     scenario_holds(Scenario::Fairness, 6, &branches);
 }
 

@@ -51,7 +51,8 @@ impl Slice {
         if seq < self.since_seq {
             return;
         }
-        let same = ends.abs_diff(self.ends) <= SAME_DAY;
+        // The first one has nothing to be compared with: a process may start less than a minute before midnight.
+        let same = !self.ends.is_zero() && ends.abs_diff(self.ends) <= SAME_DAY;
         self.left = if same { self.left.saturating_add(segments) } else { segments };
         // Of two views of the same end the earlier one.
         self.ends = if same { self.ends.min(ends) } else { ends };
@@ -104,6 +105,9 @@ mod tests {
         assert_eq!((own.left(s(999)), own.left(s(1_000))), (15, 0));
         own.add(7, s(87_400), 3);
         assert_eq!(own.left(s(1_000)), 7);
+        let mut young = Slice::default();
+        young.add(4, s(16), 1);
+        assert_eq!((young.left(s(15)), young.left(s(16))), (4, 0), "the process is younger than a minute");
     }
 
     #[test]
