@@ -40,8 +40,8 @@ impl Scenario {
                 let settings = &mut plan.settings;
                 settings.limits = match seed / 2 % 2 == 0 {
                     true => vec![
-                        limit(Scope::Practice(0), 4, 1, 850),
-                        limit(Scope::Campaign(1), 3, 2, 850),
+                        limit(Scope::Practice(0), 4, 1, 800),
+                        limit(Scope::Campaign(1), 3, 2, 800),
                         limit(Scope::Account, 40, 2, 0),
                     ],
                     false => vec![

@@ -77,7 +77,8 @@ impl Stack {
             let Watched { limit, known_ms, all, of_day, .. } = watched;
             let Some(known_ms) = known_ms else { return Some(format!("{limit:?} never came into force")) };
             let (used, possible) = match limit.window_s {
-                0 => (of_day[0].min(of_day[1]), u64::from(limit.amount)),
+                // The day on which it was in force from midnight on.
+                0 => (of_day[1], u64::from(limit.amount)),
                 window_s => {
                     let from_ms = known_ms + RAMP_MS;
                     let used = all.iter().filter(|at| (from_ms..until_ms).contains(at)).count() as u64;

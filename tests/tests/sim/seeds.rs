@@ -180,14 +180,14 @@ fn nobody_is_texted_at_night() {
 /// Limits of practices, campaigns, brands, senders and the account, all of which must grant; what they let through is used.
 #[test]
 fn stacked_limits_hold_and_are_used() {
-    let branches = [("stacked_limit_in_force", 24), ("grantor_changed", 8), ("lease_ended", 8)];
+    let branches = [("stacked_limit_in_force", 24), ("grantor_changed", 3), ("lease_ended", 8)];
     scenario_holds(Scenario::StackedLimits, 8, &branches);
 }
 
 /// Midnight in the cap's zone, and leaders of the meta group that come and go around it.
 #[test]
 fn daily_caps_hold_and_are_used_to_the_end() {
-    scenario_holds(Scenario::DailyCaps, 8, &[("cap_slice_taken", 100), ("grantor_changed", 8)]);
+    scenario_holds(Scenario::DailyCaps, 8, &[("cap_slice_taken", 100), ("grantor_changed", 3)]);
 }
 
 #[test]
