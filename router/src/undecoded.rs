@@ -35,7 +35,7 @@ pub fn explain(status: Status) -> Status {
             let metadata = [("bytes_max", REQUEST_BYTES_MAX.to_string())];
             errors::status_with(ErrorReason::RequestTooLarge, "the request is too large", &metadata)
         }
-        Code::Internal if MALFORMED.iter().any(|start| begins(&start)) => {
+        Code::Internal if MALFORMED.iter().any(begins) => {
             errors::status(ErrorReason::MalformedRequest, "the request cannot be read")
         }
         Code::Internal => errors::status(ErrorReason::Internal, "the call could not be processed"),

@@ -57,6 +57,7 @@ pub(crate) fn replayed(turn: &mut Turn, mut old: Message, accept: &Accept) {
     old.save(turn);
 }
 
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and none is kept")]
 enum Open {
     Yes(Message),
     Dropped,

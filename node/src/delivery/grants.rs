@@ -164,7 +164,7 @@ impl Grants {
             return Vec::new();
         }
         let command = |take| MetaCommand { kind: Some(Kind::TakeCap(take)) }.encode_to_vec().into();
-        let commands = wanted.iter().map(|(take, _)| command(take.clone())).collect();
+        let commands = wanted.iter().map(|(take, _)| command(*take)).collect();
         let Ok((_, texts)) = self.0.handle.propose_meta(commands).await else { return Vec::new() };
         let taken = wanted.into_iter().zip(texts).filter(|(_, text)| text.is_empty());
         taken.map(|((_, grant), _)| grant).collect()

@@ -205,7 +205,7 @@ impl Asker {
         let of_partition = |slot: &Slot| slot.partition(self.handle.partitions()) == partition;
         let mut slots = (0..SLOTS).filter_map(Slot::new).filter(of_partition);
         let Some(first) = slots.next() else { return Ok(()) };
-        let (last, mut after) = (slots.last().unwrap_or(first), None);
+        let (last, mut after) = (slots.next_back().unwrap_or(first), None);
         loop {
             let page = query::list(&*tables, (first, last), after, &filter, PAGE, SCAN)?;
             for row in page.rows {

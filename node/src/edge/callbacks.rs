@@ -67,7 +67,10 @@ fn acceptor(callbacks: &Callbacks) -> anyhow::Result<Option<TlsAcceptor>> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|e| anyhow::anyhow!("{}: {e}", cert.display()))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| anyhow::anyhow!("{}: {e}", key.display()))?;
-    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    // Carriers call, and not all of them speak TLS 1.3.
+    let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    let config = ServerConfig::builder_with_protocol_versions(versions);
+    let mut config = config.with_no_client_auth().with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }

@@ -137,7 +137,7 @@ impl World {
         let duplicate_window_s = policy_of(practice_no).map_or(0, |policy| policy.duplicate_window_s);
         // Recipient, class and text.
         let text = if self.plan.settings.duplicate_window_s > 0 { draw >> 48 & 1 } else { content };
-        let same = mix(text ^ (draw >> 16) % RECIPIENTS << 32 ^ u64::from(class as u32) << 40);
+        let same = mix(text ^ (((draw >> 16) % RECIPIENTS) << 32) ^ (u64::from(class as u32) << 40));
         let fused = delivery && duplicate_window_s > 0;
         let (carrier_no, route_no) = self.carrier_of(node, practice_no, carrier_no, &id, class);
         Accept {

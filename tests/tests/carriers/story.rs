@@ -217,7 +217,8 @@ impl<'a> Story<'a> {
         let mut roots = rustls::RootCertStore::empty();
         let ca = self.rig.lab.tls("smsc-http", Plane::Carriers).ca;
         carillon_proto::tls::certificates(&ca).unwrap().into_iter().for_each(|ca| roots.add(ca).unwrap());
-        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let config = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
+        let config = config.with_root_certificates(roots).with_no_client_auth();
         let tcp = TcpStream::connect(&address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();

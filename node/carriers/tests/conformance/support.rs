@@ -83,6 +83,7 @@ impl Smsc {
 }
 
 /// What a carrier sees.
+#[expect(clippy::large_enum_variant, reason = "a few in a test")]
 pub enum Seen {
     Submit(u32, SubmitSm),
     /// A deliver_sm_resp with its status.

@@ -163,7 +163,7 @@ async fn a_callback_names_the_message_that_its_url_was_made_for() {
     let told = carrier.spawn_callback(callback(TOKEN, query, &fields));
     let report = carrier.inbox.receipt().await;
     assert_eq!((report.known, report.state), (Some(message_id(42)), ReceiptState::Delivered));
-    assert_eq!(report.carrier_refs, [id.clone()]);
+    assert_eq!(report.carrier_refs, std::slice::from_ref(&id));
     report.ack.commit();
     assert_eq!(self::told(told).await, Told::Taken);
     // The reference is signed: nobody makes one for another message.

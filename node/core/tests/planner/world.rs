@@ -70,7 +70,7 @@ pub fn node_of(replica_id: u64) -> u64 {
 impl World {
     pub fn new(seed: u64, nodes: u64, partitions: u32) -> Self {
         let mut world = Self {
-            level: if seed % 2 == 0 { level::LEVEL } else { level::LEVEL_OPT_OUT },
+            level: if seed.is_multiple_of(2) { level::LEVEL } else { level::LEVEL_OPT_OUT },
             tables: MemTables::default(),
             index: 0,
             now_ms: 1_000,

@@ -15,7 +15,10 @@ const FIRST: i64 = 1_704_067_200;
 const LAST: i64 = 2_240_524_800;
 
 /// Hours that lie in, at and around the changes that zones make.
-fn books() -> Vec<(Rulebook, fn(DateTime) -> bool)> {
+/// Rules, and whether a local time is inside of them.
+type Book = (Rulebook, fn(DateTime) -> bool);
+
+fn books() -> Vec<Book> {
     let book = |every_day: &str, sun: &str| {
         let rules = format!(
             "name = \"x\"\n[[rule]]\nregion = \"*\"\nevery_day = \"{every_day}\"\nsun = \"{sun}\"\nsource = \"x\"\n"

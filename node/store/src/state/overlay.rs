@@ -273,7 +273,7 @@ mod tests {
         merge(&mut layers, "D3", live(b"3", true));
         assert_eq!(layers.get(b"D1"), Some(None), "RocksDB will have it, so it needs a tombstone");
         assert_eq!(layers.get(b"D2"), Some(Some(Bytes::from_static(b"1"))));
-        let rows: Vec<_> = layers.range(b"D", b"E").into_iter().map(|(_, value)| value.is_some()).collect();
+        let rows: Vec<_> = layers.range(b"D", b"E").into_values().map(|value| value.is_some()).collect();
         assert_eq!(rows, [false, true, true]);
         layers.written();
         assert_eq!((layers.get(b"D1"), layers.get(b"D2")), (Some(None), None));

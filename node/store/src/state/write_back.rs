@@ -88,7 +88,7 @@ impl TableWriter {
 /// RocksDB never holds back whoever gives it whole tables, so this does: lookups must not have to ask ever more of them. Commits go
 /// on until twice a replica's share waits. Ends in any case: a replica whose tables are damaged is not compacted any more.
 fn wait_for_compactions(shared: &Shared, handle: &Arc<BoundColumnFamily<'_>>) {
-    let tables = || shared.db.property_int_value_cf(handle, &num_files_at_level(0)).ok().flatten();
+    let tables = || shared.db.property_int_value_cf(handle, num_files_at_level(0)).ok().flatten();
     for _ in 0..LOOKS_MAX {
         if tables().is_none_or(|tables| tables < LEVEL_ZERO_TABLES_MAX) {
             return;

@@ -136,6 +136,7 @@ impl Default for Limits {
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and none is kept")]
 pub enum Step {
     /// A command for the meta group.
     Meta(Kind),
