@@ -92,6 +92,9 @@ impl World {
     /// I6: in the order of the log, no attempt begins after an opt-out of its recipient.
     fn follow_commands(&mut self, node: usize, partition: u32, data: &Bytes, results: &[CommandResult]) {
         let Ok(batch) = CommandBatch::decode(data.clone()) else { return };
+        // The clock of the log, which never goes back: a new leader's may be behind.
+        let applied = applied_record(self.nodes[node].stores[&partition].tables());
+        let now_ms = applied.map_or(batch.now_ms, |applied| applied.now_ms);
         for (command, result) in batch.commands.iter().zip(results) {
             match (&command.kind, result) {
                 (Some(Kind::OptOut(stop)), CommandResult::Done) => {
@@ -111,12 +114,12 @@ impl World {
                         self.oracle.hours_of_begun(
                             &begin.message_id,
                             nights::hours_of(&accept),
-                            batch.now_ms,
+                            now_ms,
                         );
                     }
                     let recipient = (accept.practice_no, accept.recipient_index);
                     let exempt = accept.class == MessageClass::Staff as i32;
-                    self.follow_burst(&begin.message_id, recipient.clone(), exempt, batch.now_ms);
+                    self.follow_burst(&begin.message_id, recipient.clone(), exempt, now_ms);
                     self.oracle.begun(&begin.message_id, recipient);
                 }
                 (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
@@ -128,10 +131,10 @@ impl World {
                     self.count_while_full(node, "outcome_while_nearly_full");
                 }
                 (Some(Kind::Accept(accept)), result @ CommandResult::SameContent { .. }) => {
-                    self.follow_content(node, partition, accept, result, batch.now_ms);
+                    self.follow_content(node, partition, accept, result, now_ms);
                 }
                 (Some(Kind::Accept(accept)), result @ CommandResult::Accepted) => {
-                    self.follow_content(node, partition, accept, result, batch.now_ms);
+                    self.follow_content(node, partition, accept, result, now_ms);
                     let wrong = self.oracle.changes.accepted(accept);
                     wrong.into_iter().for_each(|text| self.oracle.fail(text));
                 }
