@@ -111,11 +111,7 @@ impl World {
                     let Some(accept) = payload.accept else { continue };
                     self.follow_begin(begin, &accept.sealed_body, &status);
                     if self.plan.nights && accept.place.is_some() {
-                        self.oracle.hours_of_begun(
-                            &begin.message_id,
-                            nights::hours_of(&accept),
-                            now_ms,
-                        );
+                        self.oracle.hours_of_begun(&begin.message_id, nights::hours_of(&accept), now_ms);
                     }
                     let recipient = (accept.practice_no, accept.recipient_index);
                     let exempt = accept.class == MessageClass::Staff as i32;

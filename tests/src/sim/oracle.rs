@@ -325,7 +325,8 @@ fn begun_too_early(
             Outcome::Unspecified => false,
             // Its answer came later, in the same entry: what counted was that there was none.
             _ if attempt.end_ms >= begun => policy == UnknownPolicy::ResendOnce,
-            Outcome::Accepted => false,
+            // An operator who releases a message after a restore decides that it goes, whatever the old cluster had been told.
+            Outcome::Accepted => released,
             // A late refusal of an attempt before the last one: nothing was handed over by it.
             _ => !last && policy == UnknownPolicy::ResendOnce,
         };
