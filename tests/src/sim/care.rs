@@ -156,7 +156,11 @@ impl World {
         }
         let key = (command.practice_no, command.reference_index.clone());
         self.note(&[60, command.version, hash(&command.reference_index)], || {
-            format!("update p{partition} version {} {:x?}", command.version, command.reference_index)
+            let (practice, version) = (command.practice_no, command.version);
+            format!(
+                "update p{partition} practice {practice} version {version} {:x?}",
+                command.reference_index
+            )
         });
         let store = self.nodes[node].stores[&partition].tables();
         let wrong = self.oracle.changes.took_effect((key, partition), command, updated, store);
@@ -304,7 +308,12 @@ impl Changes {
             return Some(format!("I10 version {} took effect after {before}", command.version));
         }
         let index: keys::Index = key.1.as_ref().try_into().ok()?;
-        let applied_at_ms = update::version(store, key.0, &index).ok()??.applied_at_ms;
+        let Some(row) = update::version(store, key.0, &index).ok()? else {
+            // Retention dropped it with the last message of the reference, later in the same entry.
+            self.versions.remove(&key);
+            return None;
+        };
+        let applied_at_ms = row.applied_at_ms;
         for row in query::of_reference(store, key.0, &index).ok()? {
             let id = row.message_id;
             let Some(outcome) = updated.outcomes.iter().find(|o| o.message_id == id) else {

@@ -35,6 +35,17 @@ const REGRESSIONS: &[(u64, Option<Scenario>, &str)] = &[
     (3_127, None, "two live replicas refused each other because of election priorities"),
     (1_071, None, "a leader never knew that it led: waiters of lost entries stood before its own"),
     (
+        77_000_954,
+        None,
+        "a leader's clock was behind that of the log, by which contents are compared (a false alarm)",
+    ),
+    (77_002_156, None, "an operator released what the old cluster had been told of (a false alarm)"),
+    (
+        78_001_077,
+        None,
+        "a version took effect and was dropped with its last message in one entry (a false alarm)",
+    ),
+    (
         31_000_561,
         None,
         "retention drops a version and an update takes effect in the same entry (a false alarm of the oracle)",
