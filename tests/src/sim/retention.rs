@@ -13,6 +13,8 @@ use prost::Message as _;
 
 /// Between two looks at the partitions that a node leads.
 const LOOK_EVERY_MS: u64 = 1_000;
+/// What is dropped may be so much younger than it should be, by the clock of the log.
+const CUTOFF_SLACK_MS: u64 = 200;
 /// Between two pieces of one partition.
 const PIECE_PAUSE_MS: u64 = 30;
 /// The loop looks once a second; a message may be kept this much longer when all is calm.
@@ -93,7 +95,8 @@ impl World {
 
     /// Shows the oracle what a `Retire` dropped, with the tables as they are after it.
     pub fn follow_retire(&mut self, node: usize, partition: u32, now_ms: u64, retired: &Retired) {
-        let slack_ms = self.jumps_ms();
+        // Cutoffs are by the leader's own clock, which may be a little ahead of what it is allowed to stamp.
+        let slack_ms = self.jumps_ms() + CUTOFF_SLACK_MS;
         let (finals_ms, keys_ms) = (self.plan.finals_kept_s * 1000, self.plan.keys_kept_s * 1000);
         let store = self.nodes[node].stores[&partition].tables();
         self.oracle.changes.dropped(partition, now_ms, store);
