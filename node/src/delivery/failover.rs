@@ -111,7 +111,8 @@ impl Failover {
                 message_id: id.to_bytes(),
                 from_carrier_no: carrier_no,
                 to_carrier_no: to,
-                due_ms: clock_ms(),
+                // Its time stays: it may be that of its schedule or of the recipient's hours.
+                due_ms: 0,
             };
             let command = Command { kind: Some(Kind::Reroute(reroute)) }.encode_to_vec().into();
             moves.entry(partition).or_default().push((carrier_no, to, command));

@@ -3,7 +3,7 @@
 //! Memory of a node: rows that wait, about `waiting_bytes` and at most twice that; blocks, indexes and filters
 //! `block_cache_bytes`; a table reader (a few KiB) for each open file. Memtables are never written to.
 use rocksdb::statistics::StatsLevel;
-use rocksdb::{BlockBasedOptions, Cache, ChecksumType, DBCompressionType, Env, LogLevel, Options};
+use rocksdb::{BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options};
 
 /// Sizes; the defaults fit a node with 17 families in a small memory.
 #[derive(Debug, Clone)]
@@ -67,12 +67,6 @@ impl StateOptions {
     }
 
     fn set_db_options(&self, options: &mut Options) {
-        // Nobody waits for a compaction, so it takes what others leave. One environment for the process; without the right
-        // to change priorities it runs as the others do.
-        if let Ok(mut env) = Env::new() {
-            env.lower_thread_pool_cpu_priority();
-            options.set_env(&env);
-        }
         options.create_if_missing(true);
         options.set_paranoid_checks(true);
         options.set_use_fsync(false);

@@ -16,18 +16,23 @@ pub struct Problem {
     pub refused: bool,
 }
 
+/// Whether a later call may do better, as far as the code says.
+pub fn may_pass(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
+    )
+}
+
 impl Problem {
     /// `what` follows "cannot", for example "send the message".
     pub fn of(what: &str, address: &str, status: &Status) -> Self {
-        let refused = !matches!(
-            status.code(),
-            Code::Unavailable
-                | Code::ResourceExhausted
-                | Code::DeadlineExceeded
-                | Code::Cancelled
-                | Code::Unknown
-                | Code::Internal
-        );
+        let refused = !may_pass(status.code());
         let text = match (errors::reason_of(status), Cause::of(status)) {
             (Some(reason), _) => told(errors::word(reason), status),
             (None, Some(cause)) => {

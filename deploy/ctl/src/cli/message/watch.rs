@@ -2,6 +2,7 @@
 //!
 //! Invariant: a cursor is shown or written only after the events before it were. So whoever goes on from it may see events twice
 //! and misses none.
+use super::problem::may_pass;
 use super::{Problem, Router, Verdict, show};
 use crate::cli::output::Format;
 use carillon_proto::public::{Event, Outcome, WatchEventsRequest, WatchEventsResponse};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 /// The server says something at least every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -83,16 +84,7 @@ pub async fn run(mut router: Router, watch: Watch, format: Format) -> anyhow::Re
 
 /// Whether another stream may do better.
 fn passes(status: &Status) -> bool {
-    let code = matches!(
-        status.code(),
-        Code::Unavailable
-            | Code::ResourceExhausted
-            | Code::DeadlineExceeded
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::Internal
-    );
-    code && !Cause::of(status).is_some_and(|cause| cause.is_permanent())
+    may_pass(status.code()) && !Cause::of(status).is_some_and(|cause| cause.is_permanent())
 }
 
 impl Watch {
@@ -157,6 +149,7 @@ fn as_line(event: &Event) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic::Code;
 
     #[test]
     fn a_kept_cursor_is_gone_on_from_and_the_first_time_begins_now() {
