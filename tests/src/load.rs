@@ -102,6 +102,8 @@ struct Shared {
     options: LoadOptions,
     stop: AtomicBool,
     acknowledged: AtomicU64,
+    /// When the youngest call began that acknowledged something.
+    youngest: Mutex<Option<Instant>>,
     /// Reads of acknowledged messages that did not find them.
     missing: AtomicU64,
     known: Mutex<VecDeque<Known>>,
@@ -144,6 +146,7 @@ impl Shared {
         for one in &wanted {
             ops.push(self.history.invoke(client, one.call())?);
         }
+        let began = Instant::now();
         let messages = wanted.iter().map(Wanted::spec).collect();
         let request = self.request(SubmitMessagesRequest { messages, validate_only: false });
         let mut open = Vec::new();
@@ -155,6 +158,9 @@ impl Shared {
             let what = match results.get(at).cloned().flatten() {
                 Some(Item::Accepted(message)) => {
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    let mut youngest = self.youngest.lock();
+                    *youngest = youngest.max(Some(began));
+                    drop(youngest);
                     self.remember(&message.message_id, &one);
                     What::Ok(Answer::Accepted { id: message.message_id, duplicate: message.duplicate })
                 }
@@ -322,6 +328,7 @@ impl Load {
             options,
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
+            youngest: Mutex::default(),
             missing: AtomicU64::new(0),
             known: Mutex::default(),
             parked: Mutex::default(),
@@ -337,6 +344,17 @@ impl Load {
     /// Submits answered with an id so far, repetitions included.
     pub fn acknowledged(&self) -> u64 {
         self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Whether a call that began after `then` has acknowledged something. A call answers for all of its messages at once,
+    /// at its deadline if one of them finds no leader, so an answer may tell of what was accepted seconds ago.
+    pub fn acknowledged_since(&self, then: Instant) -> bool {
+        self.shared.youngest.lock().is_some_and(|began| began > then)
+    }
+
+    /// Of each call.
+    pub fn deadline(&self) -> Duration {
+        self.shared.options.deadline
     }
 
     /// Acknowledged messages that a read did not find, so far.

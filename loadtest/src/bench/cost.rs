@@ -85,13 +85,14 @@ impl std::fmt::Display for Cost {
     }
 }
 
-/// The processes of a lab, nodes first, and the generator.
+/// The processes of a lab that run, nodes first, and the generator. A node that was stopped on purpose is not among them.
 pub fn processes(lab: &Lab) -> Vec<Process> {
     let nodes = lab.nodes.iter().map(|node| (format!("node {}", node.id), Some(node.pid)));
     let others = [("router", lab.router_pid), ("smsc", lab.smsc_pid)];
     let others = others.into_iter().filter_map(|(name, pid)| Some((name.to_owned(), Some(pid?))));
     let named = nodes.chain(others).chain([("generator".to_owned(), None)]);
-    named.filter(|(_, pid)| *pid != Some(0)).map(|(name, pid)| Process { name, pid }).collect()
+    let runs = |pid: &Option<u32>| *pid != Some(0) && proc::usage(*pid).is_ok();
+    named.filter(|(_, pid)| runs(pid)).map(|(name, pid)| Process { name, pid }).collect()
 }
 
 /// What the processes spent between two moments.
