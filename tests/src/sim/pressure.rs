@@ -97,7 +97,8 @@ impl Scenario {
             Self::StackedLimits => {
                 busy(plan, 20);
                 let settings = &mut plan.settings;
-                settings.roomy = true;
+                // The rest of the account is enough for those who need nothing else.
+                settings.roomy = (seed / 2 % 2 == 0).then_some(30);
                 (settings.heavy, settings.limits) = match seed / 2 % 4 {
                     0 | 2 => (
                         vec![0],
@@ -108,11 +109,11 @@ impl Scenario {
                         ],
                     ),
                     // Some of what needs the sender is held up by something else.
-                    1 => (vec![1], vec![limit(Scope::Sender, 8, 1, 700), limit(Scope::Brand(0), 4, 4, 850)]),
+                    1 => (vec![1], vec![limit(Scope::Sender, 8, 1, 550), limit(Scope::Brand(0), 4, 4, 850)]),
                     _ => (
                         vec![1],
                         vec![
-                            limit(Scope::Sender, 8, 1, 600),
+                            limit(Scope::Sender, 8, 1, 550),
                             limit(Scope::Account, 16, 2, 0),
                             limit(Scope::Brand(0), 4, 4, 850),
                         ],
@@ -125,15 +126,15 @@ impl Scenario {
             Self::DailyCaps => {
                 busy(plan, 20);
                 plan.safety_ms = 42_000;
-                (plan.settings.midnight, plan.settings.roomy) = (true, true);
+                (plan.settings.midnight, plan.settings.roomy) = (true, Some(50));
                 plan.settings.limits =
                     vec![limit(Scope::Brand(0), 60, 0, 950), limit(Scope::Account, 15, 1, 0)];
             }
             Self::Pieces => {
                 busy(plan, 24);
-                (plan.long, plan.settings.whole, plan.settings.roomy) = (500, Some(0), true);
+                (plan.long, plan.settings.whole, plan.settings.roomy) = (500, Some(0), Some(100));
                 plan.settings.limits = match seed / 2 % 2 == 0 {
-                    true => vec![limit(Scope::Practice(0), 6, 1, 800)],
+                    true => vec![limit(Scope::Practice(0), 6, 1, 600)],
                     false => vec![limit(Scope::Brand(0), 3, 1, 600), limit(Scope::Account, 24, 1, 0)],
                 };
             }

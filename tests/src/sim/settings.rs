@@ -145,8 +145,8 @@ pub struct Settings {
     pub window_rows: usize,
     /// Nothing is in the way of the lanes: limits must be used.
     pub healthy: bool,
-    /// The account carries all that the limits of practices let through: those that have none of their own do not wait.
-    pub roomy: bool,
+    /// The account carries all that the limits of practices let through: of messages that have none of their own so many permille may expire.
+    pub roomy: Option<u64>,
     /// The first carrier says "too fast" from when to when; it is eased, and comes back.
     pub throttled_ms: Option<(u64, u64)>,
 }
@@ -167,7 +167,7 @@ impl Default for Settings {
             whole: None,
             window_rows: 24,
             healthy: false,
-            roomy: false,
+            roomy: None,
             throttled_ms: None,
         }
     }

@@ -10,8 +10,6 @@ use std::collections::VecDeque;
 
 /// Before this time after a limit came into force its lane is not looked at for whether it is used.
 const RAMP_MS: u64 = 4_000;
-/// Of the messages that are held up by no limit so many may expire: a quarter of all are good for 1.5 s only.
-const EXPIRED_PERMILLE_MAX: u64 = 30;
 
 #[derive(Debug)]
 struct Watched {
@@ -191,7 +189,7 @@ impl World {
                 self.oracle.fail(format!("I8 {text}"));
             }
         }
-        let Some(view) = self.newest_view().filter(|_| self.plan.settings.roomy) else { return };
+        let (Some(permille_max), Some(view)) = (self.plan.settings.roomy, self.newest_view()) else { return };
         // Whoever needs no limit but the carrier's has room.
         let start_ms = self.plan.start_ms();
         let looked_at = start_ms + 8_000..start_ms + self.plan.safety_ms - 6_000;
@@ -214,7 +212,7 @@ impl World {
             "of {all} messages of practices that are held up by no limit of their own {} expired: {expired:?}",
             expired.len()
         );
-        let fine = expired.len() as u64 * 1_000 <= all * EXPIRED_PERMILLE_MAX;
+        let fine = expired.len() as u64 * 1_000 <= all * permille_max;
         self.note(&[62, u64::from(fine)], || format!("used   {text}"));
         if !fine {
             self.oracle.fail(format!("I13 {text}"));
