@@ -115,6 +115,9 @@ pub struct Permit {
     pub open_until_ms: u64,
     /// It has waited for the recipient's hours.
     pub was_held: bool,
+    /// What the attempt was committed with: the sender's number (0 = the account's own) and what the recipient sees.
+    pub sender_no: u32,
+    pub sender: String,
 }
 
 /// The answer to a cancel for one message.
@@ -198,6 +201,8 @@ pub struct DueEntry {
     pub open_until_ms: u64,
     /// The rules by which that was computed; 0 = it was not.
     pub hours_stamp: u32,
+    /// 0 = the account's own.
+    pub sender_no: u32,
 }
 
 /// Everything that one batch caused.

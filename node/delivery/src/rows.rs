@@ -146,7 +146,7 @@ impl Scheduler {
             return;
         }
         if let Some(lane) = self.lanes.get_mut(&attempt.carrier_no) {
-            lane.attempt_sent(attempt.practice_no, attempt.segments);
+            lane.attempt_sent((attempt.practice_no, attempt.sender_no), attempt.segments);
         }
     }
 
@@ -182,7 +182,8 @@ impl Scheduler {
             row.stage = Stage::Held;
             let level = level_of(row.priority).expect("a row was put in under its level");
             if let Some(lane) = self.lanes.get_mut(&row.carrier_no) {
-                lane.remove(level, row.practice_no, &row.ready_key(cell.id), aged);
+                let place = (row.practice_no, row.sender_no);
+                lane.remove(level, place, &row.ready_key(cell.id), aged);
             }
         }
     }
@@ -194,7 +195,7 @@ impl Scheduler {
         row.stage = Stage::Ready { aged };
         let level = level_of(row.priority).expect("a row was put in under its level");
         let lane = self.lanes.entry(row.carrier_no).or_default();
-        lane.push(level, row.practice_no, row.ready_key(cell.id), no, aged);
+        lane.push(level, (row.practice_no, row.sender_no), row.ready_key(cell.id), no, aged);
     }
 
     /// Takes the row out of everything; the cell may be left empty.

@@ -256,6 +256,20 @@ impl Scheduler {
         }
     }
 
+    /// Senders of a lane; one that is not named has no limits of its own. Until its room is told each may begin as much as the lane.
+    pub fn set_senders(&mut self, carrier_no: u32, senders: &[u32]) {
+        if !senders.is_empty() || self.lanes.contains_key(&carrier_no) {
+            self.lanes.entry(carrier_no).or_default().set_senders(senders);
+        }
+    }
+
+    /// So many segments of the sender at this place of the list may be begun and not sent. Those of the others go on.
+    pub fn set_sender_room(&mut self, carrier_no: u32, place: usize, segments: u32) {
+        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+            lane.set_sender_room(place, segments);
+        }
+    }
+
     /// Nothing is begun on the lane before this moment of the monotonic clock; a moment that has passed ends
     /// the pause. The order of the messages stays as it is.
     pub fn pause_lane(&mut self, carrier_no: u32, until: Duration) {

@@ -14,6 +14,7 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_core::meta::senders;
 use carillon_delivery::hours::MARGIN_MS;
 use carillon_delivery::lease::{common, stack};
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
@@ -150,13 +151,16 @@ impl Sender {
         let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
         if outcome.code != PANIC_CODE {
-            let carrier_no = permit.carrier_no;
-            drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
+            let (carrier_no, sender_no) = (permit.carrier_no, permit.sender_no);
+            let answered = Local::Answered { carrier_no, sender_no, outcome: outcome.outcome };
+            drop(self.local.send(answered).await);
         }
         let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
         let throttled = (outcome.outcome == Outcome::Throttled).then_some(pause);
         self.leases.answered(permit.carrier_no, throttled);
-        if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
+        // One sender that is refused does not stop the others.
+        let broken = outcome.outcome == Outcome::LaneBroken && permit.sender_no == 0;
+        if broken || matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached) {
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
         drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);
@@ -199,7 +203,8 @@ impl Sender {
     fn choose(&self, lane: &Lane, permit: &Permit) -> Chosen {
         let stamp = self.leases.stamp();
         let view = self.handle.meta();
-        let stack = stack(&view, permit.carrier_no, permit.practice_no);
+        let sender = own_sender(permit).unwrap_or_default();
+        let stack = stack(&view, permit.carrier_no, permit.practice_no, sender);
         let own = stack != common(&view, permit.carrier_no);
         Chosen { gate: lane.gate(&stack), stamp, own }
     }
@@ -239,7 +244,7 @@ impl Sender {
             attempt_no: permit.attempt_no,
             recipient: text(Field::Recipient, &permit.sealed_recipient)?,
             body: text(Field::Body, &permit.sealed_body)?,
-            sender: None,
+            sender: own_sender(permit).map(str::to_owned),
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
             validity: Some(after(valid_until_ms(permit))),
@@ -280,6 +285,11 @@ fn panic_if_asked(point: &'static str, request: &SendRequest) {
 fn panicked(outcome: Outcome) -> SendOutcome {
     let code = PANIC_CODE.to_owned();
     SendOutcome { outcome, carrier_refs: Vec::new(), code, retry_after: None, segments: 0 }
+}
+
+/// The sender that the attempt was committed with, if it is not the account's own.
+fn own_sender(permit: &Permit) -> Option<&str> {
+    (permit.sender_no > 0 && senders::is_address(&permit.sender)).then_some(permit.sender.as_str())
 }
 
 /// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.

@@ -214,16 +214,21 @@ impl World {
             let pages =
                 PRIORITIES.iter().map(|p| query::due_sweep(store, *p, None, now_ms + 1_000, MOVES_MAX));
             let rows = pages.filter_map(Result::ok).flatten();
-            let ids: Vec<MessageId> =
-                rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
+            let ids: Vec<(MessageId, u32)> = rows
+                .filter(|row| row.carrier_no == from)
+                .map(|row| (row.message_id, row.sender_no))
+                .collect();
             let commands: Vec<Command> = ids
                 .into_iter()
-                .map(|id| {
+                .map(|(id, from_sender_no)| {
                     let reroute = Reroute {
                         message_id: id.to_bytes(),
                         from_carrier_no: from,
                         to_carrier_no: to,
                         due_ms: now_ms,
+                        from_sender_no,
+                        // Whoever has senders gets it another one a little later.
+                        to_sender_no: 0,
                     };
                     Command { kind: Some(Kind::Reroute(reroute)) }
                 })

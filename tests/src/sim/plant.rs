@@ -79,6 +79,8 @@ pub enum Plant {
     StackLeaseTwice,
     /// Segments need a permit of the account only.
     StackIgnored,
+    /// Segments need a permit of the account's own sender, whatever sender they leave under.
+    SenderIgnored,
     /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by reading).
     DemandOfCarrier,
     /// What is taken of a daily cap is known to the leader and not to the log.
@@ -102,7 +104,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 48] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -140,6 +142,7 @@ impl Plant {
         Self::LogRotIgnored,
         Self::StackLeaseTwice,
         Self::StackIgnored,
+        Self::SenderIgnored,
         Self::DemandOfCarrier,
         Self::CapForgotten,
         Self::CapOutsideApply,

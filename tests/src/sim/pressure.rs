@@ -52,6 +52,15 @@ impl Scenario {
                     ],
                 };
             }
+            Self::Senders => {
+                busy(plan, 20);
+                plan.settings.senders = 3;
+                plan.settings.limits = vec![
+                    limit(Scope::Own(1), 5, 1, 800),
+                    limit(Scope::Own(2), 3, 1, 800),
+                    limit(Scope::Own(3), 6, 2, 800),
+                ];
+            }
             Self::DailyCaps => {
                 busy(plan, 20);
                 plan.safety_ms = 42_000;
@@ -108,7 +117,7 @@ impl Scenario {
             }
             _ => return,
         }
-        if matches!(self, Self::StackedLimits | Self::DailyCaps) && !healthy {
+        if matches!(self, Self::StackedLimits | Self::Senders | Self::DailyCaps) && !healthy {
             trouble(plan, faults);
         }
         plan.settings.healthy = healthy || self == Self::Throttling;

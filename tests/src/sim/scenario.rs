@@ -39,6 +39,8 @@ pub enum Scenario {
     Nights,
     /// Limits of practices, campaigns, brands and senders on a busy lane.
     StackedLimits,
+    /// Senders of one carrier, each with a limit of its own.
+    Senders,
     /// Caps of a calendar day that ends within the run.
     DailyCaps,
     /// Practices with a backlog beside others with single messages, weights and pauses.
@@ -52,7 +54,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -69,6 +71,7 @@ impl Scenario {
         Self::RottenLogs,
         Self::Nights,
         Self::StackedLimits,
+        Self::Senders,
         Self::DailyCaps,
         Self::Fairness,
         Self::Fuses,
@@ -131,6 +134,7 @@ impl Scenario {
                 each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
             }
             Self::StackedLimits
+            | Self::Senders
             | Self::DailyCaps
             | Self::Fairness
             | Self::Fuses

@@ -2,7 +2,7 @@
 //! with the parts of a message: in order, each one after its permit and after the answer to the one before.
 use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
-use super::settings::practice_of;
+use super::settings::{practice_of, sender_address};
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, World};
@@ -28,7 +28,9 @@ impl World {
         let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
-        let mut stack = lease::stack(&self.nodes[node].meta, carrier_no, permit.practice_no);
+        let ignores = self.planted(Plant::SenderIgnored);
+        let sender = if permit.sender_no == 0 || ignores { "" } else { permit.sender.as_str() };
+        let mut stack = lease::stack(&self.nodes[node].meta, carrier_no, permit.practice_no, sender);
         if self.planted(Plant::StackIgnored) {
             stack.truncate(1);
         }
@@ -147,6 +149,11 @@ impl World {
         let lane = &at.wing.lanes[&carrier_no];
         let (carrier, limit) = (lane.carrier, lane.limit);
         let practice = practice_of(&at.meta, practice_no);
+        let sent_as = |number: &u32| permit.sender == sender_address(carrier, *number);
+        let sender = (1..=self.plan.settings.senders).find(sent_as).unwrap_or(0);
+        if sender > 0 {
+            self.trace.count("sent_under_own_sender");
+        }
         let epoch = self.nodes[node].epoch;
         let clock_error_ms = self.clock_error_ms();
         let error_ms = 2 * clock_error_ms;
@@ -158,6 +165,7 @@ impl World {
             part,
             carrier,
             practice,
+            sender,
             begun_ms,
             limit,
             decided_ms,

@@ -64,7 +64,7 @@ impl Stack {
             let limit = watched.limit;
             // Who began before has no permit of it.
             let counts = watched.known_ms.is_some_and(|known_ms| write.begun_ms >= known_ms);
-            if counts && limit.covers(write.carrier, write.practice) {
+            if counts && limit.covers(write.carrier, write.practice, write.sender) {
                 watched.count(write)?;
             }
         }

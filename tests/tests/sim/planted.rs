@@ -231,6 +231,11 @@ fn sending_without_a_permit_of_every_limit() {
     found_in(Scenario::StackedLimits, Plant::StackIgnored, 3, &["I6"]);
 }
 
+#[test]
+fn sending_without_a_permit_of_the_sender() {
+    found_in(Scenario::Senders, Plant::SenderIgnored, 4, &["I6"]);
+}
+
 /// Found by reading: two thirds of a limit lay with nodes that had no use for it.
 #[test]
 fn asking_for_limits_that_nothing_needs() {
