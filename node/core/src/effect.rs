@@ -58,11 +58,15 @@ pub struct Retired {
 }
 
 /// What one ResolveQuarantine did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub messages: u32,
     /// The limit was reached: there may be more.
     pub more: bool,
+    /// Not released, because a carrier has them.
+    pub kept: Vec<MessageId>,
+    /// The last one that was looked at, and its practice.
+    pub last: Option<(u32, MessageId)>,
 }
 
 /// What one UpdateByReference did.

@@ -1,4 +1,4 @@
-//! `carillonctl route ...`: rules that choose carriers and senders, by weight and health. See deploy/runbooks/routes.md.
+//! `carillonctl route ...`: rules that choose carriers and senders, by weight and health. See deploy/runbooks/carriers.md.
 use super::Verdict;
 use super::backup::Everyone;
 use super::output::{Format, print, table};

@@ -1,4 +1,4 @@
-//! `carillonctl sender ...`: the numbers and names that a carrier sends under. See deploy/runbooks/routes.md.
+//! `carillonctl sender ...`: the numbers and names that a carrier sends under. See deploy/runbooks/carriers.md.
 use super::Verdict;
 use super::backup::Everyone;
 use super::output::{Format, print, table};
