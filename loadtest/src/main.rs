@@ -172,8 +172,7 @@ async fn ledger(args: &LedgerArgs) -> anyhow::Result<u8> {
     let file: AcksFile = serde_json::from_slice(&fs_err::read(&path)?)
         .with_context(|| format!("{} does not parse", path.display()))?;
     let client = Client::connect(&lab.router, &lab.tls(), ClientConfig::default())?;
-    let carrier = Carrier::new(Http::default(), &lab.smsc_http);
-    let ledger = reckon(&client, &carrier, &file).await?;
+    let ledger = reckon(&client, &lab, &Http::default(), &file).await?;
     println!("{ledger}");
     if let Some(path) = demo::keep_held(&ledger, &lab.dir)? {
         println!("  all held messages: {}", path.display());
