@@ -14,6 +14,7 @@ use super::show::Show;
 use crate::carrier::{Carrier, Mark};
 use crate::http::Http;
 use crate::lab::Lab;
+use crate::sample_day::Day;
 use crate::scrape::Page;
 
 /// The behaviour of the second carrier on the sample day.
@@ -33,6 +34,11 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_millis(700);
 /// The simulator of the second carrier, if the lab has one.
 pub fn carrier(lab: &Lab, http: &Http) -> Option<Carrier> {
     lab.smsc_http_http.as_ref().map(|address| Carrier::new(http.clone(), address))
+}
+
+/// Whether a day has messages for the second carrier.
+pub fn takes_part(day: &Day) -> bool {
+    day.messages().any(|message| message.practice == PRACTICE && CLASSES.contains(&message.class.as_str()))
 }
 
 /// Puts the route and the profile into force. Gives where the ground truth begins.

@@ -160,7 +160,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     carrier.reset().await?;
     let mark = carrier.mark().await?;
     carrier.set_profile(&profile).await?;
-    let (ctl, second) = (args.ctl()?, failover::carrier(&lab, &http));
+    let (ctl, second) = (args.ctl()?, failover::carrier(&lab, &http).filter(|_| failover::takes_part(&day)));
     let second_mark = match &second {
         Some(second) => Some(failover::begin(&ctl, &lab, second, &lab.tenant()?).await?),
         None => None,

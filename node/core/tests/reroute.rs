@@ -86,6 +86,38 @@ fn a_failed_attempt_goes_elsewhere_without_the_rest_of_its_pause() {
     assert_eq!(world.status(1).due_ms, world.now_ms, "never later");
 }
 
+/// Failover asks without a time: what waits for its schedule, for the recipient's hours or for its backoff goes on waiting for it.
+#[test]
+fn a_message_that_is_moved_keeps_its_time_and_its_hours() {
+    let mut world = World::new();
+    let later_ms = world.now_ms + 1_500;
+    world.done(accept_with(1, |a| a.not_before_ms = later_ms));
+    world.done(accept_with(2, |a| {
+        a.place = Some(Default::default());
+        (a.due_ms, a.open_until_ms, a.hours_stamp) = (later_ms, later_ms + 60_000, 7);
+    }));
+    world.done(accept(3));
+    world.begin(3);
+    world.done(outcome(3, 1, Outcome::Transient, &[]));
+    for n in [1, 2, 3] {
+        let before = world.status(n);
+        assert!(before.due_ms > world.now_ms, "{n} waits");
+        let effects = world.run([reroute(n, CARRIER, OTHER, 0)]);
+        let after = world.status(n);
+        assert_eq!((after.carrier_no, after.due_ms), (OTHER, before.due_ms), "{n}");
+        assert_eq!(
+            (after.waiting_reason, after.open_until_ms, after.hours_stamp),
+            (before.waiting_reason, before.open_until_ms, before.hours_stamp),
+            "{n}"
+        );
+        let due = |c: &ScheduleChange| matches!(c, ScheduleChange::Due(e) if e.due_ms == before.due_ms);
+        assert!(effects.schedule.iter().any(due), "{n}: {:?}", effects.schedule);
+        let next = after.attempts.len() as u32 + 1;
+        let early = world.one(begin_on(OTHER, n, next, world.term));
+        assert!(matches!(early, CommandResult::Refused(_)), "{n} is not due: {early:?}");
+    }
+}
+
 #[test]
 fn what_a_carrier_may_have_never_goes_to_another() {
     let mut world = World::new();

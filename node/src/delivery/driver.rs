@@ -205,7 +205,7 @@ pub fn start(
         leases,
         grants: grants.clone(),
         channels,
-        renewal: Renewal { handle: sweeper, hours },
+        renewal: Renewal::new(sweeper, hours),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -342,6 +342,8 @@ impl Driver {
             DriverEvent::Lead { partition, term } => {
                 self.terms.insert(partition, term);
                 self.scheduler.lead(partition, clock_ms());
+                // Rules may have been loosened while another node led, or nobody.
+                tokio::spawn(self.renewal.clone().sweep(partition));
             }
             DriverEvent::Unlead { partition } => {
                 self.terms.remove(&partition);

@@ -140,16 +140,8 @@ impl Failover {
         for waits in found {
             let from = waits.way;
             let Some(to) = self.better(view, &spared, &waits).filter(|to| *to != from) else { continue };
-            let reroute = Reroute {
-                message_id: waits.id.to_bytes(),
-                from_carrier_no: from.carrier_no,
-                to_carrier_no: to.carrier_no,
-                from_sender_no: from.sender_no,
-                to_sender_no: to.sender_no,
-                // Its time stays: it may be that of its schedule or of the recipient's hours.
-                due_ms: 0,
-            };
-            let command = Command { kind: Some(Kind::Reroute(reroute)) }.encode_to_vec().into();
+            let kind = Some(Kind::Reroute(move_to(&waits, to)));
+            let command = Command { kind }.encode_to_vec().into();
             moves.entry(waits.partition).or_default().push((from, to, command));
         }
         for (partition, list) in moves {
@@ -163,6 +155,18 @@ impl Failover {
                 }
             }
         }
+    }
+}
+
+fn move_to(waits: &Waits, to: Way) -> Reroute {
+    Reroute {
+        message_id: waits.id.to_bytes(),
+        from_carrier_no: waits.way.carrier_no,
+        to_carrier_no: to.carrier_no,
+        from_sender_no: waits.way.sender_no,
+        to_sender_no: to.sender_no,
+        // Its time stays: it may be that of its schedule or of the recipient's hours.
+        due_ms: 0,
     }
 }
 
@@ -251,4 +255,46 @@ fn waiting_for(handle: &NodeHandle, spared: &Spared, from: &mut Positions) -> an
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_proto::Slot;
+
+    #[test]
+    fn a_message_that_is_moved_keeps_its_time() {
+        let way = |carrier_no, sender_no| Way { carrier_no, sender_no };
+        let waits = Waits {
+            partition: 1,
+            id: MessageId::new(1, Slot::new(9).unwrap(), 1),
+            way: way(1, 4),
+            route_no: 2,
+            class: 2,
+            spread: Bytes::new(),
+        };
+        let moved = move_to(&waits, way(2, 0));
+        assert_eq!((moved.from_carrier_no, moved.from_sender_no), (1, 4));
+        assert_eq!((moved.to_carrier_no, moved.to_sender_no), (2, 0));
+        assert_eq!(moved.due_ms, 0, "now would send it before its schedule, or at night");
+    }
+
+    #[test]
+    fn what_is_spared_is_a_carrier_or_one_of_its_senders() {
+        let everything = Some(Spare::Everything);
+        let mut spared = Spared::default();
+        assert!(spared.is_empty());
+        spared.carriers.insert(1, Spare::Failed);
+        let of_two = BTreeMap::from([(4, None), (5, everything), (6, Some(Spare::Failed))]);
+        spared.senders.insert(2, of_two);
+        assert!(!spared.is_empty());
+        assert_eq!(spared.of(1, 0), Some(Spare::Failed));
+        assert_eq!(spared.of(3, 0), None);
+        assert_eq!((spared.of(2, 4), spared.of(2, 5)), (None, everything));
+        assert_eq!(spared.of(2, 6), Some(Spare::Failed));
+        assert_eq!(spared.of(2, 0), everything, "from before the carrier had senders");
+        assert_eq!(spared.of(2, 9), everything, "one that is gone");
+        spared.carriers.insert(2, Spare::Everything);
+        assert_eq!(spared.of(2, 6), everything, "the stronger reason");
+    }
 }
