@@ -85,6 +85,11 @@ impl Groups {
         self.of.get(&practice_no).and_then(|no| self.groups.get(*no)).is_some_and(|group| group.closed)
     }
 
+    /// All that are in a group.
+    pub fn members(&self) -> impl Iterator<Item = u32> + '_ {
+        self.of.keys().copied()
+    }
+
     /// Segments begun and not sent, of each practice that has any.
     pub fn unsent(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         self.unsent.iter().map(|(practice_no, segments)| (*practice_no, *segments))

@@ -133,6 +133,10 @@ impl Lane {
         self.show_senders(&touched);
     }
 
+    pub fn senders(&self) -> impl Iterator<Item = u32> + '_ {
+        self.senders.members()
+    }
+
     /// So many segments of a sender may be begun and not sent.
     pub fn set_sender_room(&mut self, no: usize, room: u32) {
         let touched = self.senders.set_room(no, room).to_vec();

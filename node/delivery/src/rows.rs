@@ -6,6 +6,7 @@ use crate::cells::CellNo;
 use crate::key::RowKey;
 use crate::scheduler::Scheduler;
 use crate::types::{Row, Stage, level_of};
+use crate::window::lane_of;
 use carillon_core::DueEntry;
 use carillon_proto::MessageId;
 
@@ -49,15 +50,16 @@ impl Scheduler {
         let extra_max = flows.quota(rows_max) / 2;
         let key = RowKey::of(entry.due_ms, entry.message_id);
         let useful_until_ms = if entry.deadline_ms > 0 { entry.deadline_ms } else { entry.expires_at_ms };
+        let lane = lane_of(entry);
         flows
             .change(entry.flow, |window| {
                 window.raise_where_empty(horizon_end_ms);
-                let known = key < window.bound(entry.carrier_no);
+                let known = key < window.bound(lane);
                 let extra = key.due_ms < horizon_end_ms
                     && (entry.attempt_no > 1 || useful_until_ms < soon_ms)
-                    && window.extra(entry.carrier_no) < extra_max;
+                    && window.extra(lane) < extra_max;
                 match known || extra {
-                    true => window.insert(entry.carrier_no, key, no),
+                    true => window.insert(lane, key, no),
                     false => window.note_unknown(key),
                 }
                 known || extra
@@ -206,7 +208,8 @@ impl Scheduler {
         let (key, partition) = (RowKey::of(row.due_ms, cell.id), cell.partition);
         let level = level_of(row.priority).expect("a row was put in under its level");
         if let Some(led) = self.partitions.get_mut(&partition) {
-            led.levels[level].change(row.flow, |window| window.remove(row.carrier_no, key));
+            let lane = (row.carrier_no, row.sender_no);
+            led.levels[level].change(row.flow, |window| window.remove(lane, key));
             self.touch((partition, level, row.flow));
         }
     }
