@@ -26,7 +26,10 @@ pub(crate) fn resolve(turn: &mut Turn, command: &ResolveQuarantine) -> Result<Co
     if action == QuarantineAction::Unspecified {
         return Ok(CommandResult::Refused(Refusal::Malformed));
     }
-    let Ok(after) = after(command) else { return Ok(CommandResult::Refused(Refusal::Malformed)) };
+    let after = match after(command) {
+        Ok(after) => after,
+        Err(refusal) => return Ok(CommandResult::Refused(refusal)),
+    };
     let limit = command.limit.clamp(1, RESOLVE_LIMIT_MAX) as usize;
     let found = query::quarantined(turn.tables, command.practice_no, after, limit)?;
     let mut resolved =
@@ -54,11 +57,12 @@ pub(crate) fn resolve(turn: &mut Turn, command: &ResolveQuarantine) -> Result<Co
 }
 
 /// Where it goes on.
-fn after(command: &ResolveQuarantine) -> Result<Option<(u32, MessageId)>, carillon_proto::IdError> {
-    match command.after_message_id.is_empty() {
-        true => Ok(None),
-        false => Ok(Some((command.after_practice_no, MessageId::from_bytes(&command.after_message_id)?))),
+fn after(command: &ResolveQuarantine) -> Result<Option<(u32, MessageId)>, Refusal> {
+    if command.after_message_id.is_empty() {
+        return Ok(None);
     }
+    let id = MessageId::from_bytes(&command.after_message_id).map_err(|_| Refusal::Malformed)?;
+    Ok(Some((command.after_practice_no, id)))
 }
 
 /// A carrier is known to have at least a part of the message.

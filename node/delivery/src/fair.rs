@@ -183,15 +183,14 @@ impl Fair {
 
     /// How many messages of each practice are ready, also of those that are not chosen now.
     pub fn waiting(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
-        let count = |share: &Share| share.messages.values().map(BTreeMap::len).sum();
+        let count = |share: &Share| share.messages.values().map(BTreeMap::len).sum::<usize>();
         self.shares.iter().map(move |(practice_no, share)| (*practice_no, count(share)))
     }
 
     /// The same of each sender, practice by practice.
     pub fn waiting_of_senders(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
-        let of =
-            |share: &'_ Share| share.messages.iter().map(|(no, messages)| (*no, messages.len())).collect();
-        self.shares.values().flat_map(move |share| -> Vec<(u32, usize)> { of(share) })
+        let of_all = self.shares.values().flat_map(|share| &share.messages);
+        of_all.map(|(sender_no, messages)| (*sender_no, messages.len()))
     }
 
     /// Some practice is paused.

@@ -113,8 +113,8 @@ impl DerefMut for Oracle {
 }
 
 impl Oracle {
-    pub fn new(limits: &[PlannedLimit]) -> Self {
-        Self { stack: Stack::new(limits), ..Self::default() }
+    pub fn new(limits: &[PlannedLimit], keeps_taken_over: bool) -> Self {
+        Self { stack: Stack::new(limits), keeps_taken_over, ..Self::default() }
     }
 
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.

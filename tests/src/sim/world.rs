@@ -101,7 +101,7 @@ impl World {
             book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
-            oracle: Oracle { keeps_taken_over, ..Oracle::new(&plan.settings.limits) },
+            oracle: Oracle::new(&plan.settings.limits, keeps_taken_over),
             nodes,
             net: Net::default(),
             carriers,
