@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use carillon_loadtest::carrier::Carrier;
 use carillon_loadtest::client::{Client, ClientConfig};
 use carillon_loadtest::demo::{self, AcksFile, reckon};
 use carillon_loadtest::http::Http;
