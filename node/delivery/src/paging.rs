@@ -52,7 +52,7 @@ impl Scheduler {
         wanted
     }
 
-    fn ask(&mut self, place: Place, lane: Option<u32>) -> Option<PageRequest> {
+    fn ask(&mut self, place: Place, lane: Option<WindowLane>) -> Option<PageRequest> {
         let (partition, level, flow) = place;
         let horizon_end_ms = self.now_ms.saturating_add(self.config.horizon_ms);
         let flows = &mut self.partitions.get_mut(&partition)?.levels[level];

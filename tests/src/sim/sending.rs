@@ -145,12 +145,13 @@ impl World {
         let (decided_ms, send_within_ms, expires) =
             (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
         let (carrier_no, practice_no, begun_ms) = (permit.carrier_no, permit.practice_no, sending.begun_ms);
+        let sent_as = permit.sender.clone();
         let at = &self.nodes[node];
         let lane = &at.wing.lanes[&carrier_no];
         let (carrier, limit) = (lane.carrier, lane.limit);
         let practice = practice_of(&at.meta, practice_no);
-        let sent_as = |number: &u32| permit.sender == sender_address(carrier, *number);
-        let sender = (1..=self.plan.settings.senders).find(sent_as).unwrap_or(0);
+        let is_own = |number: &u32| sent_as == sender_address(carrier, *number);
+        let sender = (1..=self.plan.settings.senders).find(is_own).unwrap_or(0);
         if sender > 0 {
             self.trace.count("sent_under_own_sender");
         }
