@@ -48,7 +48,7 @@ pub async fn begin(ctl: &Path, lab: &Lab, second: &Carrier, tenant: &str) -> any
     let (to_second, to_first) = (format!("{SECOND}=1"), format!("{FIRST}=0"));
     let mut words = vec!["route", "put", ROUTE, "--to", &to_second, "--to", &to_first];
     words.extend(["--tenant", tenant, "--practice", PRACTICE]);
-    CLASSES.iter().for_each(|class| words.extend(["--class", class]));
+    CLASSES.iter().for_each(|class| words.extend(["--class", *class]));
     call(ctl, lab, &words).await?;
     second.set_profile(PROFILE).await?;
     Ok(mark)
