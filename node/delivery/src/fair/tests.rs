@@ -131,7 +131,7 @@ fn a_closed_sender_holds_up_neither_its_practice_nor_the_others() {
         fair.insert((1, 7), (FAR + n, id(n)), n as CellNo, n < 5);
         fair.insert((1, 8), (FAR + 100 + n, id(100 + n)), n as CellNo, false);
     }
-    fair.insert((2, 7), (FAR, id(900)), 900, false);
+    fair.insert((2, 7), (FAR + 50, id(900)), 900, false);
     let next = |fair: &mut Fair| {
         let (of, key, _) = fair.first(0)?;
         fair.charge(of, &key, key.0 < FAR + 5, 1, 1);
@@ -146,7 +146,7 @@ fn a_closed_sender_holds_up_neither_its_practice_nor_the_others() {
     assert!(!fair.offers() && fair.ready() == 20 && fair.aged() == 4);
     assert_eq!(fair.waiting().collect::<Vec<_>>(), [(1, 19), (2, 1)]);
     // More comes for it meanwhile.
-    fair.insert((3, 7), (FAR, id(901)), 901, false);
+    fair.insert((3, 7), (FAR + 50, id(901)), 901, false);
     assert!(!fair.offers());
     fair.close_sender(7, false);
     let rest: Vec<_> = std::iter::from_fn(|| next(&mut fair)).collect();
