@@ -14,7 +14,7 @@ use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::ClassTable;
-use carillon_core::meta::level::{self, LEVEL_DELIVERY};
+use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::meta::routes::{self, Way};
 use carillon_core::meta::{MetaView, senders};
 use carillon_core::{CommandResult, Refusal};
@@ -244,8 +244,7 @@ impl Ingest {
             deadline => by_class_ms.min(deadline),
         };
         let recipient_index = keys.recipient_index(&message.recipient);
-        let (Way { carrier_no, sender_no }, route_no) =
-            self.way(&view, &practice.record, &recipient_index, &message);
+        let (way, route_no) = self.way(&view, &practice.record, &recipient_index, &message);
         let place = message
             .place
             .clone()
@@ -257,8 +256,8 @@ impl Ingest {
             practice: practice.record.hours.as_ref(),
             from_ms: begin_ms,
         };
-        let with_hours = view.level >= level::LEVEL_DELIVERY;
-        let plan = match with_hours {
+        let delivery = view.level >= LEVEL_DELIVERY;
+        let plan = match delivery {
             true => self.hours.of(&view).plan(&ask, expires_at_ms),
             false => HoursPlan::default(),
         };
@@ -266,7 +265,6 @@ impl Ingest {
             metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
         }
         let content_mac = keys.content_mac(&sameness::canonical(&message));
-        let delivery = view.level >= level::LEVEL_DELIVERY;
         let (duplicate_index, duplicate_window_ms) =
             sameness::duplicate_check(practice.policy.duplicate_window_s, keys, &message, delivery);
         let optional = |text: &str, index: fn(&PracticeKeys, &str) -> Bytes| match text {
@@ -291,7 +289,7 @@ impl Ingest {
             expires_at_ms,
             deadline_ms: message.deadline_ms,
             // With a place it is in there.
-            time_zone: if with_hours { String::new() } else { message.time_zone },
+            time_zone: if delivery { String::new() } else { message.time_zone },
             sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
             recipient_index,
             sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
@@ -302,7 +300,7 @@ impl Ingest {
             idempotency_index,
             content_mac,
             reference_index,
-            carrier_no,
+            carrier_no: way.carrier_no,
             retry: Some(policy.retry),
             // Of all messages with the surface for opt-outs, and then by the feature level.
             indexed_by_recipient: delivery && message.ordered,
@@ -310,14 +308,14 @@ impl Ingest {
             duplicate_index,
             duplicate_window_ms,
             ordered: delivery && message.ordered,
-            dead_letter_listed: view.level >= LEVEL_DELIVERY,
+            dead_letter_listed: delivery,
             replay_of: Bytes::new(),
             route_no,
-            place: with_hours.then_some(place),
+            place: delivery.then_some(place),
             due_ms: plan.due_ms,
             open_until_ms: plan.open_until_ms,
             hours_stamp: plan.stamp,
-            sender_no,
+            sender_no: way.sender_no,
         };
         let told = Told { id, first_send_ms: plan.first_send_ms, expires_before: plan.expires_before };
         Ok((told, accept))
