@@ -55,10 +55,11 @@ impl Scenario {
             Self::Senders => {
                 busy(plan, 20);
                 plan.settings.senders = 3;
+                // Every node sends under each of them, so a handful of tokens is always on its way between three.
                 plan.settings.limits = vec![
-                    limit(Scope::Own(1), 5, 1, 800),
-                    limit(Scope::Own(2), 3, 1, 800),
-                    limit(Scope::Own(3), 6, 2, 800),
+                    limit(Scope::Own(1), 5, 1, 700),
+                    limit(Scope::Own(2), 3, 1, 700),
+                    limit(Scope::Own(3), 6, 2, 700),
                 ];
             }
             Self::DailyCaps => {
