@@ -121,9 +121,9 @@ impl Lane {
         self.show(&touched);
     }
 
-    /// So many segments of a group may be begun and not sent.
-    pub fn set_group_room(&mut self, no: usize, room: u32) {
-        let touched = self.groups.set_room(no, room).to_vec();
+    /// So many segments of a group may be begun and not sent, and so many more could use the lane's own limits soon.
+    pub fn set_group_room(&mut self, no: usize, room: u32, claim: u32) {
+        let touched = self.groups.set_room(no, room, claim).to_vec();
         self.show(&touched);
     }
 
@@ -138,8 +138,8 @@ impl Lane {
     }
 
     /// So many segments of a sender may be begun and not sent.
-    pub fn set_sender_room(&mut self, no: usize, room: u32) {
-        let touched = self.senders.set_room(no, room).to_vec();
+    pub fn set_sender_room(&mut self, no: usize, room: u32, claim: u32) {
+        let touched = self.senders.set_room(no, room, claim).to_vec();
         self.show_senders(&touched);
     }
 
@@ -176,6 +176,16 @@ impl Lane {
 
     pub fn ready(&self) -> usize {
         self.levels.iter().map(Fair::ready).sum()
+    }
+
+    /// Ready messages that could use the lane's own limits: neither those of practices that operators stopped, nor more than the others'
+    /// narrower limits, and those of their senders, let through.
+    pub fn claims(&self) -> u64 {
+        if self.groups.is_empty() && self.stopped.is_empty() && self.senders.is_empty() {
+            return self.ready() as u64;
+        }
+        let waiting = self.waiting().filter(|(practice_no, _)| !self.stopped.contains(practice_no));
+        self.groups.claims(waiting).min(self.senders.claims(self.waiting_of_senders()))
     }
 
     pub fn has_ready(&self) -> bool {

@@ -97,21 +97,25 @@ impl Rooms {
             let wait = opens.map(|at| at.saturating_sub(mono + SOON)).filter(|wait| !wait.is_zero());
             again = [again, wait].into_iter().flatten().min();
             let rooms = needs.iter().map(|limit| match held(*limit) {
-                (_, Some(left)) => left,
-                (view, None) => room(&view, mono),
+                (_, Some(left)) => (left, left),
+                // Who has nothing of it yet, or waits for its turn, needs the others when it has.
+                (view, None) => (room(&view, mono), claim(&view)),
             });
-            rooms.min().unwrap_or(u32::MAX)
+            let tightest = rooms.reduce(|(a, b), (room, claim)| (a.min(room), b.min(claim)));
+            tightest.unwrap_or((u32::MAX, u32::MAX))
         };
         for (carrier_no, groups) in &self.practices {
             for (no, needs) in groups.iter().enumerate() {
-                scheduler.set_group_room(*carrier_no, no, look(needs));
+                let (room, claim) = look(needs);
+                scheduler.set_group_room(*carrier_no, no, room, claim);
             }
         }
         for (carrier_no, list) in &self.senders {
             for (place, sender) in list.iter().enumerate() {
-                let limits = look(&sender.needs);
+                let (room, claim) = look(&sender.needs);
                 let allowed = if sender.paused { Some(0) } else { allowed(sender.sender_no) };
-                scheduler.set_sender_room(*carrier_no, place, limits.min(allowed.unwrap_or(u32::MAX)));
+                let allowed = allowed.unwrap_or(u32::MAX);
+                scheduler.set_sender_room(*carrier_no, place, room.min(allowed), claim.min(allowed));
             }
         }
         again
@@ -125,6 +129,12 @@ fn room(held: &HeldView, mono: Duration) -> u32 {
     }
     let share = u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX);
     (share / 10).max(AHEAD_MIN.min(share.div_ceil(2))).max(1)
+}
+
+/// What may wait for the limits that the whole lane needs: what a held share lets through in a second. More would keep from the
+/// others what it cannot use.
+fn claim(held: &HeldView) -> u32 {
+    u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

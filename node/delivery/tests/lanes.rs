@@ -210,7 +210,7 @@ fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
     (0..40).for_each(|n| rig.due(&of(n, 1 + (n % 2) as u32)));
     (100..120).for_each(|n| rig.due(&of(n, 3)));
     rig.scheduler.group_practices(CARRIER, vec![vec![1, 2]]);
-    rig.scheduler.set_group_room(CARRIER, 0, 2);
+    rig.scheduler.set_group_room(CARRIER, 0, 2, 2);
     let begun = rig.begin();
     assert_eq!(begun.iter().filter(|n| **n < 100).count(), 2, "{begun:?}");
     assert_eq!(begun.len(), 8, "the rest of the lane is for the third one: {begun:?}");
@@ -229,9 +229,9 @@ fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
     let next = rig.begin();
     assert_eq!(next.iter().filter(|n| **n < 100).count(), 1, "{next:?}");
     // A cap that is used up stops it, and an operator's stop stays when it opens again.
-    rig.scheduler.set_group_room(CARRIER, 0, 0);
+    rig.scheduler.set_group_room(CARRIER, 0, 0, 0);
     rig.scheduler.pause_practice(CARRIER, 1, true);
-    rig.scheduler.set_group_room(CARRIER, 0, 50);
+    rig.scheduler.set_group_room(CARRIER, 0, 50, 50);
     more.iter().for_each(|n| finish(&mut rig, *n, 3));
     let open = rig.begin();
     assert!(open.iter().any(|n| *n < 100), "{open:?}");
@@ -252,7 +252,7 @@ fn a_sender_whose_limit_is_used_up_holds_up_no_other_of_the_same_practice() {
     (0..40).for_each(|n| rig.due(&of(n, 7)));
     (100..120).for_each(|n| rig.due(&of(n, 8)));
     rig.scheduler.set_senders(CARRIER, &[0, 7, 8]);
-    rig.scheduler.set_sender_room(CARRIER, 1, 2);
+    rig.scheduler.set_sender_room(CARRIER, 1, 2, 2);
     let decided = rig.decide().begin;
     let slow = decided.iter().filter(|begin| begin.sender_no == 7).count();
     assert_eq!((slow, decided.len()), (2, 8), "the rest of the lane is for the other one");
@@ -265,10 +265,10 @@ fn a_sender_whose_limit_is_used_up_holds_up_no_other_of_the_same_practice() {
     let more = rig.begin();
     assert!(more.len() == 6 && more.iter().all(|n| *n >= 100), "{more:?}");
     // One that is paused has no room at all, until it goes on.
-    rig.scheduler.set_sender_room(CARRIER, 2, 0);
+    rig.scheduler.set_sender_room(CARRIER, 2, 0, 0);
     more.iter().for_each(|n| finish(&mut rig, *n, 8));
     assert!(rig.begin().is_empty());
-    rig.scheduler.set_sender_room(CARRIER, 2, 50);
+    rig.scheduler.set_sender_room(CARRIER, 2, 50, 50);
     assert!(rig.begin().iter().all(|n| *n >= 100));
     rig.scheduler.set_senders(CARRIER, &[]);
     rig.scheduler.set_lane(lane(CARRIER, 10_000, 1_000));

@@ -43,6 +43,8 @@ pub enum Scenario {
     Senders,
     /// Caps of a calendar day that ends within the run.
     DailyCaps,
+    /// Long messages that leave in one piece, on a lane with few tokens.
+    Pieces,
     /// Practices with a backlog beside others with single messages, weights and pauses.
     Fairness,
     /// The same contents again and again, bursts, practices that are paused, and snapshots.
@@ -73,6 +75,7 @@ impl Scenario {
         Self::StackedLimits,
         Self::Senders,
         Self::DailyCaps,
+        Self::Pieces,
         Self::Fairness,
         Self::Fuses,
         Self::Failover,
@@ -136,6 +139,7 @@ impl Scenario {
             Self::StackedLimits
             | Self::Senders
             | Self::DailyCaps
+            | Self::Pieces
             | Self::Fairness
             | Self::Fuses
             | Self::Failover

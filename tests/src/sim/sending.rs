@@ -7,10 +7,22 @@ use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, World};
 use carillon_core::Permit;
-use carillon_delivery::lease::{self, Wait};
+use carillon_core::meta::MetaView;
+use carillon_delivery::lease::{self, Holder, LimitId, Wait};
 use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
+
+/// The limits that an attempt needs now, under the sender that it was committed with.
+pub fn stack_of(meta: &MetaView, permit: &Permit, plant: Option<Plant>) -> Vec<LimitId> {
+    let own = permit.sender_no == 0 || plant == Some(Plant::SenderIgnored);
+    let sender = if own { "" } else { permit.sender.as_str() };
+    let mut stack = lease::stack(meta, permit.carrier_no, permit.practice_no, sender);
+    if plant == Some(Plant::StackIgnored) {
+        stack.truncate(1);
+    }
+    stack
+}
 
 impl World {
     /// Runs one committed attempt: its parts wait for the gate in turn.
@@ -28,13 +40,8 @@ impl World {
         let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
-        let ignores = self.planted(Plant::SenderIgnored);
-        let sender = if permit.sender_no == 0 || ignores { "" } else { permit.sender.as_str() };
-        let mut stack = lease::stack(&self.nodes[node].meta, carrier_no, permit.practice_no, sender);
-        if self.planted(Plant::StackIgnored) {
-            stack.truncate(1);
-        }
-        let begun_ms = self.now_ms;
+        let stack = stack_of(&self.nodes[node].meta, &permit, self.plan.plant);
+        let whole = self.plan.settings.whole == Some(carrier_no as usize - 1);
         let wing = &mut self.nodes[node].wing;
         wing.next_send += 1;
         let send_no = wing.next_send;
@@ -48,11 +55,11 @@ impl World {
             send_by,
             decided_ms,
             send_within_ms,
-            begun_ms,
             stack,
             urgent,
             refs: Vec::new(),
             awaiting: None,
+            whole,
         };
         wing.sends.insert(send_no, sending);
         match has_lane {
@@ -73,6 +80,8 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         let Some(lane) = wing.lanes.get_mut(&carrier_no) else { return false };
         let mut look_at: Option<Duration> = None;
+        let apart = self.plan.plant == Some(Plant::PiecesApart);
+        let ask_at = wing.holder.as_ref().map(Holder::ask_at);
         for (ticket, stack) in lane.heads() {
             let send_no = ticket.2;
             let Some(sending) = wing.sends.get_mut(&send_no) else {
@@ -87,7 +96,8 @@ impl World {
                 return true;
             }
             let Some(holder) = wing.holder.as_mut() else { return false };
-            match holder.try_take(&stack, mono) {
+            let together = if sending.whole && !apart { sending.permits_left.max(1) } else { 1 };
+            match holder.try_take_all(&stack, together, mono) {
                 Err(wait) => {
                     // A new lease looks at the gate again.
                     let at = match wait {
@@ -98,7 +108,7 @@ impl World {
                 }
                 Ok(_) => {
                     lane.take(&stack, &ticket);
-                    sending.permits_left = sending.permits_left.saturating_sub(1);
+                    sending.permits_left = sending.permits_left.saturating_sub(together);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
                     if sending.permits_left == 0 && wing.current(partition, term) {
                         wing.scheduler.on_sent(partition, id);
@@ -108,8 +118,14 @@ impl World {
                 }
             }
         }
+        // It needs more than is held.
+        let asks = wing.holder.as_ref().map(Holder::ask_at) < ask_at;
         if let Some(at) = look_at {
             self.look_at_gate(node, carrier_no, at.saturating_sub(mono));
+        }
+        if asks {
+            self.trace.count("tokens_needed_at_once");
+            self.plan_lease_ask(node);
         }
         false
     }
@@ -140,11 +156,11 @@ impl World {
         }
         let part = sending.refs.len() as u32;
         sending.awaiting = Some(part);
-        let permit = &sending.permit;
-        let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments);
+        let (permit, whole) = (&sending.permit, sending.whole);
+        let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments.max(1));
         let (decided_ms, send_within_ms, expires) =
             (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
-        let (carrier_no, practice_no, begun_ms) = (permit.carrier_no, permit.practice_no, sending.begun_ms);
+        let (carrier_no, practice_no) = (permit.carrier_no, permit.practice_no);
         let sent_as = permit.sender.clone();
         let at = &self.nodes[node];
         let lane = &at.wing.lanes[&carrier_no];
@@ -159,7 +175,7 @@ impl World {
         let clock_error_ms = self.clock_error_ms();
         let error_ms = 2 * clock_error_ms;
         let jumped = self.nodes[node].clock.jumped_ms.is_some_and(|at| at + 60_000 > decided_ms);
-        self.oracle.wrote(&Write {
+        let write = Write {
             now_ms: self.now_ms,
             id,
             attempt_no,
@@ -167,7 +183,6 @@ impl World {
             carrier,
             practice,
             sender,
-            begun_ms,
             limit,
             decided_ms,
             // A drifting clock, and the millisecond in which it is looked at.
@@ -177,14 +192,19 @@ impl World {
             wall_error_ms: error_ms + 1_000,
             clock_error_ms: clock_error_ms + 50,
             expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
-        });
+        };
+        let last = if whole { parts } else { part + 1 };
+        (part..last).for_each(|part| self.oracle.wrote(&Write { part, ..write }));
+        if whole && parts > 1 {
+            self.trace.count("long_message_in_one_piece");
+        }
         let words =
             [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
         let cluster = self.oracle.truth.cluster();
-        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts, whole };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
@@ -210,14 +230,23 @@ impl World {
             return self.refused_part(node, send_no, outcome, "carrier", retry_after_ms);
         }
         sending.refs.push(carrier_ref);
-        let (done, carrier_no) =
-            (sending.refs.len() as u32 >= sending.permit.segments, sending.permit.carrier_no);
+        let (done, carrier_no) = (
+            sending.whole || sending.refs.len() as u32 >= sending.permit.segments,
+            sending.permit.carrier_no,
+        );
         if done {
             return self.finish(node, send_no, Outcome::Accepted, "", 0);
         }
-        let wing = &mut self.nodes[node].wing;
-        match (wing.lanes.get_mut(&carrier_no), wing.sends.get(&send_no)) {
-            (Some(lane), Some(sending)) => lane.push(&sending.stack, sending.urgent, send_no),
+        let plant = self.plan.plant;
+        let at = &mut self.nodes[node];
+        let wing = &mut at.wing;
+        match (wing.lanes.get_mut(&carrier_no), wing.sends.get_mut(&send_no)) {
+            (Some(lane), Some(sending)) => {
+                if plant != Some(Plant::StackKept) {
+                    sending.stack = stack_of(&at.meta, &sending.permit, plant);
+                }
+                lane.push(&sending.stack, sending.urgent, send_no);
+            }
             _ => return self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0),
         }
         self.try_gate(node, carrier_no);
@@ -246,7 +275,8 @@ impl World {
             return;
         };
         let permit = &sending.permit;
-        let tag = (permit.message_id, permit.attempt_no, permit.segments, permit.carrier_no);
+        let parts = if sending.whole { 1 } else { permit.segments };
+        let tag = (permit.message_id, permit.attempt_no, parts, permit.carrier_no);
         wing.timed_out.insert((send_no, part), tag);
         let carrier_no = permit.carrier_no;
         let plant = self.plan.plant;
@@ -283,6 +313,7 @@ impl World {
         }
         if wing.current(partition, term) {
             wing.scheduler.on_finished(partition, permit.message_id);
+            self.resolve_turn(node, partition, permit.message_id, false);
         }
         self.breaker_hears(node, carrier_no, outcome);
         let words = [21, super::rng::hash(permit.message_id.as_bytes()), outcome as u64];

@@ -13,8 +13,6 @@ pub struct Write {
     pub practice: u32,
     /// The sender that the attempt was committed with, from 1; 0 = the account's own.
     pub sender: u32,
-    /// When its sender began to wait for permits.
-    pub begun_ms: u64,
     /// Segments per second of the whole lane.
     pub limit: u32,
     /// When the attempt was decided, and how long after that its writer may still write.
