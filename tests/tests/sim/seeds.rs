@@ -52,6 +52,11 @@ const REGRESSIONS: &[(u64, Option<Scenario>, &str)] = &[
     ),
     (2_224, None, "the same"),
     (4_020, None, "the same"),
+    (
+        61_000_251,
+        None,
+        "a clock went back behind a midnight, and a week had three messages where two were allowed",
+    ),
     (60_000_004, None, "a backup held the meta group of a node that had just been started (simulator)"),
     (
         1_796_057_486_026,
