@@ -222,7 +222,7 @@ fn daily_caps_hold_and_are_used_to_the_end() {
 /// Permits for all segments at once or none, and long ones wait for no longer than short ones.
 #[test]
 fn long_messages_leave_in_one_piece_within_every_limit() {
-    let branches = [("long_message_in_one_piece", 400), ("tokens_needed_at_once", 20)];
+    let branches = [("long_message_in_one_piece", 400), ("tokens_needed_at_once", 5)];
     scenario_holds(Scenario::Pieces, 8, &branches);
 }
 
