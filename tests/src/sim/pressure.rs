@@ -80,7 +80,8 @@ impl Scenario {
             }
             Self::Throttling => {
                 busy(plan, 12);
-                plan.safety_ms = 82_000;
+                // Every node has a backlog.
+                (plan.safety_ms, plan.ops_per_second) = (82_000, 80);
                 (plan.settings.heavy, plan.settings.throttled_ms) = (Vec::new(), Some((20_000, 23_000)));
                 faults.push((20_000, Fault::Throttle { carrier: 0, ms: 3_000 }));
                 if !healthy {

@@ -375,9 +375,11 @@ impl World {
         self.trace.count("limits_settled");
         let (view, now_ms) = (&self.nodes[node].meta, self.now_ms);
         for (number, limit) in self.plan.settings.limits.iter().enumerate() {
-            if let Some(amount) = limit.known(view) {
-                self.oracle.stack.settled(number, amount, now_ms);
+            let Some(amount) = limit.known(view) else { continue };
+            if self.oracle.stack.known(number, now_ms) {
+                self.trace.count("stacked_limit_in_force");
             }
+            self.oracle.stack.settled(number, amount);
         }
     }
 }
