@@ -18,6 +18,12 @@ fn read(pid: &str, file: &str) -> Result<String, ProcError> {
         .map_err(|e| ProcError { pid: pid.to_owned(), why: e.to_string() })
 }
 
+/// Whether a process runs. One that has ended and was not yet collected by its parent is still listed, and does not.
+pub fn runs(pid: u32) -> bool {
+    let stat = read(&pid.to_string(), "stat").unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
 /// Processor time used so far, by all threads, in user and kernel mode.
 pub fn cpu_time(pid: Option<u32>) -> Result<Duration, ProcError> {
     let pid = pid.map_or("self".to_owned(), |pid| pid.to_string());
@@ -115,6 +121,20 @@ mod tests {
         let io = "wchar: 9\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n";
         assert_eq!(number_after(io, "write_bytes:"), 4096);
         assert_eq!(parse_rss("Name:\tx\nVmRSS:\t  2048 kB\n"), Some(2 << 20));
+    }
+
+    #[test]
+    fn a_child_that_ended_does_not_run_though_it_is_listed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(runs(child.id()) && runs(std::process::id()));
+        child.kill().unwrap();
+        // Not collected yet: `wait` comes later, so the entry stays.
+        while read(&child.id().to_string(), "stat").unwrap().contains(") Z") == runs(child.id()) {
+            std::thread::yield_now();
+        }
+        assert!(!runs(child.id()));
+        child.wait().unwrap();
+        assert!(!runs(child.id()));
     }
 
     #[test]

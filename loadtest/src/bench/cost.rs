@@ -91,7 +91,7 @@ pub fn processes(lab: &Lab) -> Vec<Process> {
     let others = [("router", lab.router_pid), ("smsc", lab.smsc_pid)];
     let others = others.into_iter().filter_map(|(name, pid)| Some((name.to_owned(), Some(pid?))));
     let named = nodes.chain(others).chain([("generator".to_owned(), None)]);
-    let runs = |pid: &Option<u32>| *pid != Some(0) && proc::usage(*pid).is_ok();
+    let runs = |pid: &Option<u32>| *pid != Some(0) && pid.is_none_or(proc::runs);
     named.filter(|(_, pid)| runs(pid)).map(|(name, pid)| Process { name, pid }).collect()
 }
 

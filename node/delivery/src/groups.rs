@@ -19,6 +19,8 @@ pub(crate) struct Groups {
 struct Group {
     members: Vec<u32>,
     room: u64,
+    /// So much of the lane's own limits it could use.
+    claim: u64,
     unsent: u64,
     closed: bool,
 }
@@ -44,15 +46,16 @@ impl Groups {
             let under_way = |practice_no| self.unsent.get(practice_no).copied().unwrap_or(0);
             let unsent = members.iter().map(under_way).sum();
             // Its room is told with the next look.
-            self.groups.push(Group { members, room: u64::MAX, unsent, closed: false });
+            self.groups.push(Group { members, room: u64::MAX, claim: u64::MAX, unsent, closed: false });
         }
         touched
     }
 
-    /// So many segments of a group may be under way. Gives the practices for which that changes something.
-    pub fn set_room(&mut self, no: usize, room: u32) -> &[u32] {
+    /// So many segments of a group may be under way, and so many more could leave soon if only the lane's own limits were asked. Gives the
+    /// practices for which that changes something.
+    pub fn set_room(&mut self, no: usize, room: u32, claim: u32) -> &[u32] {
         let Some(group) = self.groups.get_mut(no) else { return &[] };
-        group.room = room.into();
+        (group.room, group.claim) = (room.into(), claim.into());
         if group.settle() { &group.members } else { &[] }
     }
 
@@ -77,6 +80,23 @@ impl Groups {
         };
         change(group);
         if group.settle() { &group.members } else { &[] }
+    }
+
+    /// Of so many messages that wait for each practice: how many could use the lane's own limits.
+    pub fn claims(&self, waiting: impl Iterator<Item = (u32, usize)>) -> u64 {
+        let mut free = 0;
+        let mut of_group = vec![0; self.groups.len()];
+        for (practice_no, messages) in waiting {
+            match self.of.get(&practice_no).and_then(|no| of_group.get_mut(*no)) {
+                Some(sum) => *sum += messages as u64,
+                None => free += messages as u64,
+            }
+        }
+        free + of_group
+            .into_iter()
+            .zip(&self.groups)
+            .map(|(waits, group)| group.claim.min(waits))
+            .sum::<u64>()
     }
 
     /// Nothing of the practice is to be chosen.

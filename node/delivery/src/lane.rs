@@ -109,9 +109,9 @@ impl Lane {
         self.show(&touched);
     }
 
-    /// So many segments of a group may be begun and not sent.
-    pub fn set_group_room(&mut self, no: usize, room: u32) {
-        let touched = self.groups.set_room(no, room).to_vec();
+    /// So many segments of a group may be begun and not sent, and so many more could use the lane's own limits soon.
+    pub fn set_group_room(&mut self, no: usize, room: u32, claim: u32) {
+        let touched = self.groups.set_room(no, room, claim).to_vec();
         self.show(&touched);
     }
 
@@ -135,6 +135,16 @@ impl Lane {
 
     pub fn ready(&self) -> usize {
         self.levels.iter().map(Fair::ready).sum()
+    }
+
+    /// Ready messages that could use the lane's own limits: neither those of practices that operators stopped, nor more than the others'
+    /// narrower limits let through.
+    pub fn claims(&self) -> u64 {
+        if self.groups.is_empty() && self.stopped.is_empty() {
+            return self.ready() as u64;
+        }
+        let waiting = self.waiting().filter(|(practice_no, _)| !self.stopped.contains(practice_no));
+        self.groups.claims(waiting)
     }
 
     pub fn has_ready(&self) -> bool {

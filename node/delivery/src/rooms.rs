@@ -60,10 +60,14 @@ impl Rooms {
                 let wait = opens.map(|at| at.saturating_sub(mono + SOON)).filter(|wait| !wait.is_zero());
                 again = [again, wait].into_iter().flatten().min();
                 let rooms = needs.iter().map(|limit| match held(*limit) {
-                    (_, Some(left)) => left,
-                    (view, None) => room(&view, mono),
+                    (_, Some(left)) => (left, left),
+                    // Who has nothing of it yet, or waits for its turn, needs the others when it has.
+                    (view, None) => (room(&view, mono), claim(&view)),
                 });
-                scheduler.set_group_room(*carrier_no, no, rooms.min().unwrap_or(u32::MAX));
+                let (room, claim) = rooms
+                    .reduce(|(a, b), (room, claim)| (a.min(room), b.min(claim)))
+                    .unwrap_or((u32::MAX, u32::MAX));
+                scheduler.set_group_room(*carrier_no, no, room, claim);
             }
         }
         again
@@ -77,6 +81,12 @@ fn room(held: &HeldView, mono: Duration) -> u32 {
     }
     let share = u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX);
     (share / 10).max(AHEAD_MIN.min(share.div_ceil(2))).max(1)
+}
+
+/// What may wait for the limits that the whole lane needs: what a held share lets through in a second. More would keep from the
+/// others what it cannot use.
+fn claim(held: &HeldView) -> u32 {
+    u32::try_from(held.per_kilosecond().div_ceil(1_000)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -183,8 +183,10 @@ impl Scheduler {
             BeginResult::Ok => self.row_left_with_attempt(no),
             BeginResult::Refused => {
                 self.counts.refused += 1;
-                let not_before_ms = self.now_ms.saturating_add(self.config.reoffer_ms);
-                self.end_attempt(no, not_before_ms);
+                // What was refused is the row that it was chosen for. Another one has come since: its turn came, or its hours.
+                let changed = self.cells[no].attempt.as_ref().is_some_and(|attempt| attempt.row_gone);
+                let wait_ms = if changed { 0 } else { self.config.reoffer_ms };
+                self.end_attempt(no, self.now_ms.saturating_add(wait_ms));
             }
         }
     }
@@ -249,10 +251,11 @@ impl Scheduler {
         }
     }
 
-    /// So many segments of a group may be begun and not sent: what its limits let through soon. The others of the lane go on.
-    pub fn set_group_room(&mut self, carrier_no: u32, group: usize, segments: u32) {
+    /// So many segments of a group may be begun and not sent: what its limits let through soon. The others of the lane go on. `claim`: so
+    /// many more could use the limits that the whole lane needs.
+    pub fn set_group_room(&mut self, carrier_no: u32, group: usize, segments: u32, claim: u32) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
-            lane.set_group_room(group, segments);
+            lane.set_group_room(group, segments, claim);
         }
     }
 
@@ -276,10 +279,9 @@ impl Scheduler {
         }
     }
 
-    /// Segments that wait on each lane, as far as they are in memory.
+    /// Segments that wait on each lane and could use what all of its messages need, as far as they are in memory.
     pub fn demand(&self) -> impl Iterator<Item = (u32, u32)> {
-        let waits =
-            |lane: &Lane| u32::try_from(lane.ready() as u64 + lane.unsent_segments()).unwrap_or(u32::MAX);
+        let waits = |lane: &Lane| u32::try_from(lane.claims() + lane.unsent_segments()).unwrap_or(u32::MAX);
         self.lanes.iter().map(move |(carrier_no, lane)| (*carrier_no, waits(lane)))
     }
 

@@ -51,6 +51,27 @@ fn demand_of_a_limit_is_what_needs_it() {
     assert_eq!(of(LIMIT_BASE + 3), Some(0), "nothing of practice 9 waits");
 }
 
+/// Found by the simulator: a node with a backlog that waits for a narrow limit, or for tomorrow, held most of what the whole lane needs.
+#[test]
+fn what_a_narrow_limit_holds_up_asks_for_nothing_that_others_could_use() {
+    let waits = |rig: &Rig| rig.scheduler.demand().next();
+    let mut rig = rig();
+    // Nothing is begun.
+    rig.scheduler.set_lane(lane(CARRIER, 0, 1_000));
+    rig.decide();
+    rig.scheduler.group_practices(CARRIER, vec![vec![1]]);
+    assert_eq!(waits(&rig), Some((CARRIER, 120)), "nothing is known of its limits yet");
+    rig.scheduler.set_group_room(CARRIER, 0, 0, 4);
+    assert_eq!(waits(&rig), Some((CARRIER, 24)));
+    rig.scheduler.set_group_room(CARRIER, 0, 0, 0);
+    assert_eq!(waits(&rig), Some((CARRIER, 20)), "a cap is used up");
+    rig.scheduler.pause_practice(CARRIER, 2, true);
+    assert_eq!(waits(&rig), Some((CARRIER, 0)), "an operator stopped the other one");
+    rig.scheduler.group_practices(CARRIER, vec![]);
+    rig.scheduler.pause_practice(CARRIER, 2, false);
+    assert_eq!(waits(&rig), Some((CARRIER, 120)));
+}
+
 /// Found by the simulator: a level that could not be chosen kept count of what passed it by, and then went before all urgent ones.
 #[test]
 fn what_is_paused_saves_up_nothing_for_later() {

@@ -210,7 +210,7 @@ fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
     (0..40).for_each(|n| rig.due(&of(n, 1 + (n % 2) as u32)));
     (100..120).for_each(|n| rig.due(&of(n, 3)));
     rig.scheduler.group_practices(CARRIER, vec![vec![1, 2]]);
-    rig.scheduler.set_group_room(CARRIER, 0, 2);
+    rig.scheduler.set_group_room(CARRIER, 0, 2, 2);
     let begun = rig.begin();
     assert_eq!(begun.iter().filter(|n| **n < 100).count(), 2, "{begun:?}");
     assert_eq!(begun.len(), 8, "the rest of the lane is for the third one: {begun:?}");
@@ -229,9 +229,9 @@ fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
     let next = rig.begin();
     assert_eq!(next.iter().filter(|n| **n < 100).count(), 1, "{next:?}");
     // A cap that is used up stops it, and an operator's stop stays when it opens again.
-    rig.scheduler.set_group_room(CARRIER, 0, 0);
+    rig.scheduler.set_group_room(CARRIER, 0, 0, 0);
     rig.scheduler.pause_practice(CARRIER, 1, true);
-    rig.scheduler.set_group_room(CARRIER, 0, 50);
+    rig.scheduler.set_group_room(CARRIER, 0, 50, 50);
     more.iter().for_each(|n| finish(&mut rig, *n, 3));
     let open = rig.begin();
     assert!(open.iter().any(|n| *n < 100), "{open:?}");

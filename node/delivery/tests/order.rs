@@ -180,6 +180,18 @@ fn a_refused_message_that_still_waits_is_offered_again_later() {
     assert_eq!(rig.scheduler.stats(rig.now_ms, rig.mono()).refused_total, 1);
 }
 
+/// An ordered message is refused because another one is before it, and in the same entry that one is handed over.
+#[test]
+fn a_refused_message_whose_turn_has_come_since_goes_at_once() {
+    let mut rig = rig();
+    rig.due(&row(1, T0));
+    assert_eq!(rig.begin(), [1]);
+    rig.at(T0 + 20).gone(&row(1, T0));
+    rig.due(&row(1, T0 + 20));
+    rig.scheduler.on_begun(PARTITION, id(1), BeginResult::Refused);
+    assert_eq!(rig.begin(), [1]);
+}
+
 #[test]
 fn a_refused_message_that_is_gone_stays_gone() {
     let mut rig = rig();

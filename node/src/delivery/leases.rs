@@ -108,9 +108,14 @@ impl Leases {
 
     /// When these limits have permits for so many segments at once; `None` = something is not held.
     pub fn free_at(&self, stack: &[LimitId], segments: u32) -> Option<tokio::time::Instant> {
-        let holder = self.0.holder.lock();
-        let (free_at, _) = holder.free_at(stack, segments, self.0.clock.now()).ok()?;
-        Some(self.0.clock.instant(free_at))
+        let mut holder = self.0.holder.lock();
+        let ask_at = holder.ask_at();
+        let found = holder.free_at(stack, segments, self.0.clock.now());
+        if holder.ask_at() < ask_at {
+            // It needs more than it holds.
+            self.0.hurry.notify_one();
+        }
+        found.ok().map(|(free_at, _)| self.0.clock.instant(free_at))
     }
 
     /// A share that needs no lease; 0 = leases only.

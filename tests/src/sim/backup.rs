@@ -22,6 +22,8 @@ pub struct Backup {
     acked: BTreeSet<MessageId>,
     pub tables: BTreeMap<u32, MemTables>,
     pub meta: MetaBackup,
+    /// The leader of the meta group was asked for it.
+    has_meta: bool,
     tries: u32,
 }
 
@@ -69,7 +71,7 @@ impl World {
         let no = backups.next_no;
         let acked = oracle.acked.keys().copied().collect();
         let (tables, meta) = (BTreeMap::new(), MetaBackup::default());
-        backups.under_way = Some(Backup { no, acked, tables, meta, tries: 0 });
+        backups.under_way = Some(Backup { no, acked, tables, meta, has_meta: false, tries: 0 });
         self.at(1, Event::Backup { no });
     }
 
@@ -81,13 +83,16 @@ impl World {
         if tries > TRIES_MAX {
             return self.backups.break_off();
         }
-        let missing: Vec<u32> =
+        let mut missing: Vec<u32> =
             (1..=self.plan.partitions).filter(|p| !backup.tables.contains_key(p)).collect();
-        if missing.is_empty() {
-            return self.finish_backup();
+        // The meta group comes after the partitions, so it has every practice that they know.
+        match (missing.is_empty(), backup.has_meta) {
+            (true, true) => return self.finish_backup(),
+            (true, false) => missing.push(0),
+            (false, _) => {}
         }
         for partition in missing {
-            if self.planted(Plant::BackupUnconfirmed) {
+            if self.planted(Plant::BackupUnconfirmed) && partition > 0 {
                 let any = (0..self.nodes.len()).find(|n| self.nodes[*n].cells.contains_key(&partition));
                 if let Some(node) = any {
                     self.copy_partition(node, partition, no);
@@ -97,7 +102,7 @@ impl World {
             let leader = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(partition));
             let Some(node) = leader else { continue };
             let Some(cell) = self.nodes[node].cells.get_mut(&partition) else { continue };
-            let ctx = 1 << 62 | no << 32 | u64::from(tries);
+            let ctx = if partition == 0 { 2 } else { 1 } << 62 | no << 32 | u64::from(tries);
             if cell.group.read_index(ctx).is_ok() {
                 cell.reads_asked.push((ctx, Asker::Backup { no }));
                 self.mark(node, partition);
@@ -108,6 +113,14 @@ impl World {
 
     /// The node is confirmed to lead, and has applied what was committed when it was asked.
     pub fn copy_partition(&mut self, node: usize, partition: u32, no: u64) {
+        if partition == 0 {
+            let meta = self.nodes[node].meta.backup();
+            if let Some(backup) = self.backups.under_way.as_mut().filter(|backup| backup.no == no) {
+                (backup.meta, backup.has_meta) =
+                    (MetaBackup { data_keys: Vec::new(), hours: None, ..meta }, true);
+            }
+            return;
+        }
         let Some(store) = self.nodes[node].stores.get(&partition).filter(|store| !store.is_rotten()) else {
             return;
         };
@@ -116,10 +129,7 @@ impl World {
     }
 
     fn finish_backup(&mut self) {
-        let Some(mut backup) = self.backups.under_way.take() else { return };
-        if let Some(view) = self.newest_view() {
-            backup.meta = MetaBackup { data_keys: Vec::new(), hours: None, ..view.backup() };
-        }
+        let Some(backup) = self.backups.under_way.take() else { return };
         self.trace.count("backup_made");
         let (no, count) = (backup.no, backup.acked.len() as u64);
         self.note(&[110, no, count], || {

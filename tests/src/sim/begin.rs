@@ -139,6 +139,7 @@ impl World {
         });
         for id in held {
             self.nodes[node].wing.scheduler.on_begun(partition, id, BeginResult::Refused);
+            self.resolve_turn(node, partition, id, true);
         }
     }
 
@@ -204,6 +205,9 @@ impl World {
             let wing = &mut self.nodes[node].wing;
             if wing.current(partition, term) {
                 wing.scheduler.on_begun(partition, decided.message_id, begun);
+                if begun == BeginResult::Refused {
+                    self.resolve_turn(node, partition, decided.message_id, true);
+                }
             }
         }
         let now_ms = self.wall_ms(node);

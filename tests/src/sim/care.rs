@@ -1,5 +1,5 @@
-//! Appointments and failover, as the simulator runs them: mirrors of `node/src/edge/update.rs` and `node/src/delivery/failover.rs`, and what
-//! must hold of them (I10).
+//! Appointments, as the simulator runs them: a mirror of `node/src/edge/update.rs`, and what must hold of them and of messages that
+//! change their carrier (I10).
 use super::client::{Answer, Request, TENANT, practice_name};
 use super::engine::Refused;
 use super::node::Waiter;
@@ -10,10 +10,9 @@ use super::world::World;
 use carillon_core::message::{is_final, state_of, waits};
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Disposition, MemTables, Updated, keys, query, update};
-use carillon_delivery::PRIORITIES;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BeginAttempt, Command, MessageStatus, MessageUpdate, Reroute, UpdateByReference, command::Kind,
+    BeginAttempt, Command, MessageStatus, MessageUpdate, UpdateByReference, command::Kind,
 };
 use carillon_proto::public::Outcome;
 use prost::bytes::Bytes;
@@ -23,8 +22,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const REFERENCES: u64 = 12;
 /// Octets of a text before the version that it was changed to.
 pub const TEXT_BYTES: usize = 16;
-/// Messages that one round moves.
-const MOVES_MAX: usize = 8;
 
 /// Which appointment a message belongs to.
 pub fn reference_of(content: u64) -> u64 {
@@ -191,47 +188,6 @@ impl World {
         let moved = status.attempts.iter().any(|a| a.carrier_no != begin.carrier_no);
         if moved {
             self.trace.count("attempt_on_another_carrier");
-        }
-    }
-
-    /// Failover asks for what waits on a carrier, whatever apply will say to it. Here at random: a carrier is given up now and then.
-    pub fn failover(&mut self, node: usize) {
-        if self.calm || !self.rng.care.chance(40) || self.nodes[node].meta.level < LEVEL_DELIVERY {
-            return;
-        }
-        let lanes: Vec<u32> = self.nodes[node].wing.lanes.keys().copied().collect();
-        if lanes.len() < 2 {
-            return;
-        }
-        let from = self.rng.care.pick(&lanes);
-        let to = self.rng.care.pick(&lanes);
-        let now_ms = self.wall_ms(node);
-        for partition in 1..=self.plan.partitions {
-            if from == to || !self.nodes[node].leads(partition) {
-                continue;
-            }
-            let Some(store) = self.nodes[node].stores.get(&partition) else { continue };
-            let pages =
-                PRIORITIES.iter().map(|p| query::due_sweep(store, *p, None, now_ms + 1_000, MOVES_MAX));
-            let rows = pages.filter_map(Result::ok).flatten();
-            let ids: Vec<MessageId> =
-                rows.filter(|row| row.carrier_no == from).map(|row| row.message_id).collect();
-            let commands: Vec<Command> = ids
-                .into_iter()
-                .map(|id| {
-                    let reroute = Reroute {
-                        message_id: id.to_bytes(),
-                        from_carrier_no: from,
-                        to_carrier_no: to,
-                        due_ms: now_ms,
-                    };
-                    Command { kind: Some(Kind::Reroute(reroute)) }
-                })
-                .collect();
-            if !commands.is_empty() {
-                self.trace.count("failover");
-                self.propose(node, partition, commands, Waiter::Nobody);
-            }
         }
     }
 

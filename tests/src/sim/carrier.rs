@@ -23,6 +23,8 @@ pub struct Submit {
     pub attempt_no: u32,
     pub part: u32,
     pub parts: u32,
+    /// All parts at once.
+    pub whole: bool,
 }
 
 /// What the carrier answered.
@@ -107,7 +109,8 @@ impl World {
             format!("gets   c{} {id} attempt {attempt_no} part {part}: {outcome:?}", carrier + 1)
         });
         if outcome == Outcome::Accepted {
-            self.oracle.carrier_accepted(id, (submit.cluster, attempt_no, part));
+            let taken = if submit.whole { 0..submit.parts } else { part..part + 1 };
+            taken.for_each(|part| self.oracle.carrier_accepted(id, (submit.cluster, attempt_no, part)));
             self.carriers[carrier].next_no += 1;
             carrier_ref = format!("{}-{:x}", carrier, self.carriers[carrier].next_no);
             self.plan_receipts(carrier, &submit, &carrier_ref);
@@ -141,8 +144,11 @@ impl World {
         let rates = self.plan.rates.carrier.clone();
         let rng = &mut self.rng.receipts;
         // The first carrier echoes our reference, the second one knows only its own.
-        let message_id =
-            if carrier == 0 && submit.parts == 1 { submit.id.to_bytes() } else { Default::default() };
+        let message_id = if carrier == 0 && (submit.parts == 1 || submit.whole) {
+            submit.id.to_bytes()
+        } else {
+            Default::default()
+        };
         let receipt = |state: ReceiptState| RecordReceipt {
             message_id: message_id.clone(),
             carrier_no: carrier as u32 + 1,

@@ -120,7 +120,6 @@ impl World {
             attempt_no,
             outcome: outcome as i32,
             carrier_refs: refs.clone(),
-            segments: 1,
             ..Default::default()
         };
         self.note(&[30, super::rng::hash(id.as_bytes()), outcome as u64], || {

@@ -6,7 +6,7 @@ use super::plan::Fault;
 use super::plant::Plant;
 use super::world::{Event, World};
 use carillon_core::meta::level;
-use carillon_proto::internal::NodeStatus;
+use carillon_proto::internal::{BreakerMode, NodeStatus};
 use carillon_proto::replica::node_of;
 
 impl World {
@@ -45,6 +45,10 @@ impl World {
             }
             Fault::Hang { carrier, ms } => {
                 self.carriers[carrier].hanging += 1;
+                Some(ms)
+            }
+            Fault::OpenBreaker { carrier, ms } => {
+                self.set_breaker(carrier, BreakerMode::Open);
                 Some(ms)
             }
             Fault::PausePractice { practice, ms } => {
@@ -105,6 +109,7 @@ impl World {
             Fault::ClockJump { node, delta_ms } => {
                 let now_ms = self.now_ms;
                 self.nodes[node].clock.jump(delta_ms, now_ms);
+                self.nodes.iter_mut().for_each(|node| node.wing.turns.forget_singles());
             }
             Fault::Transfer { group, to } => self.transfer_somewhere(group, to),
             Fault::Wipe { node, down_ms } => self.wipe(node, down_ms),
@@ -153,7 +158,10 @@ impl World {
             | Fault::Drain { node, .. }
             | Fault::Decommission { node }
             | Fault::Transfer { to: node, .. } => real(node),
-            Fault::Throttle { .. } | Fault::Hang { .. } | Fault::PausePractice { .. } => {}
+            Fault::Throttle { .. }
+            | Fault::Hang { .. }
+            | Fault::OpenBreaker { .. }
+            | Fault::PausePractice { .. } => {}
         }
         fault
     }
@@ -174,6 +182,7 @@ impl World {
             Fault::CarrierCut { node, .. } => *self.net.carriers_cut.entry(node).or_default() -= 1,
             Fault::Throttle { carrier, .. } => self.carriers[carrier].throttled -= 1,
             Fault::Hang { carrier, .. } => self.carriers[carrier].hanging -= 1,
+            Fault::OpenBreaker { carrier, .. } => self.set_breaker(carrier, BreakerMode::Auto),
             Fault::PausePractice { practice, .. } => self.pause_by_hand(practice, false),
             Fault::SlowDisk { node, .. } => self.nodes[node].slow = 1,
             Fault::DiskFull { node, .. } => self.nodes[node].disk.set_full(false),

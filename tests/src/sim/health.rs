@@ -1,13 +1,15 @@
 //! Breakers, routes and failover, as the simulator runs them: a mirror of `node/src/delivery/health.rs` and `failover.rs` and of the choice
 //! of a carrier in `node/src/edge/ingest.rs`, around the same `Breaker`, `route` and `choose`.
 use super::node::Waiter;
+use super::operator::{carrier_name, put};
 use super::world::World;
-use carillon_core::meta::{level::LEVEL_DELIVERY, routes};
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
 use carillon_core::{DueEntry, query};
 use carillon_delivery::PRIORITIES;
 use carillon_delivery::breaker::{Breaker, BreakerConfig, BreakerState};
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Command, Reroute, command::Kind};
+use carillon_proto::internal::meta_command::Kind as MetaKind;
+use carillon_proto::internal::{BreakerMode, Command, Reroute, SetBreaker, command::Kind};
 use carillon_proto::public::Outcome;
 use std::collections::BTreeMap;
 
@@ -35,6 +37,9 @@ impl World {
             breaker.set_mode(routes::breaker_mode(&at.meta, *carrier_no));
             breaker.on_link(up, mono);
             let told = at.wing.openings.entry(*carrier_no).or_default();
+            if routes::breaker_mode(&at.meta, *carrier_no) == BreakerMode::Open {
+                self.trace.count("breaker_opened_by_hand");
+            }
             if breaker.opened_total() > *told {
                 *told = breaker.opened_total();
                 self.trace.count("breaker_opened");
@@ -44,6 +49,28 @@ impl World {
             }
             at.wing.scheduler.limit_lane(*carrier_no, breaker.attempts_max(mono));
         }
+    }
+
+    /// An operator decides about the breaker of a carrier.
+    pub fn set_breaker(&mut self, carrier: usize, mode: BreakerMode) {
+        let knows = |view: &&MetaView| view.leases() && !view.is_restoring();
+        if !self.operator.is_done() || self.newest_view().filter(knows).is_none() {
+            return;
+        }
+        let set = SetBreaker { carrier: carrier_name(carrier), mode: mode.into() };
+        let order = put(MetaKind::SetBreaker(set));
+        if !self.operator.has(&order) {
+            self.trace.count("breaker_set_by_hand");
+            self.operator.push(order);
+        }
+    }
+
+    /// When all is calm breakers decide again, also those of which only a backup knows that they were opened.
+    pub fn look_at_hands(&mut self) {
+        let Some(view) = self.newest_view().filter(|_| self.calm) else { return };
+        let by_hand = view.breakers.values().filter(|record| record.mode != BreakerMode::Auto as i32);
+        let carriers: Vec<usize> = by_hand.map(|record| record.carrier_no as usize - 1).collect();
+        carriers.into_iter().for_each(|carrier| self.set_breaker(carrier, BreakerMode::Auto));
     }
 
     pub fn is_open(&mut self, node: usize, carrier_no: u32) -> bool {

@@ -9,7 +9,7 @@
 //! them in a node is threads and sockets; its decisions are mirrored here, one file for each: `engine.rs` (shard turn), `log_writer.rs`,
 //! `apply.rs` (applier), `recovery.rs` (start, identity), `maintenance.rs`, `members.rs` (replicas come and go), `steward.rs` (what
 //! carries the planner's steps out), `operator.rs` (tokens, drain, replace, repair), `retention.rs`, `space.rs`, `backup.rs`,
-//! `restore.rs`, `wing.rs` (driver), `begin.rs` (attempts begin, practices), `lanes.rs`, `sending.rs` (one attempt), `health.rs` (breakers,
+//! `restore.rs`, `wing.rs` (driver), `begin.rs` (attempts begin, practices), `lanes.rs`, `leases.rs`, `sending.rs` (one attempt), `health.rs` (breakers,
 //! routes, failover), `facts.rs` (facts, receipts), `care.rs` (appointments), `series.rs` (recurring messages), `snapshot.rs`, `ingest.rs`, `client.rs` (router and callers). A change of that glue in `node/` or `router/` must be made here, too.
 //!
 //! # What surrounds them
@@ -24,8 +24,8 @@
 //! synced, applied, flushed, cut), so crashes fall between any two of them.
 //!
 //! # Settings
-//! `settings.rs`: what operators set of a run besides (stacked limits, daily caps, weights, fuses, a route), a part of it in many seeds, more of
-//! it in the scenarios of `pressure.rs`.
+//! `settings.rs`: what operators set of a run besides (stacked limits and their changes, daily caps, weights, fuses, a route), a part of it in
+//! many seeds, more of it in the scenarios of `pressure.rs`.
 //!
 //! # Invariants (`oracle.rs`, `recipients.rs`, `truth.rs`, `retention.rs`, `space.rs`, `backup.rs`, `finale.rs`)
 //!  - I1 every acknowledged submit is there at the end, and found by every read from its acknowledgement on, until its retention has
@@ -38,8 +38,8 @@
 //!  - I5 a message is taken over at most once more often than possible duplicates are counted; EXPIRED, CANCELED and DEAD
 //!    messages never were; nothing in quarantine is begun by itself
 //!  - I6 no lane passes its limit in any second, whatever happens to the shares, and no stacked limit in any window or on any day
-//!    (`stack.rs`); nothing leaves after its expiry; no attempt begins
-//!    after a committed STOP
+//!    (`stack.rs`), also not when its parts leave at once, and of a lowered one nothing by the old amount once it counts as settled;
+//!    nothing leaves after its expiry; no attempt begins after a committed STOP
 //!  - I7 nothing leaves after `send_by`, unless the writer's wall clock was set; no attempt begins and nothing leaves outside the
 //!    recipient's hours (`nights.rs`)
 //!  - I8 limits are used while nothing is in the way; after the trouble everything ends in bounded time: messages, calls, moves of replicas, repairs, restores, retention, the rise of
@@ -50,7 +50,8 @@
 //!    messages of a recipient begin one after the other, and never more for a recipient than the caps allow
 //!  - I11 one wrong clock moves no stamp by more than the bound
 //!  - I13 (`turns.rs`) nobody starves: a practice with a single message waits for no more than a counted number of segments of the
-//!    others, less urgent ones pass a message only as ageing allows, which they really get, and backlogs share by weight
+//!    others, less urgent ones pass a message only as ageing allows, which they really get, and backlogs share by weight; practices without narrow
+//!    limits have room beside those that have them (`stack.rs`)
 //!  - I14 (`fuses.rs`) a content is accepted once in its window and refused only for a reason, no recipient gets much more than a burst,
 //!    nothing of a paused practice begins
 //!  - I15 (`health.rs`) nothing begins on a lane whose breaker is open
@@ -84,6 +85,7 @@ mod fuses;
 mod health;
 mod ingest;
 mod lanes;
+mod leases;
 mod log_writer;
 mod maintenance;
 mod members;

@@ -1,6 +1,6 @@
 //! One simulated node: what survives a crash (log disk, state stores) and what does not (groups, wing, waiters).
 use super::disk::SimDisk;
-use super::lanes::LeaseDesk;
+use super::leases::LeaseDesk;
 use super::members::LogTask;
 use super::steward::Steward;
 use super::store::SimStore;

@@ -70,6 +70,8 @@ pub struct Operator {
     restored: bool,
     /// The plan's settings were put.
     pub has_settings: bool,
+    /// How many of the planned changes of limits were ordered.
+    pub limits_changed: usize,
 }
 
 impl Operator {
@@ -88,6 +90,7 @@ impl Operator {
             replaces: plan.replaces,
             restored: false,
             has_settings: false,
+            limits_changed: 0,
         }
     }
 
@@ -95,6 +98,11 @@ impl Operator {
     pub fn rest(&mut self) {
         self.orders.clear();
         (self.asked, self.tries, self.setup_left) = (None, 0, 1);
+    }
+
+    pub fn change_limits(&mut self, kinds: Vec<Kind>) {
+        self.limits_changed += 1;
+        self.orders.extend(kinds.into_iter().map(put));
     }
 
     pub fn put_settings(&mut self, kinds: Vec<Kind>) {
@@ -113,7 +121,7 @@ impl Operator {
         self.orders = kinds.into_iter().map(setup).collect();
         self.orders.extend((1..=plan.partitions).map(|partition| Order::Feed { partition }));
         (self.asked, self.tries, self.setup_left) = (None, 0, self.orders.len());
-        self.has_settings = false;
+        (self.has_settings, self.limits_changed) = (false, 0);
         self.setup_left as u64
     }
 
@@ -246,6 +254,7 @@ impl World {
         self.see_damage();
         self.look_after_settings();
         self.look_at_pauses();
+        self.look_at_hands();
         if std::mem::take(&mut self.operator.restored) {
             self.trace.count("cluster_restored");
             self.at(DECISION_AFTER_MS, Event::Quarantine);

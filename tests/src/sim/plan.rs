@@ -133,6 +133,11 @@ pub enum Fault {
         practice: u32,
         ms: u64,
     },
+    /// An operator opens the breaker of a carrier.
+    OpenBreaker {
+        carrier: usize,
+        ms: u64,
+    },
     /// An operator moves a leader.
     Transfer {
         group: u32,
@@ -153,6 +158,7 @@ impl Fault {
             Self::CarrierCut { .. }
             | Self::Throttle { .. }
             | Self::Hang { .. }
+            | Self::OpenBreaker { .. }
             | Self::PausePractice { .. } => Class::Carrier,
             Self::SlowDisk { .. } => Class::SlowDisk,
             Self::SyncError { .. } | Self::DiskFull { .. } => Class::DiskError,
@@ -303,6 +309,13 @@ impl Plan {
         faults.extend(more_faults(&mut Rng::stream(seed, "more faults"), nodes, partitions, safety_ms));
         let (finals_kept_s, keys_kept_s) = Rng::stream(seed, "retention").pick(&KEPT_S);
         let mut operator = Rng::stream(seed, "care");
+        let mut settings = Settings::of_seed(seed, 6, 2);
+        let mut hands = Rng::stream(seed, "hands");
+        if hands.chance(400) {
+            settings.routed = true;
+            let (carrier, ms) = (hands.below(2) as usize, hands.within(1_000, 6_000));
+            faults.push((hands.within(6_000, safety_ms), Fault::OpenBreaker { carrier, ms }));
+        }
         Self {
             seed,
             nodes,
@@ -320,7 +333,7 @@ impl Plan {
             log_slack: Rng::stream(seed, "slack").pick(&[4, 4, 20, 100_000]),
             limits: vec![rng.pick(&[6, 20, 60]), rng.pick(&[10, 100])],
             practices: 6,
-            settings: Settings::of_seed(seed, 6, 2),
+            settings,
             in_flight_max: Rng::stream(seed, "in flight").pick(&[2, 2, 4, 16]),
             keyless: rng.pick(&[0, 100, 500]),
             repeats: rng.pick(&[0, 100, 300]),

@@ -99,10 +99,14 @@ pub enum Plant {
     ContentForgottenBySnapshot,
     /// While its breaker is open a carrier that did not answer is taken for one that has nothing.
     FailoverOfUnknown,
+    /// A message that leaves in one piece takes one permit, however long it is.
+    PiecesApart,
+    /// Limits have changed, and who waits at a gate goes by those that it once needed.
+    StackKept,
 }
 
 impl Plant {
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 49] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -150,6 +154,8 @@ impl Plant {
         Self::PauseIgnored,
         Self::ContentForgottenBySnapshot,
         Self::FailoverOfUnknown,
+        Self::PiecesApart,
+        Self::StackKept,
     ];
 
     /// As given on a command line.

@@ -17,6 +17,8 @@ fn busy(plan: &mut Plan, segments_per_second: u32) {
     plan.rates.flush_ms_max = 500;
     (plan.ops_per_second, plan.stops, plan.long, plan.keyless, plan.repeats) = (40, 0, 0, 0, 0);
     (plan.partitions, plan.practices, plan.small_limits) = (3, 6, false);
+    // Who may not be texted now is no backlog.
+    plan.nights = false;
     plan.limits = vec![segments_per_second];
     plan.settings = Settings { heavy: vec![0], per_day: 0, per_week: 0, ..Settings::default() };
 }
@@ -35,30 +37,7 @@ impl Scenario {
     pub(super) fn shape_delivery(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
         let (seed, healthy) = (plan.seed, plan.seed % 2 == 1);
         match self {
-            Self::StackedLimits => {
-                busy(plan, 20);
-                let settings = &mut plan.settings;
-                settings.limits = match seed / 2 % 2 == 0 {
-                    true => vec![
-                        limit(Scope::Practice(0), 4, 1, 800),
-                        limit(Scope::Campaign(1), 3, 2, 800),
-                        limit(Scope::Account, 40, 2, 0),
-                    ],
-                    false => vec![
-                        // Two limits of the same speed on one lane cost each other a little more than one alone.
-                        limit(Scope::Sender, 8, 1, 800),
-                        limit(Scope::Brand(0), 12, 4, 0),
-                        limit(Scope::Account, 16, 2, 0),
-                    ],
-                };
-            }
-            Self::DailyCaps => {
-                busy(plan, 20);
-                plan.safety_ms = 42_000;
-                (plan.nights, plan.settings.midnight) = (false, true);
-                plan.settings.limits =
-                    vec![limit(Scope::Brand(0), 60, 0, 850), limit(Scope::Account, 15, 1, 0)];
-            }
+            Self::StackedLimits | Self::DailyCaps | Self::Pieces => self.shape_limits(plan, faults),
             Self::Fairness => {
                 busy(plan, 8);
                 (plan.partitions, plan.practices, plan.ops_per_second) = (1, 4, 60);
@@ -108,9 +87,61 @@ impl Scenario {
             }
             _ => return,
         }
-        if matches!(self, Self::StackedLimits | Self::DailyCaps) && !healthy {
+        plan.settings.healthy = healthy || self == Self::Throttling;
+    }
+
+    /// What may leave is bounded by more than the account.
+    fn shape_limits(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
+        let (seed, healthy) = (plan.seed, plan.seed % 2 == 1);
+        match self {
+            Self::StackedLimits => {
+                busy(plan, 20);
+                let settings = &mut plan.settings;
+                // The rest of the account is enough for those who need nothing else.
+                settings.roomy = (seed / 2 % 2 == 0).then_some(30);
+                (settings.heavy, settings.limits) = match seed / 2 % 4 {
+                    0 | 2 => (
+                        vec![0],
+                        vec![
+                            limit(Scope::Practice(0), 4, 1, 850),
+                            limit(Scope::Campaign(1), 3, 2, 800),
+                            limit(Scope::Account, 40, 2, 0),
+                        ],
+                    ),
+                    // Some of what needs the sender is held up by something else.
+                    1 => (vec![1], vec![limit(Scope::Sender, 8, 1, 550), limit(Scope::Brand(0), 4, 4, 850)]),
+                    _ => (
+                        vec![1],
+                        vec![
+                            limit(Scope::Sender, 8, 1, 550),
+                            limit(Scope::Account, 16, 2, 0),
+                            limit(Scope::Brand(0), 4, 4, 850),
+                        ],
+                    ),
+                };
+                if !healthy {
+                    settings.changes = vec![(10_000, 500), (15_000 + seed % 5_000, 1_000), (22_000, 500)];
+                }
+            }
+            Self::DailyCaps => {
+                busy(plan, 20);
+                plan.safety_ms = 42_000;
+                (plan.settings.midnight, plan.settings.roomy) = (true, Some(50));
+                plan.settings.limits =
+                    vec![limit(Scope::Brand(0), 60, 0, 950), limit(Scope::Account, 15, 1, 0)];
+            }
+            Self::Pieces => {
+                busy(plan, 24);
+                (plan.long, plan.settings.whole, plan.settings.roomy) = (500, Some(0), Some(100));
+                plan.settings.limits = match seed / 2 % 2 == 0 {
+                    true => vec![limit(Scope::Practice(0), 6, 1, 600)],
+                    false => vec![limit(Scope::Brand(0), 3, 1, 600), limit(Scope::Account, 24, 1, 0)],
+                };
+            }
+            _ => return,
+        }
+        if !healthy {
             trouble(plan, faults);
         }
-        plan.settings.healthy = healthy || self == Self::Throttling;
     }
 }

@@ -41,6 +41,8 @@ pub enum Scenario {
     StackedLimits,
     /// Caps of a calendar day that ends within the run.
     DailyCaps,
+    /// Long messages that leave in one piece, on a lane with few tokens.
+    Pieces,
     /// Practices with a backlog beside others with single messages, weights and pauses.
     Fairness,
     /// The same contents again and again, bursts, practices that are paused, and snapshots.
@@ -52,7 +54,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -70,6 +72,7 @@ impl Scenario {
         Self::Nights,
         Self::StackedLimits,
         Self::DailyCaps,
+        Self::Pieces,
         Self::Fairness,
         Self::Fuses,
         Self::Failover,
@@ -132,6 +135,7 @@ impl Scenario {
             }
             Self::StackedLimits
             | Self::DailyCaps
+            | Self::Pieces
             | Self::Fairness
             | Self::Fuses
             | Self::Failover

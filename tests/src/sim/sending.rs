@@ -7,7 +7,7 @@ use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, World};
 use carillon_core::Permit;
-use carillon_delivery::lease::{self, Wait};
+use carillon_delivery::lease::{self, Holder, Wait};
 use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
@@ -32,7 +32,7 @@ impl World {
         if self.planted(Plant::StackIgnored) {
             stack.truncate(1);
         }
-        let begun_ms = self.now_ms;
+        let whole = self.plan.settings.whole == Some(carrier_no as usize - 1);
         let wing = &mut self.nodes[node].wing;
         wing.next_send += 1;
         let send_no = wing.next_send;
@@ -46,11 +46,11 @@ impl World {
             send_by,
             decided_ms,
             send_within_ms,
-            begun_ms,
             stack,
             urgent,
             refs: Vec::new(),
             awaiting: None,
+            whole,
         };
         wing.sends.insert(send_no, sending);
         match has_lane {
@@ -71,6 +71,8 @@ impl World {
         let wing = &mut self.nodes[node].wing;
         let Some(lane) = wing.lanes.get_mut(&carrier_no) else { return false };
         let mut look_at: Option<Duration> = None;
+        let apart = self.plan.plant == Some(Plant::PiecesApart);
+        let ask_at = wing.holder.as_ref().map(Holder::ask_at);
         for (ticket, stack) in lane.heads() {
             let send_no = ticket.2;
             let Some(sending) = wing.sends.get_mut(&send_no) else {
@@ -85,7 +87,8 @@ impl World {
                 return true;
             }
             let Some(holder) = wing.holder.as_mut() else { return false };
-            match holder.try_take(&stack, mono) {
+            let together = if sending.whole && !apart { sending.permits_left.max(1) } else { 1 };
+            match holder.try_take_all(&stack, together, mono) {
                 Err(wait) => {
                     // A new lease looks at the gate again.
                     let at = match wait {
@@ -96,7 +99,7 @@ impl World {
                 }
                 Ok(_) => {
                     lane.take(&stack, &ticket);
-                    sending.permits_left = sending.permits_left.saturating_sub(1);
+                    sending.permits_left = sending.permits_left.saturating_sub(together);
                     let (partition, term, id) = (sending.partition, sending.term, sending.permit.message_id);
                     if sending.permits_left == 0 && wing.current(partition, term) {
                         wing.scheduler.on_sent(partition, id);
@@ -106,8 +109,14 @@ impl World {
                 }
             }
         }
+        // It needs more than is held.
+        let asks = wing.holder.as_ref().map(Holder::ask_at) < ask_at;
         if let Some(at) = look_at {
             self.look_at_gate(node, carrier_no, at.saturating_sub(mono));
+        }
+        if asks {
+            self.trace.count("tokens_needed_at_once");
+            self.plan_lease_ask(node);
         }
         false
     }
@@ -138,11 +147,11 @@ impl World {
         }
         let part = sending.refs.len() as u32;
         sending.awaiting = Some(part);
-        let permit = &sending.permit;
-        let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments);
+        let (permit, whole) = (&sending.permit, sending.whole);
+        let (id, attempt_no, parts) = (permit.message_id, permit.attempt_no, permit.segments.max(1));
         let (decided_ms, send_within_ms, expires) =
             (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
-        let (carrier_no, practice_no, begun_ms) = (permit.carrier_no, permit.practice_no, sending.begun_ms);
+        let (carrier_no, practice_no) = (permit.carrier_no, permit.practice_no);
         let at = &self.nodes[node];
         let lane = &at.wing.lanes[&carrier_no];
         let (carrier, limit) = (lane.carrier, lane.limit);
@@ -151,14 +160,13 @@ impl World {
         let clock_error_ms = self.clock_error_ms();
         let error_ms = 2 * clock_error_ms;
         let jumped = self.nodes[node].clock.jumped_ms.is_some_and(|at| at + 60_000 > decided_ms);
-        self.oracle.wrote(&Write {
+        let write = Write {
             now_ms: self.now_ms,
             id,
             attempt_no,
             part,
             carrier,
             practice,
-            begun_ms,
             limit,
             decided_ms,
             // A drifting clock, and the millisecond in which it is looked at.
@@ -168,14 +176,19 @@ impl World {
             wall_error_ms: error_ms + 1_000,
             clock_error_ms: clock_error_ms + 50,
             expires_ms: expires.saturating_sub(self.plan.start_ms()) + send_within_ms + error_ms + 1_000,
-        });
+        };
+        let last = if whole { parts } else { part + 1 };
+        (part..last).for_each(|part| self.oracle.wrote(&Write { part, ..write }));
+        if whole && parts > 1 {
+            self.trace.count("long_message_in_one_piece");
+        }
         let words =
             [20, self.nodes[node].id, super::rng::hash(id.as_bytes()), u64::from(attempt_no), part.into()];
         self.note(&words, || {
             format!("send   n{} c{carrier_no} {id} attempt {attempt_no} part {part}/{parts}", node + 1)
         });
         let cluster = self.oracle.truth.cluster();
-        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts };
+        let submit = Submit { node, epoch, send_no, id, cluster, attempt_no, part, parts, whole };
         self.submit(carrier, submit);
         let timeout = self.true_ms(node, RESPONSE_TIMEOUT_MS);
         self.at(timeout, Event::SendTimeout { node, epoch, send_no, part });
@@ -201,14 +214,23 @@ impl World {
             return self.refused_part(node, send_no, outcome, "carrier", retry_after_ms);
         }
         sending.refs.push(carrier_ref);
-        let (done, carrier_no) =
-            (sending.refs.len() as u32 >= sending.permit.segments, sending.permit.carrier_no);
+        let (done, carrier_no) = (
+            sending.whole || sending.refs.len() as u32 >= sending.permit.segments,
+            sending.permit.carrier_no,
+        );
         if done {
             return self.finish(node, send_no, Outcome::Accepted, "", 0);
         }
-        let wing = &mut self.nodes[node].wing;
-        match (wing.lanes.get_mut(&carrier_no), wing.sends.get(&send_no)) {
-            (Some(lane), Some(sending)) => lane.push(&sending.stack, sending.urgent, send_no),
+        let plant = self.plan.plant;
+        let at = &mut self.nodes[node];
+        let wing = &mut at.wing;
+        match (wing.lanes.get_mut(&carrier_no), wing.sends.get_mut(&send_no)) {
+            (Some(lane), Some(sending)) => {
+                if plant != Some(Plant::StackKept) && plant != Some(Plant::StackIgnored) {
+                    sending.stack = lease::stack(&at.meta, carrier_no, sending.permit.practice_no);
+                }
+                lane.push(&sending.stack, sending.urgent, send_no);
+            }
             _ => return self.refused_part(node, send_no, Outcome::NotSent, "gate_closed", 0),
         }
         self.try_gate(node, carrier_no);
@@ -237,7 +259,8 @@ impl World {
             return;
         };
         let permit = &sending.permit;
-        let tag = (permit.message_id, permit.attempt_no, permit.segments, permit.carrier_no);
+        let parts = if sending.whole { 1 } else { permit.segments };
+        let tag = (permit.message_id, permit.attempt_no, parts, permit.carrier_no);
         wing.timed_out.insert((send_no, part), tag);
         let carrier_no = permit.carrier_no;
         let plant = self.plan.plant;
@@ -274,6 +297,7 @@ impl World {
         }
         if wing.current(partition, term) {
             wing.scheduler.on_finished(partition, permit.message_id);
+            self.resolve_turn(node, partition, permit.message_id, false);
         }
         self.breaker_hears(node, carrier_no, outcome);
         let words = [21, super::rng::hash(permit.message_id.as_bytes()), outcome as u64];

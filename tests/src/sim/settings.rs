@@ -103,11 +103,19 @@ impl PlannedLimit {
         })
     }
 
-    pub fn is_known(&self, view: &MetaView) -> bool {
-        self.record(view).is_some_and(|own| {
-            let mut known = view.limits.values();
-            known.any(|known| LimitRecord { limit_no: known.limit_no, ..own.clone() } == *known)
-        })
+    /// How many segments it allows, as far as the view knows it.
+    pub fn known(&self, view: &MetaView) -> Option<u32> {
+        let own = self.record(view)?;
+        let same = |known: &&LimitRecord| {
+            let (limit_no, amount) = (known.limit_no, known.amount);
+            LimitRecord { limit_no, amount, ..own.clone() } == **known
+        };
+        view.limits.values().find(same).map(|known| known.amount)
+    }
+
+    /// When so many permille of it are set.
+    fn changed(&self, permille: u32) -> Self {
+        Self { amount: (self.amount * permille / 1_000).max(1), ..*self }
     }
 }
 
@@ -115,6 +123,8 @@ impl PlannedLimit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub limits: Vec<PlannedLimit>,
+    /// When an operator sets all limits to so many permille of these.
+    pub changes: Vec<(u64, u32)>,
     /// A day of the caps ends within the run.
     pub midnight: bool,
     /// Weights of the practices in order; those that are missing have 1.
@@ -129,12 +139,14 @@ pub struct Settings {
     pub burst: u32,
     /// Messages go by a route: the first carrier, and the second while that one fails.
     pub routed: bool,
+    /// This carrier takes a message in one piece (HTTP), not in parts (SMPP).
+    pub whole: Option<usize>,
     /// Rows that a scheduler holds for one (partition, priority).
     pub window_rows: usize,
     /// Nothing is in the way of the lanes: limits must be used.
     pub healthy: bool,
-    /// The account carries all that the limits of practices let through: those that have none of their own do not wait.
-    pub roomy: bool,
+    /// The account carries all that the limits of practices let through: of messages that have none of their own so many permille may expire.
+    pub roomy: Option<u64>,
     /// The first carrier says "too fast" from when to when; it is eased, and comes back.
     pub throttled_ms: Option<(u64, u64)>,
 }
@@ -143,6 +155,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             limits: Vec::new(),
+            changes: Vec::new(),
             midnight: false,
             weights: Vec::new(),
             heavy: Vec::new(),
@@ -151,9 +164,10 @@ impl Default for Settings {
             duplicate_window_s: 0,
             burst: 0,
             routed: false,
+            whole: None,
             window_rows: 24,
             healthy: false,
-            roomy: false,
+            roomy: None,
             throttled_ms: None,
         }
     }
@@ -195,6 +209,11 @@ impl Settings {
             (drawn.duplicate_window_s, drawn.burst) = (rng.pick(&[5, 30]), rng.pick(&[2, 4]));
         }
         drawn.routed = rng.chance(400);
+        drawn.whole = rng.chance(400).then_some(carriers - 1);
+        if rng.chance(400) {
+            let lower_ms = rng.within(8_000, 14_000);
+            drawn.changes = vec![(lower_ms, 500), (lower_ms + rng.within(100, 9_000), 1_000)];
+        }
         drawn
     }
 
@@ -269,11 +288,20 @@ impl World {
         if !self.operator.has_settings {
             let kinds = self.plan.settings.kinds(view, self.plan.limits.len());
             self.operator.put_settings(kinds);
+        } else {
+            let due = self.plan.settings.changes.get(self.operator.limits_changed);
+            if let Some((_, permille)) = due.filter(|(at_ms, _)| *at_ms <= self.now_ms) {
+                let limits = self.plan.settings.limits.iter().map(|limit| limit.changed(*permille));
+                let limits: Vec<PlannedLimit> = limits.collect();
+                let records = limits.iter().filter_map(|limit| limit.record(view));
+                let kinds = records.map(|limit| Kind::PutLimit(PutLimit { limit: Some(limit) })).collect();
+                self.change_limits(&limits, kinds);
+            }
         }
         // A node that stands still may not know yet; one that is down learns it before it sends again.
         let knows = |limit: &PlannedLimit| {
             let mut running = self.nodes.iter().filter(|node| node.up && !node.wiped);
-            running.all(|node| limit.is_known(&node.meta))
+            running.all(|node| limit.known(&node.meta).is_some())
         };
         let known: Vec<bool> = self.plan.settings.limits.iter().map(knows).collect();
         let burst = self.plan.settings.burst;
@@ -289,6 +317,25 @@ impl World {
         for (number, _) in known.into_iter().enumerate().filter(|(_, known)| *known) {
             if self.oracle.stack.known(number, now_ms) {
                 self.trace.count("stacked_limit_in_force");
+            }
+        }
+    }
+
+    fn change_limits(&mut self, limits: &[PlannedLimit], kinds: Vec<Kind>) {
+        self.operator.change_limits(kinds);
+        for (number, limit) in limits.iter().enumerate() {
+            self.oracle.stack.ordered(number, limit.amount);
+        }
+        self.trace.count("limits_changed");
+    }
+
+    /// The grantor, which is on this node, says that every sender keeps to the limits that it knows.
+    pub fn limits_settled(&mut self, node: usize) {
+        self.trace.count("limits_settled");
+        let (view, now_ms) = (&self.nodes[node].meta, self.now_ms);
+        for (number, limit) in self.plan.settings.limits.iter().enumerate() {
+            if let Some(amount) = limit.known(view) {
+                self.oracle.stack.settled(number, amount, now_ms);
             }
         }
     }

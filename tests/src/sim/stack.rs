@@ -1,5 +1,6 @@
 //! I6 of stacked limits, by the oracle's own books: in no window and on no day of its zone more segments leave than a limit allows,
-//! counted over the whole cluster from the moment on at which every node knows of it. In healthy runs also: what may be used
+//! counted over the whole cluster from the moment on at which every node knows of it; of a limit that was lowered, from the moment on at
+//! which the grantor says that nobody goes by the old one. In healthy runs also: what may be used
 //! is used.
 use super::settings::{MIDNIGHT_MS, PlannedLimit};
 use super::truth::Write;
@@ -9,18 +10,22 @@ use std::collections::VecDeque;
 
 /// Before this time after a limit came into force its lane is not looked at for whether it is used.
 const RAMP_MS: u64 = 4_000;
-/// Of the messages that are held up by no limit so many may expire.
-const EXPIRED_PERMILLE_MAX: u64 = 30;
 
 #[derive(Debug)]
 struct Watched {
+    /// As it was planned.
     limit: PlannedLimit,
+    /// Segments that it allows now, and that operators ordered last.
+    amount: u32,
+    ordered: u32,
     known_ms: Option<u64>,
     /// Moments of the writes of the last window, and of all.
     window: VecDeque<u64>,
     all: Vec<u64>,
     /// Segments of the days before and after midnight.
     of_day: [u64; 2],
+    /// The same when the amount was lowered: that much had left.
+    before: [u64; 2],
 }
 
 /// See the module documentation.
@@ -35,10 +40,13 @@ impl Stack {
     pub fn new(limits: &[PlannedLimit]) -> Self {
         let watched = |limit: &PlannedLimit| Watched {
             limit: *limit,
+            amount: limit.amount,
+            ordered: limit.amount,
             known_ms: None,
             window: VecDeque::new(),
             all: Vec::new(),
             of_day: [0; 2],
+            before: [0; 2],
         };
         Self { limits: limits.iter().map(watched).collect(), first: Vec::new() }
     }
@@ -56,26 +64,42 @@ impl Stack {
         first
     }
 
+    /// Operators want another amount. A higher one may be used at once.
+    pub fn ordered(&mut self, number: usize, amount: u32) {
+        let watched = &mut self.limits[number];
+        (watched.ordered, watched.amount) = (amount, watched.amount.max(amount));
+    }
+
+    /// Whatever may be sent from now on keeps to this amount, if none is ordered that has not come into force.
+    pub fn settled(&mut self, number: usize, amount: u32, now_ms: u64) {
+        let watched = &mut self.limits[number];
+        watched.known_ms.get_or_insert(now_ms);
+        let amount = amount.max(watched.ordered);
+        if amount < watched.amount {
+            watched.amount = amount;
+            watched.window.clear();
+            watched.before = watched.of_day;
+        }
+    }
+
     pub fn wrote(&mut self, write: &Write) -> Result<(), String> {
         if write.carrier == 0 {
             self.first.push(write.now_ms);
         }
         for watched in &mut self.limits {
             let limit = watched.limit;
-            // Who began before has no permit of it.
-            let counts = watched.known_ms.is_some_and(|known_ms| write.begun_ms >= known_ms);
-            if counts && limit.covers(write.carrier, write.practice) {
+            if watched.known_ms.is_some() && limit.covers(write.carrier, write.practice) {
                 watched.count(write)?;
             }
         }
         Ok(())
     }
 
-    /// A limit that was not used as it should have been, if there is one.
-    fn unused(&self, until_ms: u64) -> Option<String> {
-        self.limits.iter().filter(|watched| watched.limit.used_permille > 0).find_map(|watched| {
-            let Watched { limit, known_ms, all, of_day, .. } = watched;
-            let Some(known_ms) = known_ms else { return Some(format!("{limit:?} never came into force")) };
+    /// How much of each limit that should have been used was used, and whether that is enough.
+    fn used(&self, until_ms: u64) -> Vec<(String, bool)> {
+        let watched = self.limits.iter().filter(|watched| watched.limit.used_permille > 0);
+        let used = watched.map(|Watched { limit, known_ms, all, of_day, .. }| {
+            let Some(known_ms) = known_ms else { return (format!("{limit:?} never came into force"), false) };
             let (used, possible) = match limit.window_s {
                 // The day on which it was in force from midnight on.
                 0 => (of_day[1], u64::from(limit.amount)),
@@ -86,9 +110,13 @@ impl Stack {
                     (used, u64::from(limit.amount) * until_ms.saturating_sub(from_ms) / windows_ms)
                 }
             };
-            (used * 1_000 < possible * limit.used_permille)
-                .then(|| format!("{used} of {possible} segments of {limit:?} were used ({of_day:?})"))
-        })
+            let permille = used * 1_000 / possible.max(1);
+            let text = format!(
+                "{used} of {possible} segments ({permille} permille) of {limit:?} were used ({of_day:?})"
+            );
+            (text, permille >= limit.used_permille)
+        });
+        used.collect()
     }
 }
 
@@ -100,21 +128,21 @@ impl Stack {
     }
 
     /// A lane that was told "too fast" is slower, and comes back.
-    fn not_eased(&self, limit: u32, (from_ms, until_ms): (u64, u64), end_ms: u64) -> Option<String> {
+    fn eased(&self, limit: u32, (from_ms, until_ms): (u64, u64), end_ms: u64) -> (String, bool) {
         let limit = u64::from(limit) * 1_000;
         let before = self.per_kilosecond(from_ms - 5_000, from_ms);
         let after = self.per_kilosecond(until_ms + 500, until_ms + 5_500);
         let at_last = self.per_kilosecond(end_ms - 10_000, end_ms);
         let fine = before * 10 > limit * 9 && after * 100 < limit * 85 && at_last * 10 > limit * 9;
-        (!fine).then(|| {
-            format!("{before} segments in 1000 s before it was too fast, {after} after, {at_last} at last")
-        })
+        let text =
+            format!("{before} segments in 1000 s before it was too fast, {after} after, {at_last} at last");
+        (text, fine)
     }
 }
 
 impl Watched {
     fn count(&mut self, write: &Write) -> Result<(), String> {
-        let limit = self.limit;
+        let (limit, amount) = (self.limit, u64::from(self.amount));
         self.all.push(write.now_ms);
         if limit.window_s == 0 {
             // Which day it is, as far as the clocks of the nodes can know.
@@ -124,8 +152,9 @@ impl Watched {
                 _ => return Ok(()),
             };
             self.of_day[day] += 1;
-            if self.of_day[day] > u64::from(limit.amount) {
-                return Err(format!("I6 {} segments on a day of {limit:?}", self.of_day[day]));
+            if self.of_day[day] > amount.max(self.before[day]) {
+                let used = self.of_day[day];
+                return Err(format!("I6 {used} segments on a day of {limit:?}, which allows {amount} now"));
             }
             return Ok(());
         }
@@ -134,8 +163,11 @@ impl Watched {
         while self.window.front().is_some_and(|at| *at + length_ms <= write.now_ms) {
             self.window.pop_front();
         }
-        if self.window.len() > limit.amount as usize {
-            return Err(format!("I6 {} segments within a window of {limit:?}", self.window.len()));
+        if self.window.len() as u64 > amount {
+            let used = self.window.len();
+            return Err(format!(
+                "I6 {used} segments within a window of {limit:?}, which allows {amount} now"
+            ));
         }
         Ok(())
     }
@@ -147,14 +179,17 @@ impl World {
         if !self.plan.settings.healthy {
             return;
         }
-        if let Some(text) = self.oracle.stack.unused(self.plan.safety_ms) {
-            self.oracle.fail(format!("I8 {text}"));
-        }
+        let mut found = self.oracle.stack.used(self.plan.safety_ms);
         if let Some(throttled_ms) = self.plan.settings.throttled_ms {
-            let wrong = self.oracle.stack.not_eased(self.plan.limits[0], throttled_ms, self.plan.safety_ms);
-            wrong.into_iter().for_each(|text| self.oracle.fail(format!("I8 {text}")));
+            found.push(self.oracle.stack.eased(self.plan.limits[0], throttled_ms, self.plan.safety_ms));
         }
-        let Some(view) = self.newest_view().filter(|_| self.plan.settings.roomy) else { return };
+        for (text, fine) in found {
+            self.note(&[61, u64::from(fine)], || format!("used   {text}"));
+            if !fine {
+                self.oracle.fail(format!("I8 {text}"));
+            }
+        }
+        let (Some(permille_max), Some(view)) = (self.plan.settings.roomy, self.newest_view()) else { return };
         // Whoever needs no limit but the carrier's has room.
         let start_ms = self.plan.start_ms();
         let looked_at = start_ms + 8_000..start_ms + self.plan.safety_ms - 6_000;
@@ -166,15 +201,21 @@ impl World {
                 && !settings.is_narrow(carrier, practice)
                 && !settings.heavy.contains(&practice)
         });
-        let (mut all, mut expired) = (0, 0);
+        let (mut all, mut expired) = (0, Vec::new());
         for seen in free {
             all += 1;
-            expired += u64::from(seen.state == MessageState::Expired);
+            if seen.state == MessageState::Expired {
+                expired.push((seen.practice_no, seen.accepted_ms - start_ms));
+            }
         }
-        if expired * 1_000 > all * EXPIRED_PERMILLE_MAX {
-            self.oracle.fail(format!(
-                "I13 {expired} of {all} messages expired whose practices are held up by no limit of their own"
-            ));
+        let text = format!(
+            "of {all} messages of practices that are held up by no limit of their own {} expired: {expired:?}",
+            expired.len()
+        );
+        let fine = expired.len() as u64 * 1_000 <= all * permille_max;
+        self.note(&[62, u64::from(fine)], || format!("used   {text}"));
+        if !fine {
+            self.oracle.fail(format!("I13 {text}"));
         }
     }
 }

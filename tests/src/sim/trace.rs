@@ -4,7 +4,7 @@ use super::rng::mix;
 use std::collections::BTreeMap;
 
 /// Rare branches that a set of runs must have reached. A run over many seeds fails when one was never hit.
-pub const SOMETIMES: [&str; 88] = [
+pub const SOMETIMES: [&str; 91] = [
     "torn_tail",
     "unsynced_writes_lost",
     "sync_error_halt",
@@ -69,7 +69,10 @@ pub const SOMETIMES: [&str; 88] = [
     "update_in_doubt",
     "update_repeated",
     "update_of_an_old_version",
-    "failover",
+    "breaker_opened_by_hand",
+    "limits_changed",
+    "limits_settled",
+    "long_message_in_one_piece",
     "series_advanced",
     "series_step_refused",
     "attempt_on_another_carrier",

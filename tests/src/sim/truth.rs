@@ -11,8 +11,6 @@ pub struct Write {
     pub part: u32,
     pub carrier: usize,
     pub practice: u32,
-    /// When its sender began to wait for permits.
-    pub begun_ms: u64,
     /// Segments per second of the whole lane.
     pub limit: u32,
     /// When the attempt was decided, and how long after that its writer may still write.

@@ -6,6 +6,9 @@
 //!  - A priority whose message has waited for long gets that part, whatever is more urgent.
 //!  - Two practices with a long backlog get segments by their weights.
 //!
+//! Ready is what may begin at once: due, inside its hours by the rules in force (a message that waits again has them computed anew
+//! first), not expired, and without an attempt that is not resolved here.
+//!
 //! Own books, from the changes of table D and the decisions; the scheduler's are not looked at.
 use super::client::{TENANT, practice_name};
 use super::settings::practice_of;
@@ -39,9 +42,20 @@ struct Single {
     level: u8,
     practice_no: u32,
     due_ms: u64,
+    /// It expires or its hours end.
+    until_ms: u64,
     /// Segments begun when it became ready, and when it had waited for long: more urgent, as urgent, less urgent.
     from: [u64; 3],
     aged: Option<[u64; 3]>,
+}
+
+/// A message that was chosen, until its attempt is resolved here.
+#[derive(Debug, Default)]
+struct Open {
+    /// The row that it was chosen for has left table D, ...
+    row_gone: bool,
+    /// ... and this one has come.
+    row: Option<DueEntry>,
 }
 
 /// Of one node; volatile like its scheduler.
@@ -50,6 +64,7 @@ pub struct Turns {
     /// Segments begun of each carrier and priority.
     begun: BTreeMap<(u32, u8), u64>,
     singles: BTreeMap<(u32, MessageId), Single>,
+    open: BTreeMap<(u32, MessageId), Open>,
     /// Since when each partition is led.
     led: BTreeMap<u32, u64>,
     /// What two practices with a backlog have got since both had it, by carrier and priority.
@@ -65,6 +80,12 @@ impl Turns {
     pub fn unlead(&mut self, partition: u32) {
         self.led.remove(&partition);
         self.singles.retain(|(of, _), _| *of != partition);
+        self.open.retain(|(of, _), _| *of != partition);
+    }
+
+    /// Clocks were set, or other hours are in force: who is ready is not known any more.
+    pub fn forget_singles(&mut self) {
+        self.singles.clear();
     }
 
     /// The practice is paused or goes on: nothing follows from how long it waited.
@@ -92,7 +113,11 @@ impl Turns {
     /// A decision, and who waits on while it is carried out. `most`: segments of a priority that may go before a single message.
     fn decided(&mut self, decided: &BeginDecision, most: u64, now_ms: u64) -> Option<String> {
         let carrier_no = decided.carrier_no;
-        self.singles.remove(&(decided.partition, decided.message_id));
+        let key = (decided.partition, decided.message_id);
+        self.singles.remove(&key);
+        self.open.insert(key, Open::default());
+        // One that is not ready any more is put aside before anything is chosen.
+        self.singles.retain(|_, single| (single.due_ms..single.until_ms).contains(&now_ms));
         *self.begun.entry((carrier_no, decided.priority)).or_default() += u64::from(decided.segments.max(1));
         let mut wrong = None;
         let waiting: Vec<(u32, MessageId)> =
@@ -130,12 +155,32 @@ impl World {
     /// What became ready or went.
     pub fn follow_turns(&mut self, node: usize, partition: u32, changes: &[ScheduleChange]) {
         for change in changes {
+            let turns = &mut self.nodes[node].wing.turns;
             match change {
                 ScheduleChange::Gone { message_id, .. } => {
-                    self.nodes[node].wing.turns.singles.remove(&(partition, *message_id));
+                    turns.singles.remove(&(partition, *message_id));
+                    if let Some(open) = turns.open.get_mut(&(partition, *message_id)) {
+                        *open = Open { row_gone: true, row: None };
+                    }
                 }
-                ScheduleChange::Due(entry) => self.note_single(node, partition, entry),
+                ScheduleChange::Due(entry) => {
+                    if let Some(open) = turns.open.get_mut(&(partition, entry.message_id)) {
+                        open.row = Some(entry.clone());
+                    }
+                    self.note_single(node, partition, entry);
+                }
             }
+        }
+    }
+
+    /// The attempt of a message is resolved: it was refused, or it has an outcome. Who waits again is ready from now on, unless what was
+    /// refused is the row that waits: that is offered again later.
+    pub fn resolve_turn(&mut self, node: usize, partition: u32, id: MessageId, refused: bool) {
+        let open = self.nodes[node].wing.turns.open.remove(&(partition, id));
+        if let Some(Open { row_gone, row: Some(entry) }) = open
+            && (row_gone || !refused)
+        {
+            self.note_single(node, partition, &entry);
         }
     }
 
@@ -152,7 +197,13 @@ impl World {
         let known_long = turns.led.get(&partition).is_some_and(|since| since + READ_MS < self.now_ms);
         let free = known_long && !narrow && !self.plan.nights && entry.flow > 0;
         let paused = at.wing.paused.contains(&(entry.practice_no, entry.carrier_no));
-        if !free || paused || entry.due_ms > now_ms || entry.expires_at_ms <= now_ms {
+        let open = at.wing.turns.open.contains_key(&(partition, entry.message_id));
+        let stamp = at.wing.stamps.of(entry.practice_no);
+        let hours_known = stamp == 0 || entry.hours_stamp == stamp;
+        let closes_ms = if stamp > 0 && entry.open_until_ms > 0 { entry.open_until_ms } else { u64::MAX };
+        let until_ms = entry.expires_at_ms.min(closes_ms);
+        let ready = hours_known && !open && (entry.due_ms..until_ms).contains(&now_ms);
+        if !free || paused || !ready {
             return;
         }
         let Some(store) = at.stores.get(&partition) else { return };
@@ -165,6 +216,7 @@ impl World {
                 level: entry.priority,
                 practice_no: entry.practice_no,
                 due_ms: entry.due_ms,
+                until_ms,
                 from,
                 aged: None,
             };

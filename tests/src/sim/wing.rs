@@ -1,7 +1,7 @@
 //! The glue of a node's delivery wing, as the simulator runs it: a mirror of `node/src/delivery/driver.rs` around the
 //! same `Scheduler`. Attempts are begun in `begin.rs`, lanes are in `lanes.rs`, facts and receipts in `facts.rs`.
 use super::facts::{Facts, Reports};
-use super::lanes::{Lane, ShareKeeper};
+use super::lanes::{Lane, Limits, ShareKeeper};
 use super::node::Waiter;
 use super::plant::Plant;
 use super::turns::{AGEING_MS, Turns, URGENT_MS};
@@ -10,6 +10,7 @@ use carillon_core::meta::planner::Step;
 use carillon_core::meta::{MetaRefusal, MetaView};
 use carillon_core::{DueEntry, Permit, ScheduleChange, query};
 use carillon_delivery::breaker::Breaker;
+use carillon_delivery::hours::Stamps;
 use carillon_delivery::lease::{Holder, LeaseAnswer, LeaseRequest, LimitId, Stacks, common};
 use carillon_delivery::{
     BeginDecision, BeginResult, Page, PageRequest, Rooms, Scheduler, SchedulerConfig, read_page,
@@ -116,8 +117,7 @@ pub struct Sending {
     pub send_by: std::time::Duration,
     pub decided_ms: u64,
     pub send_within_ms: u64,
-    /// When it began to wait for permits, of which limits, and whether before the others.
-    pub begun_ms: u64,
+    /// Of which limits it needs permits, and whether before the others.
     pub stack: Vec<LimitId>,
     pub urgent: bool,
     /// Parts that the carrier accepted.
@@ -125,6 +125,8 @@ pub struct Sending {
     /// The part whose answer is awaited.
     pub awaiting: Option<u32>,
     pub permits_left: u32,
+    /// All of it leaves at once.
+    pub whole: bool,
 }
 
 /// Everything volatile of the wing.
@@ -164,6 +166,7 @@ pub struct Wing {
     pub series_at: u64,
     pub failover_at: u64,
     /// Which limits the messages of each practice need.
+    pub limits: Limits,
     pub stacks: Stacks,
     pub rooms: Rooms,
     /// Segments that wait for each limit.
@@ -171,6 +174,8 @@ pub struct Wing {
     /// What the scheduler was told of practices.
     pub weights: BTreeMap<u32, u32>,
     pub paused: BTreeSet<(u32, u32)>,
+    /// The hours that are in force.
+    pub stamps: Stamps,
     /// The oracle's books.
     pub turns: Turns,
     pub breakers: BTreeMap<u32, Breaker>,
@@ -220,11 +225,13 @@ impl Wing {
             counted: BTreeMap::new(),
             series_at: 0,
             failover_at: 0,
+            limits: Limits::default(),
             stacks: Stacks::default(),
             rooms: Rooms::default(),
             demand: BTreeMap::new(),
             weights: BTreeMap::new(),
             paused: BTreeSet::new(),
+            stamps: Stamps::default(),
             turns: Turns::default(),
             breakers: BTreeMap::new(),
             openings: BTreeMap::new(),
@@ -342,7 +349,6 @@ impl World {
         let decision = wing.scheduler.decide(now_ms, mono);
         self.judge_breakers(node, &decision.begin);
         self.judge_turns(node, &decision.begin);
-        self.failover(node);
         self.reroute_from_open(node);
         self.make_series(node);
         let mut begin: BTreeMap<u32, Vec<BeginDecision>> = BTreeMap::new();
@@ -362,6 +368,7 @@ impl World {
                     .collect();
                 for id in stopped {
                     self.nodes[node].wing.scheduler.on_begun(partition, id, BeginResult::Refused);
+                    self.resolve_turn(node, partition, id, true);
                 }
             }
             self.begin(node, partition, list, now_ms);
@@ -409,5 +416,6 @@ impl World {
             Ok(page) => scheduler.on_page(partition, request_id, page),
             Err(_) => scheduler.on_page_failed(partition, request_id),
         }
+        self.wake_driver(node, 0);
     }
 }

@@ -231,6 +231,16 @@ fn sending_without_a_permit_of_every_limit() {
     found_in(Scenario::StackedLimits, Plant::StackIgnored, 3, &["I6"]);
 }
 
+#[test]
+fn one_permit_for_a_message_that_leaves_in_one_piece() {
+    found_in(Scenario::Pieces, Plant::PiecesApart, 4, &["I6"]);
+}
+
+#[test]
+fn who_waits_at_a_gate_keeps_to_limits_that_are_gone() {
+    found_in(Scenario::StackedLimits, Plant::StackKept, 20, &["I6"]);
+}
+
 /// Found by reading: two thirds of a limit lay with nodes that had no use for it.
 #[test]
 fn asking_for_limits_that_nothing_needs() {

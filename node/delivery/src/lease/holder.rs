@@ -251,8 +251,24 @@ impl Holder {
         };
     }
 
-    /// When all of these limits have permits for so many segments at once, as far as it is known, and until when they would be good.
+    /// When all of these limits have permits for so many segments at once, as far as it is known, and until when they would be good. Where
+    /// too few tokens are held for that, what is needed is asked for.
     pub fn free_at(
+        &mut self,
+        stack: &[LimitId],
+        segments: u32,
+        mono: Duration,
+    ) -> Result<(Duration, Duration), Wait> {
+        let found = self.known_free_at(stack, segments, mono);
+        if let Err(Wait::NoLease(limit)) = found
+            && segments > 1
+        {
+            self.need(limit, segments, mono);
+        }
+        found
+    }
+
+    fn known_free_at(
         &self,
         stack: &[LimitId],
         segments: u32,
@@ -286,14 +302,7 @@ impl Holder {
 
     /// Takes the permits for so many segments that leave together from all of these limits, or from none.
     pub fn try_take_all(&mut self, stack: &[LimitId], segments: u32, mono: Duration) -> Result<Permit, Wait> {
-        let (mut free_at, ends) = match self.free_at(stack, segments, mono) {
-            Ok(found) => found,
-            Err(Wait::NoLease(limit)) if segments > 1 => {
-                self.need(limit, segments, mono);
-                return Err(Wait::NoLease(limit));
-            }
-            Err(wait) => return Err(wait),
-        };
+        let (mut free_at, ends) = self.free_at(stack, segments, mono)?;
         for limit in stack.iter().filter(|_| segments > 1) {
             // It goes with fewer tokens, because there are no more: then it needs them for longer.
             if self.limits.get(limit).is_some_and(|held| held.tokens < segments) {
