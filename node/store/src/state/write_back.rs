@@ -62,7 +62,7 @@ impl TableWriter {
                 let path = shared.path.join(DIRECTORY).join(format!("{family}-{number}.sst"));
                 let options = match number {
                     NEW_PAYLOADS => &shared.parts.payload_options,
-                    _ => &shared.parts.family_options,
+                    _ => &shared.parts.new_options,
                 };
                 let more = write_table(options, &path, part)?;
                 files.push(path);
