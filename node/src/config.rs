@@ -137,7 +137,7 @@ pub struct Tuning {
     pub tick_ms: u64,
     /// Entries proposed and not applied in one partition before proposals are batched up. 1 to 64, default 2.
     pub proposals_in_flight_max: usize,
-    /// Block cache of the state store. Default 32 MiB.
+    /// Block cache of the state store. Default 64 MiB.
     pub block_cache_bytes: usize,
     /// Committed rows of all partitions that wait in memory before they are written to tables. Default 64 MiB.
     pub write_buffers_bytes: usize,
@@ -169,7 +169,7 @@ impl Default for Tuning {
         Self {
             tick_ms: 100,
             proposals_in_flight_max: 2,
-            block_cache_bytes: 32 << 20,
+            block_cache_bytes: 64 << 20,
             write_buffers_bytes: 64 << 20,
             log_bytes_max: 256 << 20,
             unflushed_log_bytes_max: 256 << 20,

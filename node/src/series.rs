@@ -7,7 +7,7 @@ use crate::clock::now_ms as clock_ms;
 use crate::edge::ingest::{self, Ingest};
 use crate::edge::series::{open, recurrence};
 use crate::engine::NodeHandle;
-use crate::seal::Keyring;
+use crate::seal::{Keyring, Nonces};
 use bytes::Bytes;
 use carillon_core::{CommandResult, series};
 use carillon_proto::MessageId;
@@ -80,6 +80,7 @@ impl Maker {
         // Of what was due before the backup was made, nobody knows whether it was sent.
         let guard_ms = view.restore.as_ref().map_or(0, |restore| restore.guard_ms);
         let (mut commands, mut to, mut next_ms): (Vec<Bytes>, _, _) = (Vec::new(), record.made, 0);
+        let mut nonces = Nonces::default();
         for occurrence in rule.after(record.made) {
             if occurrence.at_ms > now_ms + AHEAD_MS || commands.len() == STEP_MAX {
                 next_ms = occurrence.at_ms;
@@ -97,7 +98,7 @@ impl Maker {
                 allow_duplicate: true,
                 ..template.clone()
             };
-            let (_, accept) = self.ingest.seal_one(&practice, message)?;
+            let (_, accept) = self.ingest.seal_one(&practice, &mut nonces, message)?;
             commands.push(ingest::encode(accept));
         }
         let made = commands.len();

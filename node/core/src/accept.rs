@@ -2,6 +2,8 @@
 //!
 //! The most frequent command: it reads one row if there is an idempotency key and normally none otherwise, and writes
 //! M, S, D and, where given, I, X, N, G and J. An opt-out is not looked for here but where it counts, when an attempt is to begin.
+mod view;
+
 use crate::dead_letter;
 use crate::duplicate;
 use crate::effect::{CommandResult, Refusal};
@@ -12,8 +14,9 @@ use crate::tables::TableError;
 use crate::turn::Turn;
 use bytes::Bytes;
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Accept, DeadLetter, IdempotencyRecord, MessagePayload, MessageStatus};
+use carillon_proto::internal::{Accept, DeadLetter, IdempotencyRecord, MessageStatus};
 use carillon_proto::public::{MessageClass, Priority, WaitingReason};
+pub(crate) use view::AcceptView;
 
 /// The indexes of an Accept, checked.
 struct Indexes {
@@ -22,31 +25,46 @@ struct Indexes {
     reference: Option<Index>,
 }
 
-pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, TableError> {
-    let Some(indexes) = check(&accept) else { return Ok(CommandResult::Refused(Refusal::Malformed)) };
+/// One that is not written as [`AcceptView`] knows it.
+pub(crate) fn accept_decoded(turn: &mut Turn, command: &Accept) -> Result<CommandResult, TableError> {
+    let body = view::rewrite(command);
+    match AcceptView::of_accept(&body) {
+        Some(view) => accept(turn, &view),
+        None => Ok(CommandResult::Refused(Refusal::Malformed)),
+    }
+}
+
+/// The key of the row that [`accept`] asks for first, if it asks for one.
+pub(crate) fn idempotency_key(accept: &AcceptView<'_>) -> Option<Vec<u8>> {
+    let index = Index::try_from(accept.idempotency_index).ok()?;
+    Some(keys::idempotency(accept.practice_no, &index))
+}
+
+pub(crate) fn accept(turn: &mut Turn, accept: &AcceptView<'_>) -> Result<CommandResult, TableError> {
+    let Some(indexes) = check(accept) else { return Ok(CommandResult::Refused(Refusal::Malformed)) };
     let key = indexes.idempotency.map(|index| keys::idempotency(accept.practice_no, &index));
     if let Some(row) = key.as_deref().map(|key| turn.tables.get(key)).transpose()?.flatten() {
-        return earlier(&accept, row);
+        return earlier(accept, row);
     }
     let id = indexes.id;
     let replays = match accept.replay_of.is_empty() {
         true => None,
-        false => match dead_letter::replayed_by(turn, &accept)? {
+        false => match dead_letter::replayed_by(turn, accept.replay_of, accept.practice_no)? {
             Ok(old) => Some(old),
             Err(answer) => return Ok(answer),
         },
     };
-    if let Some(message_id) = duplicate::find(turn, &accept)? {
+    if let Some(message_id) = duplicate::find(turn, accept)? {
         return Ok(CommandResult::SameContent { message_id });
     }
     if !turn.highest.admits(turn.tables, &id)? {
         return Ok(CommandResult::Refused(Refusal::Malformed));
     }
-    duplicate::note(turn, &accept);
+    duplicate::note(turn, accept);
     if let Some(key) = key {
         let record = IdempotencyRecord {
-            message_id: accept.message_id.clone(),
-            content_mac: accept.content_mac.clone(),
+            message_id: id.to_bytes(),
+            content_mac: Bytes::copy_from_slice(accept.content_mac),
             accepted_at_ms: turn.now_ms,
         };
         turn.tables.put(key, encode(&record));
@@ -63,28 +81,16 @@ pub(crate) fn accept(turn: &mut Turn, accept: Accept) -> Result<CommandResult, T
         Step::accepted(turn.now_ms)
     };
     if let Some(old) = replays {
-        dead_letter::replayed(turn, old, &accept);
+        dead_letter::replayed(turn, old, &id, accept.practice_no);
     }
-    let mut message = Message::new(id, status(&accept, turn.now_ms));
-    turn.tables.put(keys::payload(&id), encode(&stored(accept, turn.now_ms)));
+    let mut message = Message::new(id, status(accept, turn.now_ms));
+    turn.tables.put_new(keys::payload(&id), accept.payload_row(turn.now_ms));
     message.advance(turn, step);
     Ok(CommandResult::Accepted)
 }
 
-/// What table M keeps: not what its key, the idempotency row or the status says anyway.
-fn stored(accept: Accept, now_ms: u64) -> MessagePayload {
-    let accept = Accept {
-        message_id: Bytes::new(),
-        content_mac: Bytes::new(),
-        retry: None,
-        duplicate_window_ms: 0,
-        ..accept
-    };
-    MessagePayload { accept: Some(accept), accepted_at_ms: now_ms }
-}
-
 /// The key is known: the same content is a repeat, another one a mistake of the caller.
-fn earlier(accept: &Accept, row: Bytes) -> Result<CommandResult, TableError> {
+fn earlier(accept: &AcceptView<'_>, row: Bytes) -> Result<CommandResult, TableError> {
     let record: IdempotencyRecord = decode('I', row)?;
     let message_id = MessageId::from_bytes(&record.message_id)
         .map_err(|error| crate::records::corrupt('I', &error.to_string()))?;
@@ -96,17 +102,17 @@ fn earlier(accept: &Accept, row: Bytes) -> Result<CommandResult, TableError> {
 }
 
 /// `None` when the proposer made something impossible.
-fn check(accept: &Accept) -> Option<Indexes> {
-    let index = |bytes: &Bytes| -> Option<Option<Index>> {
+fn check(accept: &AcceptView<'_>) -> Option<Indexes> {
+    let index = |bytes: &[u8]| -> Option<Option<Index>> {
         match bytes.len() {
             0 => Some(None),
-            _ => Some(Some(Index::try_from(bytes.as_ref()).ok()?)),
+            _ => Some(Some(Index::try_from(bytes).ok()?)),
         }
     };
     let indexes = Indexes {
-        id: MessageId::from_bytes(&accept.message_id).ok()?,
-        idempotency: index(&accept.idempotency_index)?,
-        reference: index(&accept.reference_index)?,
+        id: MessageId::from_bytes(accept.message_id).ok()?,
+        idempotency: index(accept.idempotency_index)?,
+        reference: index(accept.reference_index)?,
     };
     let known = |valid: bool, unspecified: bool| valid && !unspecified;
     let class = MessageClass::try_from(accept.class);
@@ -120,14 +126,16 @@ fn check(accept: &Accept) -> Option<Indexes> {
         && accept.retry.as_ref().is_some_and(|r| r.attempts_max > 0)
         && (!accept.indexed_by_recipient || accept.recipient_index.len() == keys::INDEX_BYTES)
         && (!accept.ordered || accept.indexed_by_recipient)
-        && index(&accept.duplicate_index).is_some()
+        && index(accept.duplicate_index).is_some()
         && (indexes.idempotency.is_none() || accept.content_mac.len() == keys::INDEX_BYTES);
     possible.then_some(indexes)
 }
 
-fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
-    let recipient_index =
-        if accept.indexed_by_recipient { accept.recipient_index.clone() } else { Bytes::new() };
+fn status(accept: &AcceptView<'_>, now_ms: u64) -> MessageStatus {
+    let recipient_index = match accept.indexed_by_recipient {
+        true => Bytes::copy_from_slice(accept.recipient_index),
+        false => Bytes::new(),
+    };
     MessageStatus {
         practice_no: accept.practice_no,
         class: accept.class,

@@ -7,7 +7,8 @@
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
 use crate::effect::{CommandResult, Effects, Refusal};
-use crate::records::{self, applied_record, encode};
+use crate::entry::{Entry, Read};
+use crate::records::{applied_record, encode};
 use crate::tables::{ReadTables, TableError, Tables};
 use crate::turn::{HighestIds, OptOuts, Restored, Turn};
 use crate::{
@@ -16,7 +17,10 @@ use crate::{
 };
 use bytes::Bytes;
 use carillon_proto::internal::command::Kind;
-use carillon_proto::internal::{AppliedRecord, Command, CommandBatch, EventBlock};
+use carillon_proto::internal::{AppliedRecord, Command, EventBlock};
+
+/// Commands that are read before the first of them runs, so that storage can look for their rows together.
+const READ_AHEAD: usize = 32;
 
 /// Applies entries to one partition's tables; remembers what it would otherwise read each time.
 ///
@@ -67,7 +71,7 @@ impl Applier {
             return Ok(&self.last);
         }
         applied::check_order(&self.last, meta);
-        let batch: CommandBatch = records::decode_batch(data)?;
+        let entry = Entry::read(data)?;
         let mut digest = Digest::of_entry(&self.last.digest, meta, data);
         let mut turn = Turn {
             tables: &mut *tables,
@@ -77,30 +81,14 @@ impl Applier {
             highest: &mut self.highest,
             opt_outs: &mut self.opt_outs,
             restore: &mut self.restore,
-            now_ms: batch.now_ms.max(self.last.now_ms),
+            now_ms: entry.now_ms.max(self.last.now_ms),
             term: meta.term,
             leader_start_term: self.last.leader_start_term,
             permits: self.permits,
             wakes: Vec::new(),
         };
-        effects.results.reserve(batch.commands.len());
-        for command in batch.commands {
-            let result = run(&mut turn, command)?;
-            order::wake(&mut turn)?;
-            digest.add(&summary(&result));
-            if let CommandResult::Retired(retired) = &result {
-                [retired.messages, retired.keys, retired.event_blocks]
-                    .iter()
-                    .for_each(|n| digest.add(&n.to_be_bytes()));
-            }
-            if let CommandResult::Updated(updated) = &result {
-                updated.outcomes.iter().for_each(|o| digest.add(&[o.disposition as u8, o.state as u8]));
-            }
-            if let CommandResult::Resolved(resolved) = &result {
-                digest.add(&resolved.messages.to_be_bytes());
-            }
-            effects.results.push(result);
-        }
+        effects.results.reserve(entry.commands.len());
+        run_all(&mut turn, &entry, &mut digest, &mut effects.results)?;
         let Turn { events, now_ms, leader_start_term, .. } = turn;
         effects.events = events;
         let events_index = meta.index + self.restore.events_base;
@@ -128,12 +116,54 @@ pub fn apply(
     Ok(applier.last)
 }
 
+/// Runs the commands of an entry in order.
+fn run_all(
+    turn: &mut Turn,
+    entry: &Entry,
+    digest: &mut Digest,
+    results: &mut Vec<CommandResult>,
+) -> Result<(), TableError> {
+    for places in entry.commands.chunks(READ_AHEAD) {
+        let commands = places.iter().map(|place| entry.command(place)).collect::<Result<Vec<_>, _>>()?;
+        let keys: Vec<_> = commands.iter().filter_map(Read::expects).collect();
+        if keys.len() > 1 {
+            turn.tables.expect(keys)?;
+        }
+        for command in commands {
+            let result = match command {
+                Read::Accept(_) if turn.restore.under_way => CommandResult::Refused(Refusal::Restoring),
+                Read::Accept(view) => accept::accept(turn, &view)?,
+                Read::Other(command) => run(turn, *command)?,
+            };
+            order::wake(turn)?;
+            note(digest, &result);
+            results.push(result);
+        }
+    }
+    Ok(())
+}
+
+/// What a command did, into the digest.
+fn note(digest: &mut Digest, result: &CommandResult) {
+    digest.add(&summary(result));
+    match result {
+        CommandResult::Retired(retired) => [retired.messages, retired.keys, retired.event_blocks]
+            .iter()
+            .for_each(|n| digest.add(&n.to_be_bytes())),
+        CommandResult::Updated(updated) => {
+            updated.outcomes.iter().for_each(|o| digest.add(&[o.disposition as u8, o.state as u8]));
+        }
+        CommandResult::Resolved(resolved) => digest.add(&resolved.messages.to_be_bytes()),
+        _ => {}
+    }
+}
+
 fn run(turn: &mut Turn, command: Command) -> Result<CommandResult, TableError> {
     if turn.restore.under_way && !matches!(command.kind, Some(Kind::Restore(_) | Kind::LeaderStart(_))) {
         return Ok(CommandResult::Refused(Refusal::Restoring));
     }
     match command.kind {
-        Some(Kind::Accept(c)) => accept::accept(turn, c),
+        Some(Kind::Accept(c)) => accept::accept_decoded(turn, &c),
         Some(Kind::Cancel(c)) => cancel::by_id(turn, &c),
         Some(Kind::CancelByReference(c)) => cancel::by_reference(turn, &c),
         Some(Kind::BeginAttempt(c)) => attempt::begin(turn, &c),

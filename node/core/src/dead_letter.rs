@@ -12,7 +12,7 @@ use crate::records::corrupt;
 use crate::tables::{ReadTables, TableError};
 use crate::turn::Turn;
 use carillon_proto::MessageId;
-use carillon_proto::internal::{Accept, DropDeadLetter};
+use carillon_proto::internal::DropDeadLetter;
 use carillon_proto::public::MessageState;
 
 pub(crate) fn drop_one(turn: &mut Turn, command: &DropDeadLetter) -> Result<CommandResult, TableError> {
@@ -37,12 +37,13 @@ pub(crate) fn drop_one(turn: &mut Turn, command: &DropDeadLetter) -> Result<Comm
 /// The dead letter that an Accept wants to take the place of, or the answer to it.
 pub(crate) fn replayed_by(
     turn: &Turn,
-    accept: &Accept,
+    replay_of: &[u8],
+    practice_no: u32,
 ) -> Result<Result<Message, CommandResult>, TableError> {
-    let Ok(old) = MessageId::from_bytes(&accept.replay_of) else {
+    let Ok(old) = MessageId::from_bytes(replay_of) else {
         return Ok(Err(CommandResult::Refused(Refusal::Malformed)));
     };
-    Ok(match open(turn.tables, old, accept.practice_no)? {
+    Ok(match open(turn.tables, old, practice_no)? {
         Ok(Open::Yes(message)) => Ok(message),
         Ok(Open::Replayed(message_id)) => Err(CommandResult::Duplicate { message_id }),
         Ok(Open::Dropped) => Err(CommandResult::Refused(Refusal::WrongState(MessageState::Dead))),
@@ -51,9 +52,9 @@ pub(crate) fn replayed_by(
 }
 
 /// The new message exists.
-pub(crate) fn replayed(turn: &mut Turn, mut old: Message, accept: &Accept) {
-    old.status.dead_letter.get_or_insert_default().replayed_as = accept.message_id.clone();
-    turn.tables.delete(keys::dead_letter(accept.practice_no, &old.id));
+pub(crate) fn replayed(turn: &mut Turn, mut old: Message, new: &MessageId, practice_no: u32) {
+    old.status.dead_letter.get_or_insert_default().replayed_as = new.to_bytes();
+    turn.tables.delete(keys::dead_letter(practice_no, &old.id));
     old.save(turn);
 }
 

@@ -2,6 +2,7 @@
 //! unless it says otherwise. Known by a keyed hash in table J, which names the last message with the content.
 //!
 //! A message that has ended without being handed over does not count: sending its text again is what one does then.
+use crate::accept::AcceptView;
 use crate::keys::{self, Index};
 use crate::records::{self, corrupt, decode, encode};
 use crate::tables::TableError;
@@ -12,8 +13,8 @@ use carillon_proto::internal::{Accept, DuplicateRecord};
 use carillon_proto::public::MessageState;
 
 /// The message that has this content, if the window is still open.
-pub(crate) fn find(turn: &Turn, accept: &Accept) -> Result<Option<MessageId>, TableError> {
-    let Some(content) = index(&accept.duplicate_index) else { return Ok(None) };
+pub(crate) fn find(turn: &Turn, accept: &AcceptView<'_>) -> Result<Option<MessageId>, TableError> {
+    let Some(content) = index(accept.duplicate_index) else { return Ok(None) };
     if accept.duplicate_window_ms == 0 {
         return Ok(None);
     }
@@ -39,9 +40,10 @@ pub(crate) fn find(turn: &Turn, accept: &Accept) -> Result<Option<MessageId>, Ta
 }
 
 /// This message has the content now.
-pub(crate) fn note(turn: &mut Turn, accept: &Accept) {
-    if let Some(content) = index(&accept.duplicate_index) {
-        let record = DuplicateRecord { message_id: accept.message_id.clone(), accepted_at_ms: turn.now_ms };
+pub(crate) fn note(turn: &mut Turn, accept: &AcceptView<'_>) {
+    if let Some(content) = index(accept.duplicate_index) {
+        let message_id = Bytes::copy_from_slice(accept.message_id);
+        let record = DuplicateRecord { message_id, accepted_at_ms: turn.now_ms };
         turn.tables.put(keys::duplicate(accept.practice_no, &content), encode(&record));
     }
 }
@@ -59,6 +61,6 @@ pub(crate) fn forget(turn: &mut Turn, accept: &Accept, id: &MessageId) -> Result
 }
 
 /// Of what `accept` admits: empty or whole.
-fn index(bytes: &Bytes) -> Option<Index> {
-    Index::try_from(bytes.as_ref()).ok()
+fn index(bytes: &[u8]) -> Option<Index> {
+    Index::try_from(bytes).ok()
 }

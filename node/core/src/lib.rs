@@ -21,6 +21,7 @@ mod dead_letter;
 mod digest;
 mod duplicate;
 pub mod effect;
+mod entry;
 mod frequency;
 pub mod keys;
 mod leader;

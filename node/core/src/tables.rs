@@ -39,6 +39,12 @@ pub trait Tables: ReadTables {
     }
 
     fn delete(&mut self, key: Vec<u8>);
+
+    /// These rows will be asked for next, in this order, and most of them do not exist: storage may look for all of them in one go.
+    /// Only a hint; what is said later by `put` and `delete` counts.
+    fn expect(&mut self, _keys: Vec<Vec<u8>>) -> Result<(), TableError> {
+        Ok(())
+    }
 }
 
 /// Tables in memory.

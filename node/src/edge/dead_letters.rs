@@ -7,7 +7,7 @@ use super::{internal, propose_status};
 use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use crate::engine::handle::COMMANDS_MAX;
-use crate::seal::{Context, Field, Keyring};
+use crate::seal::{Context, Field, Keyring, Nonces};
 use bytes::Bytes;
 use carillon_core::message::state_of;
 use carillon_core::{CommandResult, ReadTables, query};
@@ -184,8 +184,8 @@ impl DeadLetters<'_> {
         let tenant = view.practices.get(&dead.practice_no).map(|p| p.tenant.clone()).unwrap_or_default();
         let practice = self.ingest.practice(&tenant, partition, dead.practice_no).await?;
         let message = self.opened(dead, due_ms)?;
-        let (told, accept) =
-            self.ingest.seal_one(&practice, message).map_err(|_| internal("sealing failed"))?;
+        let sealed = self.ingest.seal_one(&practice, &mut Nonces::default(), message);
+        let (told, accept) = sealed.map_err(|_| internal("sealing failed"))?;
         let accept = Accept { replay_of: dead.id.to_bytes(), ..accept };
         Ok((told.id, ingest::encode(accept)))
     }

@@ -10,7 +10,7 @@ use crate::delivery::backlog::Looker;
 use crate::engine::handle::{COMMANDS_MAX, PROPOSAL_BYTES_MAX};
 use crate::engine::{NodeHandle, ProposeError};
 use crate::hours::Hours;
-use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError};
+use crate::seal::{Context, Field, Keyring, KeyringError, Nonces, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::ClassTable;
@@ -100,7 +100,7 @@ impl Ingest {
         }
         let mut results: Vec<IngestResult> = vec![IngestResult::default(); count];
         let (mut chunks, mut chunk, mut chunk_bytes) = (Vec::new(), Vec::new(), 0);
-        let mut practices = HashMap::new();
+        let (mut practices, mut nonces) = (HashMap::new(), Nonces::default());
         for (at, message) in part.messages.into_iter().enumerate() {
             let practice_no = message.practice_no;
             if let Entry::Vacant(vacant) = practices.entry(practice_no) {
@@ -109,7 +109,7 @@ impl Ingest {
             let sealed = match &practices[&practice_no] {
                 Ok(practice) if !self.may_carry(practice, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
-                Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, message)))
+                Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, &mut nonces, message)))
                     .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
                 Err(status) => Err(status.clone()),
             };
@@ -212,6 +212,7 @@ impl Ingest {
     pub(crate) fn seal_one(
         &self,
         practice: &PracticeContext,
+        nonces: &mut Nonces,
         message: IngestMessage,
     ) -> Result<(Told, Accept), SealError> {
         assert!(
@@ -278,7 +279,7 @@ impl Ingest {
         } else {
             let details =
                 MessageDetails { external_reference: message.external_reference, labels: message.labels };
-            keys.seal(context, Field::Details, &details.encode_to_vec())?
+            keys.seal(nonces, context, Field::Details, &details.encode_to_vec())?
         };
         let accept = Accept {
             message_id: id.to_bytes(),
@@ -290,9 +291,9 @@ impl Ingest {
             deadline_ms: message.deadline_ms,
             // With a place it is in there.
             time_zone: if delivery { String::new() } else { message.time_zone },
-            sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
+            sealed_recipient: keys.seal(nonces, context, Field::Recipient, message.recipient.as_bytes())?,
             recipient_index,
-            sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
+            sealed_body: keys.seal(nonces, context, Field::Body, message.body.as_bytes())?,
             sealed_details,
             key_epoch: keys.epoch,
             encoding: message.encoding,

@@ -5,7 +5,7 @@ use super::view::timestamp;
 use super::{internal, propose_status};
 use crate::clock::now_ms as clock_ms;
 use crate::engine::{NodeHandle, ProposeError};
-use crate::seal::{Context, Field, Keyring};
+use crate::seal::{Context, Field, Keyring, Nonces};
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::{CommandResult, Refusal, series};
 use carillon_delivery::recur::{RuleError, Series as Recurrence};
@@ -101,7 +101,9 @@ impl SeriesDesk {
         let command = PutSeries {
             series_id: id.to_bytes(),
             practice_no,
-            sealed_plan: keys.seal(context, Field::Plan, &encoded).map_err(|_| internal("sealing failed"))?,
+            sealed_plan: keys
+                .seal(&mut Nonces::default(), context, Field::Plan, &encoded)
+                .map_err(|_| internal("sealing failed"))?,
             key_epoch: keys.epoch,
             idempotency_index,
             // Labels are a map without an order; everything else is in the order of its fields.

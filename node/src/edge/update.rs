@@ -7,7 +7,7 @@ use super::view::timestamp;
 use super::{internal, propose_status};
 use crate::clock::now_ms as clock_ms;
 use crate::engine::{NodeHandle, ProposeError};
-use crate::seal::{Context, Field, Keyring, KeyringError};
+use crate::seal::{Context, Field, Keyring, KeyringError, Nonces};
 use carillon_core::classes::ClassTable;
 use carillon_core::message::{is_final, state_of, waits};
 use carillon_core::meta::level::LEVEL_DELIVERY;
@@ -150,7 +150,7 @@ impl Updates {
                 practice_no: accept.practice_no,
                 message_id: &row.message_id,
             };
-            let sealed = keys.seal(context, Field::Body, change.body.as_bytes());
+            let sealed = keys.seal(&mut Nonces::default(), context, Field::Body, change.body.as_bytes());
             update.sealed_body = sealed.map_err(|_| internal("sealing failed"))?;
             (update.encoding, update.segments) = (change.encoding, change.segments);
         }

@@ -99,17 +99,18 @@ impl LogWriter {
                 metrics::histogram!("carillon_log_write_bytes").record(bytes as f64);
             }
         }
-        // A receiver that is gone means that the node is stopping.
-        drop(self.completions.send(Completion::Persisted(done)));
-        for (group, written) in own {
-            drop(self.completions.send(Completion::Written { group, written }));
-        }
+        // Leaders wait for these; the own shard, which they would otherwise share a core with first, does not.
         if !after.is_empty() {
             failpoints::hit("log::before_replies");
             for (node, messages) in after {
                 self.peers.send(node, messages);
             }
             failpoints::hit("log::after_replies");
+        }
+        // A receiver that is gone means that the node is stopping.
+        drop(self.completions.send(Completion::Persisted(done)));
+        for (group, written) in own {
+            drop(self.completions.send(Completion::Written { group, written }));
         }
     }
 

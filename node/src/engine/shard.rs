@@ -385,13 +385,14 @@ impl Shard {
                 }
             }
         }
+        // What may overtake the disk has the longer way, so it leaves first.
+        for (node, messages) in out {
+            self.peers.send(node, messages);
+        }
         let mut tasks = std::mem::take(&mut self.own_tasks);
         tasks.extend(persist.into_iter().map(LogTask::Raft));
         if !tasks.is_empty() {
             self.log_writer.push(tasks);
-        }
-        for (node, messages) in out {
-            self.peers.send(node, messages);
         }
     }
 

@@ -4,9 +4,9 @@
 //! associated data names cluster, practice, message and field, so a value moved to another place does not open. Nonces
 //! are random (NIST SP 800-38D: at most 2^32 for a key), never derived from an index: a deposed leader could use the
 //! same index for another plaintext.
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
-use aws_lc_rs::hmac;
+use aws_lc_rs::{hmac, rand};
 use bytes::Bytes;
 use carillon_proto::MessageId;
 use zeroize::Zeroizing;
@@ -47,10 +47,41 @@ pub enum SealError {
     Failed,
 }
 
+/// Nonces drawn in one go: asking the generator for each one costs more than sealing a short text. Made for one request and used up
+/// or dropped with it, so that no random bytes lie around; each is given out once.
+pub struct Nonces {
+    drawn: [u8; NONCE_LEN * NONCES],
+    used: usize,
+}
+
+/// Drawn together.
+const NONCES: usize = 32;
+
+impl Default for Nonces {
+    /// Draws nothing before the first is needed.
+    fn default() -> Self {
+        Self { drawn: [0; NONCE_LEN * NONCES], used: NONCES }
+    }
+}
+
+impl Nonces {
+    fn take(&mut self) -> Result<[u8; NONCE_LEN], SealError> {
+        if self.used == NONCES {
+            rand::fill(&mut self.drawn).map_err(|_| SealError::Failed)?;
+            self.used = 0;
+        }
+        let mut nonce = [0; NONCE_LEN];
+        let place = self.used * NONCE_LEN;
+        nonce.copy_from_slice(&self.drawn[place..place + NONCE_LEN]);
+        self.used += 1;
+        Ok(nonce)
+    }
+}
+
 /// The keys of one practice and epoch, all derived from its data key.
 pub struct PracticeKeys {
     pub epoch: u32,
-    seal: RandomizedNonceKey,
+    seal: LessSafeKey,
     recipient: hmac::Key,
     idempotency: hmac::Key,
     reference: hmac::Key,
@@ -81,7 +112,9 @@ impl PracticeKeys {
         let seal = derive(data_key, "seal")?;
         Ok(Self {
             epoch,
-            seal: RandomizedNonceKey::new(&AES_256_GCM, seal.as_ref()).map_err(|_| SealError::Failed)?,
+            seal: LessSafeKey::new(
+                UnboundKey::new(&AES_256_GCM, seal.as_ref()).map_err(|_| SealError::Failed)?,
+            ),
             recipient: mac("recipient index")?,
             idempotency: mac("idempotency index")?,
             reference: mac("reference index")?,
@@ -90,15 +123,24 @@ impl PracticeKeys {
     }
 
     /// Seals one field of one message.
-    pub fn seal(&self, context: Context<'_>, field: Field, plaintext: &[u8]) -> Result<Bytes, SealError> {
+    pub fn seal(
+        &self,
+        nonces: &mut Nonces,
+        context: Context<'_>,
+        field: Field,
+        plaintext: &[u8],
+    ) -> Result<Bytes, SealError> {
+        let nonce = nonces.take()?;
         let mut out = Vec::with_capacity(HEAD + plaintext.len() + TAG);
         out.extend_from_slice(&[VERSION, AES_256_GCM_ID]);
-        out.extend_from_slice(&[0; NONCE_LEN]);
+        out.extend_from_slice(&nonce);
         out.extend_from_slice(plaintext);
         let aad = Aad::from(aad(context, field));
-        let (nonce, tag) =
-            self.seal.seal_in_place_separate_tag(aad, &mut out[HEAD..]).map_err(|_| SealError::Failed)?;
-        out[2..HEAD].copy_from_slice(nonce.as_ref());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = self
+            .seal
+            .seal_in_place_separate_tag(nonce, aad, &mut out[HEAD..])
+            .map_err(|_| SealError::Failed)?;
         out.extend_from_slice(tag.as_ref());
         Ok(Bytes::from(out))
     }
@@ -177,7 +219,7 @@ mod tests {
         let keys = PracticeKeys::new(1, &[7; 32]).unwrap();
         let (a, b) = (id(1), id(2));
         let here = Context { cluster_id: "lab", practice_no: 3, message_id: &a };
-        let sealed = keys.seal(here, Field::Body, b"Hello Ada").unwrap();
+        let sealed = keys.seal(&mut Nonces::default(), here, Field::Body, b"Hello Ada").unwrap();
         assert_eq!(&**keys.open(here, Field::Body, &sealed).unwrap(), b"Hello Ada");
         let elsewhere = [
             (Context { message_id: &b, ..here }, Field::Body),
@@ -197,13 +239,22 @@ mod tests {
         let keys = PracticeKeys::new(1, &[7; 32]).unwrap();
         let a = id(1);
         let here = Context { cluster_id: "lab", practice_no: 3, message_id: &a };
-        let sealed = keys.seal(here, Field::Body, b"text").unwrap();
+        let sealed = keys.seal(&mut Nonces::default(), here, Field::Body, b"text").unwrap();
         for i in 0..sealed.len() * 8 {
             let mut bad = sealed.to_vec();
             bad[i / 8] ^= 1 << (i % 8);
             assert!(keys.open(here, Field::Body, &bad).is_err(), "bit {i}");
         }
-        assert_ne!(sealed, keys.seal(here, Field::Body, b"text").unwrap());
+        assert_ne!(sealed, keys.seal(&mut Nonces::default(), here, Field::Body, b"text").unwrap());
+    }
+
+    #[test]
+    fn nonces_are_given_out_once_each_also_when_they_are_drawn_anew() {
+        let mut nonces = Nonces::default();
+        let given: std::collections::HashSet<_> =
+            (0..3 * NONCES + 1).map(|_| nonces.take().unwrap()).collect();
+        assert_eq!(given.len(), 3 * NONCES + 1);
+        assert!(!given.contains(&[0; NONCE_LEN]));
     }
 
     #[test]

@@ -9,6 +9,6 @@ mod envelope;
 mod keyring;
 mod provider;
 
-pub use envelope::{Context, Field, PracticeKeys, SealError};
+pub use envelope::{Context, Field, Nonces, PracticeKeys, SealError};
 pub use keyring::{Keyring, KeyringError};
 pub use provider::{FileKeyProvider, KeyProvider, ProviderError};

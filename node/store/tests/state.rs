@@ -40,14 +40,22 @@ enum Op {
     PutNew(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
     Scan(Vec<u8>, Vec<u8>, usize),
+    /// Say that these are asked for next, and ask for them in this order or from the back.
+    Expect(Vec<Vec<u8>>, bool),
     Commit,
     /// Start anew without a commit.
     Abandon,
     Flush,
 }
 
+/// Of tables that are kept in order, in a list, and in a hash map.
 fn key() -> impl Strategy<Value = Vec<u8>> {
-    proptest::collection::vec(0u8..4, 1..4)
+    let letter = prop_oneof![1 => Just(0u8), 1 => Just(b'D'), 3 => Just(b'M'), 1 => Just(b'S')];
+    (letter, proptest::collection::vec(0u8..4, 0..3)).prop_map(|(letter, rest)| {
+        let mut key = vec![letter];
+        key.extend(rest);
+        key
+    })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -56,6 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (key(), proptest::collection::vec(any::<u8>(), 0..20)).prop_map(|(k, v)| Op::PutNew(k, v)),
         5 => key().prop_map(Op::Delete),
         3 => (key(), key(), 1usize..10).prop_map(|(a, b, n)| Op::Scan(a, b, n)),
+        2 => (proptest::collection::vec(key(), 0..6), any::<bool>()).prop_map(|(keys, back)| Op::Expect(keys, back)),
         1 => Just(Op::Commit),
         1 => Just(Op::Abandon),
         1 => Just(Op::Flush),
@@ -95,6 +104,15 @@ proptest! {
                     prop_assert_eq!(batch.get(&start).unwrap(), model.get(&start).unwrap());
                     prop_assert_eq!(replica.get(&start).unwrap(), committed.get(&start).unwrap());
                     prop_assert_eq!(scan(&*replica, &start, &end, rows_max), scan(&committed, &start, &end, rows_max));
+                }
+                Op::Expect(mut keys, back) => {
+                    batch.expect(keys.clone()).unwrap();
+                    if back {
+                        keys.reverse();
+                    }
+                    for key in keys {
+                        prop_assert_eq!(batch.get(&key).unwrap(), model.get(&key).unwrap());
+                    }
                 }
                 Op::Commit => {
                     let touched = !batch.is_empty();

@@ -5,13 +5,14 @@
 //! A commit does not wait for RocksDB, unless the thread that writes is far behind.
 //! Bound: the caller commits when [`ApplyBatch::bytes`] passes its budget; nothing is visible before.
 use super::StateError;
-use super::overlay::Row;
-use super::replica::{Replica, get_row, merge_scan, range};
+use super::overlay::{Key, Payloads, Row, find_payload, is_payload};
+use super::replica::{Replica, get_row, merge_scan, range, storage};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError, Tables};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use rocksdb::BoundColumnFamily;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A larger map is not kept for the next batch.
@@ -30,14 +31,38 @@ pub struct CommitStats {
 pub struct ApplyBatch<'a> {
     replica: &'a Replica,
     handle: Arc<BoundColumnFamily<'a>>,
-    rows: HashMap<Vec<u8>, Row>,
+    rows: HashMap<Key, Row>,
+    /// New ones; what changed of them is in `rows`.
+    payloads: Payloads,
+    expected: Expected,
     bytes: usize,
+}
+
+/// Rows that were looked up together: as they were committed, so the batch's own come before them. They stay true as long as the
+/// batch lives, because nobody else commits.
+#[derive(Default)]
+struct Expected {
+    rows: Vec<(Vec<u8>, Option<Bytes>)>,
+    /// They are asked for in order.
+    next: Cell<usize>,
+}
+
+impl Expected {
+    fn get(&self, key: &[u8]) -> Option<&Option<Bytes>> {
+        let (before, after) = self.rows.split_at(self.next.get().min(self.rows.len()));
+        let (at, (_, value)) = (self.next.get()..)
+            .zip(after)
+            .chain((0..).zip(before))
+            .find(|(_, (expected, _))| expected == key)?;
+        self.next.set(at + 1);
+        Some(value)
+    }
 }
 
 impl<'a> ApplyBatch<'a> {
     pub(super) fn new(replica: &'a Replica, handle: Arc<BoundColumnFamily<'a>>) -> Self {
         let rows = std::mem::take(&mut *replica.spare.lock());
-        Self { replica, handle, rows, bytes: 0 }
+        Self { replica, handle, rows, payloads: Vec::new(), expected: Expected::default(), bytes: 0 }
     }
 
     /// Bytes of keys and values given so far; an upper bound of what the commit keeps.
@@ -46,15 +71,15 @@ impl<'a> ApplyBatch<'a> {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.is_empty() && self.payloads.is_empty()
     }
 
     /// Makes everything visible at once. An error is fatal for the process.
     pub fn commit(mut self) -> Result<CommitStats, StateError> {
         let shared = &self.replica.shared;
         shared.check()?;
-        let rows = self.rows.len();
-        let waiting = self.replica.layers.write().merge(self.rows.drain());
+        let rows = self.rows.len() + self.payloads.len();
+        let waiting = self.replica.layers.write().merge(self.payloads.drain(..), self.rows.drain());
         if self.rows.capacity() <= SPARE_ROWS_MAX {
             *self.replica.spare.lock() = self.rows;
         }
@@ -76,6 +101,14 @@ impl ReadTables for ApplyBatch<'_> {
         if let Some(row) = self.rows.get(key) {
             return Ok(row.value.clone());
         }
+        if is_payload(key)
+            && let Some(value) = find_payload(&self.payloads, key)
+        {
+            return Ok(Some(value.clone()));
+        }
+        if let Some(value) = self.expected.get(key) {
+            return Ok(value.clone());
+        }
         if let Some(value) = self.replica.layers.read().get(key) {
             return Ok(value);
         }
@@ -90,6 +123,8 @@ impl ReadTables for ApplyBatch<'_> {
     ) -> Result<(), TableError> {
         let Some(options) = range(start, end) else { return Ok(()) };
         let (mut rows, stored) = self.replica.rows_and_stored(&self.handle, start, end, options);
+        let payloads = self.payloads.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end);
+        rows.extend(payloads.map(|(key, value)| (key.clone(), Some(value.clone()))));
         for (key, row) in self.rows.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end)
         {
             rows.insert(key.clone(), row.value.clone());
@@ -102,7 +137,7 @@ impl Tables for ApplyBatch<'_> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
         let value = Some(Bytes::from(value));
-        match self.rows.entry(key) {
+        match self.rows.entry(Key::from_slice(&key)) {
             Entry::Occupied(mut row) => row.get_mut().value = value,
             Entry::Vacant(row) => drop(row.insert(Row { value, fresh: false })),
         }
@@ -110,19 +145,47 @@ impl Tables for ApplyBatch<'_> {
 
     fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
-        let value = Some(Bytes::from(value));
+        let (key, value) = (Key::from_slice(&key), Bytes::from(value));
+        let payload = is_payload(&key);
+        if payload
+            && self.payloads.last().is_none_or(|(last, _)| *last < key)
+            && !self.rows.contains_key(&key)
+        {
+            self.payloads.push((key, value));
+            return;
+        }
+        let value = Some(value);
         match self.rows.entry(key) {
             Entry::Occupied(mut row) => row.get_mut().value = value,
-            Entry::Vacant(row) => drop(row.insert(Row { value, fresh: true })),
+            Entry::Vacant(row) => drop(row.insert(Row { value, fresh: !payload })),
         }
     }
 
     fn delete(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
-        match self.rows.entry(key) {
+        match self.rows.entry(Key::from_slice(&key)) {
             Entry::Occupied(row) if row.get().fresh => drop(row.remove()),
             Entry::Occupied(mut row) => row.get_mut().value = None,
             Entry::Vacant(row) => drop(row.insert(Row { value: None, fresh: false })),
         }
+    }
+
+    /// One pass over the tables of the database for all of them, where one look-up each would be most of what apply costs.
+    fn expect(&mut self, keys: Vec<Vec<u8>>) -> Result<(), TableError> {
+        let mut unknown: Vec<Vec<u8>> = {
+            let layers = self.replica.layers.read();
+            keys.into_iter()
+                .filter(|key| !self.rows.contains_key(key.as_slice()) && layers.get(key).is_none())
+                .collect()
+        };
+        // What layers do not know now is not committed later, and a write only moves rows from them to the database.
+        let found = self.replica.shared.db.batched_multi_get_cf(&self.handle, &unknown, false);
+        self.expected.rows.clear();
+        self.expected.next.set(0);
+        for (key, row) in unknown.drain(..).zip(found) {
+            let row = row.map_err(storage)?.map(|value| Bytes::copy_from_slice(&value));
+            self.expected.rows.push((key, row));
+        }
+        Ok(())
     }
 }

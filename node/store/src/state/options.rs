@@ -3,7 +3,9 @@
 //! Memory of a node: rows that wait, about `waiting_bytes` and at most twice that; blocks, indexes and filters
 //! `block_cache_bytes`; a table reader (a few KiB) for each open file. Memtables are never written to.
 use rocksdb::statistics::StatsLevel;
-use rocksdb::{BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ChecksumType, DBCompressionType, LogLevel, Options,
+};
 
 /// Sizes; the defaults fit a node with 17 families in a small memory.
 #[derive(Debug, Clone)]
@@ -19,7 +21,8 @@ pub struct StateOptions {
     /// Of one table below level 0. Small enough that most hold one table of the core only: those in the order of time are
     /// then moved down without being rewritten.
     pub table_bytes: u64,
-    /// Tables in level 0 that start a compaction.
+    /// Tables in level 0 that start a compaction. Each one rewrites all of the index tables of the level below, so half as many cost
+    /// half as much; look-ups have more tables to ask, which costs little while filters let next to nothing pass.
     pub level_zero_tables: i32,
     /// Deleted rows among 4096 in a row that start a compaction; 0 = never.
     pub compact_on_deletions: usize,
@@ -35,12 +38,12 @@ pub struct StateOptions {
 impl Default for StateOptions {
     fn default() -> Self {
         Self {
-            block_cache_bytes: 32 << 20,
+            block_cache_bytes: 64 << 20,
             waiting_bytes: 64 << 20,
             share_bytes_min: 1 << 20,
             level_base_bytes: 64 << 20,
             table_bytes: 16 << 20,
-            level_zero_tables: 16,
+            level_zero_tables: 40,
             compact_on_deletions: 1024,
             background_threads: 2,
             background_bytes_per_second: 64 << 20,
@@ -50,20 +53,42 @@ impl Default for StateOptions {
     }
 }
 
+/// What kind of filter a table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filter {
+    /// In pieces: a look-up of a key that is not there reads a few KiB. One block of hundreds of KiB for each table of a large
+    /// database does not fit into the cache and would be read and checked again for each look-up.
+    Pieces,
+    /// In one block: small, pinned as long as the table is in level 0, and asked for every key.
+    Block,
+    /// Payloads are in the order of time, so at most one table can have one.
+    None,
+}
+
+/// Bits of a filter for each key. Nearly every Accept asks for a key that does not exist, and each table that a filter lets pass costs a
+/// read of the disk in the way of acknowledgements: with 10 bits one look-up in twelve, with 16 one in a hundred or less.
+const FILTER_BITS: f64 = 16.0;
+
 /// What must live as long as the database.
 pub(crate) struct DbParts {
     pub db_options: Options,
     pub family_options: Options,
+    /// Of new tables with new payloads only.
+    pub payload_options: Options,
+    /// Of other new tables.
+    pub new_options: Options,
     pub cache: Cache,
 }
 
 impl StateOptions {
     pub(crate) fn build(&self) -> DbParts {
         let cache = Cache::new_lru_cache(self.block_cache_bytes);
-        let family_options = self.family_options(&cache);
+        let family_options = self.family_options(&cache, Filter::Pieces);
+        let new_options = self.family_options(&cache, Filter::Block);
+        let payload_options = self.family_options(&cache, Filter::None);
         let mut db_options = family_options.clone();
         self.set_db_options(&mut db_options);
-        DbParts { db_options, family_options, cache }
+        DbParts { db_options, family_options, payload_options, new_options, cache }
     }
 
     fn set_db_options(&self, options: &mut Options) {
@@ -92,13 +117,21 @@ impl StateOptions {
         }
     }
 
-    fn family_options(&self, cache: &Cache) -> Options {
+    fn family_options(&self, cache: &Cache, filter: Filter) -> Options {
         let mut table = BlockBasedOptions::default();
         table.set_block_cache(cache);
         table.set_checksum_type(ChecksumType::XXH3);
         table.set_block_size(8 << 10);
         table.set_format_version(5);
-        table.set_bloom_filter(10.0, false);
+        if filter != Filter::None {
+            table.set_bloom_filter(FILTER_BITS, false);
+        }
+        if filter == Filter::Pieces {
+            table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+            table.set_partition_filters(true);
+            table.set_metadata_block_size(4 << 10);
+            table.set_pin_top_level_index_and_filter(true);
+        }
         table.set_optimize_filters_for_memory(true);
         // Indexes and filters count against the cache, so that many files do not mean much memory.
         table.set_cache_index_and_filter_blocks(true);
@@ -112,15 +145,15 @@ impl StateOptions {
         options.set_arena_block_size(4 << 10);
         // Each write adds one before and one behind the payloads; the two never overlap.
         options.set_level_zero_file_num_compaction_trigger(self.level_zero_tables);
-        options.set_level_zero_slowdown_writes_trigger(40);
-        options.set_level_zero_stop_writes_trigger(72);
+        options.set_level_zero_slowdown_writes_trigger(104);
+        options.set_level_zero_stop_writes_trigger(128);
         options.set_level_compaction_dynamic_level_bytes(true);
         options.set_max_bytes_for_level_base(self.level_base_bytes);
         options.set_target_file_size_base(self.table_bytes);
         // Payloads are sealed and do not compress.
         options.set_compression_type(DBCompressionType::None);
         // Due times and in-flight marks are queues: their tombstones would slow every scan of the head.
-        if self.compact_on_deletions > 0 {
+        if filter != Filter::None && self.compact_on_deletions > 0 {
             options.add_compact_on_deletion_collector_factory(4096, self.compact_on_deletions, 0.5);
         }
         options

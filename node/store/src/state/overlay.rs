@@ -7,12 +7,14 @@
 //! [`Layers`] is what a replica has of them: rows that are added to, over rows that are being written at the moment and do not change
 //! any more (`write_back.rs`).
 //!
-//! Rows of the tables that are read by range ([`RANGED`]) are kept in order; the others, which are nearly all, in a hash
-//! map: a scan over them is rare and sorts.
+//! Where a row is follows from its table. Payloads ([`RISING`]) come in the order of their keys and hardly ever change: they are
+//! a list. Tables that are read by range ([`RANGED`]) are kept in order. The others are in a hash map: a scan over them is rare
+//! and sorts. Keys are kept inline, so that neither looking up nor sorting follows a pointer for each.
 //! Bound: `StateOptions::waiting_bytes` for all replicas; whoever commits beyond twice a replica's share of it writes.
 use bytes::Bytes;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -23,6 +25,12 @@ const ROW_BYTES: usize = 96;
 /// Letters of the tables whose rows are read by range all the time: due times, events, keys that outlive their message.
 const RANGED: [u8; 3] = [b'D', b'E', b'K'];
 
+/// The table of payloads: most of the bytes, in the order of time.
+pub(super) const RISING: u8 = b'M';
+
+/// A key; only those of two small tables are longer than what fits in.
+pub(super) type Key = SmallVec<[u8; 36]>;
+
 /// A row as one layer knows it.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
@@ -32,11 +40,17 @@ pub(super) struct Row {
     pub fresh: bool,
 }
 
+/// New payloads, keys rising.
+pub(super) type Payloads = Vec<(Key, Bytes)>;
+
 /// The committed rows of one replica that RocksDB does not have.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
-    ranged: BTreeMap<Vec<u8>, Row>,
-    others: HashMap<Vec<u8>, Row>,
+    ranged: BTreeMap<Key, Row>,
+    others: HashMap<Key, Row>,
+    payloads: Payloads,
+    /// Payloads that were changed, deleted, or came out of order: in `others`, over `payloads`.
+    payloads_elsewhere: bool,
     bytes: usize,
 }
 
@@ -55,15 +69,20 @@ impl Layers {
     }
 
     /// Rows with `start <= key < end`: `None` = deleted.
-    pub fn range(&self, start: &[u8], end: &[u8]) -> BTreeMap<Vec<u8>, Option<Bytes>> {
+    pub fn range(&self, start: &[u8], end: &[u8]) -> BTreeMap<Key, Option<Bytes>> {
         let Some(frozen) = &self.frozen else { return self.active.range(start, end) };
         let mut rows = frozen.range(start, end);
         rows.extend(self.active.range(start, end));
         rows
     }
 
-    /// Takes over the rows of a batch. Gives what waits now and is not being written.
-    pub fn merge(&mut self, rows: impl Iterator<Item = (Vec<u8>, Row)>) -> usize {
+    /// Takes over the rows of a batch, the new payloads first. Gives what waits now and is not being written.
+    pub fn merge(
+        &mut self,
+        payloads: impl Iterator<Item = (Key, Bytes)>,
+        rows: impl Iterator<Item = (Key, Row)>,
+    ) -> usize {
+        payloads.for_each(|(key, value)| self.active.append(key, value));
         rows.for_each(|(key, row)| self.active.merge(key, row));
         self.active.bytes
     }
@@ -79,10 +98,11 @@ impl Layers {
         if self.active.len() == 0 {
             return None;
         }
-        let room = self.active.others.len();
+        let room = (self.active.others.len(), self.active.payloads.len());
         let frozen = Arc::new(std::mem::take(&mut self.active));
         // The next ones will be about as many.
-        self.active.others.reserve(room);
+        self.active.others.reserve(room.0);
+        self.active.payloads.reserve(room.1);
         self.frozen = Some(Arc::clone(&frozen));
         Some(frozen)
     }
@@ -97,6 +117,17 @@ fn is_ranged(key: &[u8]) -> bool {
     key.first().is_some_and(|letter| RANGED.contains(letter))
 }
 
+/// Whether it is the key of a payload.
+pub(super) fn is_payload(key: &[u8]) -> bool {
+    key.first() == Some(&RISING)
+}
+
+/// The payload of a key.
+pub(super) fn find_payload<'a>(payloads: &'a Payloads, key: &[u8]) -> Option<&'a Bytes> {
+    let at = payloads.binary_search_by(|(other, _)| other.as_slice().cmp(key)).ok()?;
+    Some(&payloads[at].1)
+}
+
 fn value_bytes(value: &Option<Bytes>) -> usize {
     value.as_ref().map_or(0, Bytes::len)
 }
@@ -104,29 +135,50 @@ fn value_bytes(value: &Option<Bytes>) -> usize {
 impl Overlay {
     /// `None` = ask a lower layer, `Some(None)` = deleted.
     pub fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        if is_payload(key) {
+            let changed = self.payloads_elsewhere.then(|| self.others.get(key)).flatten();
+            return match changed {
+                Some(row) => Some(row.value.clone()),
+                None => find_payload(&self.payloads, key).map(|value| Some(value.clone())),
+            };
+        }
         let row = if is_ranged(key) { self.ranged.get(key) } else { self.others.get(key) };
         row.map(|row| row.value.clone())
     }
 
     /// Rows with `start <= key < end`: `None` = deleted.
-    pub fn range(&self, start: &[u8], end: &[u8]) -> BTreeMap<Vec<u8>, Option<Bytes>> {
+    pub fn range(&self, start: &[u8], end: &[u8]) -> BTreeMap<Key, Option<Bytes>> {
         if start >= end {
             return BTreeMap::new();
         }
-        let copy = |(key, row): (&Vec<u8>, &Row)| (key.clone(), row.value.clone());
+        let copy = |(key, row): (&Key, &Row)| (key.clone(), row.value.clone());
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let mut rows: BTreeMap<_, _> = self.ranged.range::<[u8], _>(bounds).map(copy).collect();
         // Within one ranged table there is nothing else to find.
         let one_table = start.first().is_some_and(|letter| is_ranged(start) && end <= &[letter + 1][..]);
         if !one_table {
+            let below = |bound: &[u8]| self.payloads.partition_point(|(key, _)| key.as_slice() < bound);
+            let payloads = &self.payloads[below(start)..below(end)];
+            rows.extend(payloads.iter().map(|(key, value)| (key.clone(), Some(value.clone()))));
             let within = |key: &[u8]| start <= key && key < end;
             rows.extend(self.others.iter().filter(|(key, _)| within(key.as_slice())).map(copy));
         }
         rows
     }
 
+    /// Takes over a payload that was not there before.
+    fn append(&mut self, key: Key, value: Bytes) {
+        let last = self.payloads.last().is_none_or(|(last, _)| *last < key);
+        if last && !(self.payloads_elsewhere && self.others.contains_key(&key)) {
+            self.bytes += key.len() + ROW_BYTES + value.len();
+            self.payloads.push((key, value));
+        } else {
+            self.merge(key, Row { value: Some(value), fresh: false });
+        }
+    }
+
     /// Takes over a row of a batch.
-    pub fn merge(&mut self, key: Vec<u8>, row: Row) {
+    pub fn merge(&mut self, key: Key, row: Row) {
         let key_bytes = key.len() + ROW_BYTES;
         if is_ranged(&key) {
             // Deleted and made rows alternate here, so the entry is looked up once more only to remove it.
@@ -148,10 +200,13 @@ impl Overlay {
             }
             return;
         }
+        // A payload is never fresh here: one may lie below in the list.
+        let payload = is_payload(&key);
+        self.payloads_elsewhere |= payload;
         match self.others.entry(key) {
             Entry::Vacant(vacant) => {
                 self.bytes += key_bytes + value_bytes(&row.value);
-                vacant.insert(row);
+                vacant.insert(Row { fresh: row.fresh && !payload, ..row });
             }
             Entry::Occupied(occupied) if row.value.is_none() && occupied.get().fresh => {
                 self.bytes -= key_bytes + value_bytes(&occupied.get().value);
@@ -165,21 +220,40 @@ impl Overlay {
     }
 
     pub fn len(&self) -> usize {
-        self.ranged.len() + self.others.len()
+        self.ranged.len() + self.others.len() + self.payloads.len()
     }
 
-    /// All rows in key order.
-    pub fn sorted(&self) -> Vec<(&[u8], &Row)> {
-        // Comparing the first bytes as a number keeps nearly all of the sort away from the keys themselves.
-        let mut rows: Vec<(u128, &[u8], &Row)> = self
+    /// All rows in key order; `None` = deleted.
+    pub fn sorted(&self) -> Vec<(&[u8], Option<&Bytes>)> {
+        // Comparing the first bytes as a number keeps nearly all of the sort away from the rest.
+        let mut rows: Vec<(u128, &[u8], Option<&Bytes>)> = self
             .ranged
             .iter()
             .chain(&self.others)
-            .map(|(key, row)| (head(key), key.as_slice(), row))
+            .map(|(key, row)| (head(key), key.as_slice(), row.value.as_ref()))
             .collect();
         rows.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(b.1)));
-        rows.into_iter().map(|(_, key, row)| (key, row)).collect()
+        let below = |end: &[u8]| rows.partition_point(|(_, key, _)| *key < end);
+        let (start, end) = (below(&[RISING]), below(&[RISING + 1]));
+        let mut all = Vec::with_capacity(rows.len() + self.payloads.len());
+        all.extend(rows[..start].iter().map(pair));
+        let mut changed = rows[start..end].iter().map(pair).peekable();
+        for (key, value) in &self.payloads {
+            while let Some(row) = changed.next_if(|(other, _)| *other < key.as_slice()) {
+                all.push(row);
+            }
+            if changed.peek().is_none_or(|(other, _)| *other != key.as_slice()) {
+                all.push((key.as_slice(), Some(value)));
+            }
+        }
+        all.extend(changed);
+        all.extend(rows[end..].iter().map(pair));
+        all
     }
+}
+
+fn pair<'r>(row: &(u128, &'r [u8], Option<&'r Bytes>)) -> (&'r [u8], Option<&'r Bytes>) {
+    (row.1, row.2)
 }
 
 /// The first 16 bytes, filled up with zeros: orders keys wherever it differs.
@@ -199,23 +273,27 @@ mod tests {
 
     const GONE: Row = Row { value: None, fresh: false };
 
+    fn key(text: &str) -> Key {
+        Key::from_slice(text.as_bytes())
+    }
+
     #[test]
     fn a_row_made_and_deleted_here_leaves_nothing() {
         let mut overlay = Overlay::default();
-        overlay.merge(b"a".to_vec(), live(b"1", true));
-        overlay.merge(b"a".to_vec(), live(b"22", false));
+        overlay.merge(key("a"), live(b"1", true));
+        overlay.merge(key("a"), live(b"22", false));
         assert_eq!(overlay.get(b"a"), Some(Some(Bytes::from_static(b"22"))));
-        overlay.merge(b"a".to_vec(), GONE);
+        overlay.merge(key("a"), GONE);
         assert_eq!((overlay.get(b"a"), overlay.bytes), (None, 0));
     }
 
     #[test]
     fn a_row_that_rocksdb_may_have_leaves_a_tombstone() {
         let mut overlay = Overlay::default();
-        overlay.merge(b"a".to_vec(), GONE);
+        overlay.merge(key("a"), GONE);
         // Made again: what lies below is still hidden by the first delete only.
-        overlay.merge(b"a".to_vec(), live(b"1", true));
-        overlay.merge(b"a".to_vec(), GONE);
+        overlay.merge(key("a"), live(b"1", true));
+        overlay.merge(key("a"), GONE);
         assert_eq!(overlay.get(b"a"), Some(None));
     }
 
@@ -223,11 +301,11 @@ mod tests {
     fn ranges_are_half_open_and_may_be_empty() {
         let mut overlay = Overlay::default();
         for key in ["D1", "D2", "M1", "M2", "E1"] {
-            overlay.merge(key.into(), live(b"1", true));
+            overlay.merge(self::key(key), live(b"1", true));
         }
         let keys = |start: &str, end: &str| {
             let rows = overlay.range(start.as_bytes(), end.as_bytes());
-            rows.into_keys().map(|key| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
+            rows.into_keys().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(keys("D", "E"), ["D1", "D2"]);
         assert_eq!(keys("D2", "M2"), ["D2", "E1", "M1"]);
@@ -238,11 +316,11 @@ mod tests {
     #[test]
     fn bytes_return_to_zero_when_everything_is_gone() {
         let mut overlay = Overlay::default();
-        for key in ["D1", "M1"] {
-            overlay.merge(key.into(), live(b"12345", true));
-            overlay.merge(key.into(), live(b"1", false));
+        for key in ["D1", "S1"] {
+            overlay.merge(self::key(key), live(b"12345", true));
+            overlay.merge(self::key(key), live(b"1", false));
             assert!(overlay.bytes > 0);
-            overlay.merge(key.into(), GONE);
+            overlay.merge(self::key(key), GONE);
             assert_eq!(overlay.bytes, 0);
         }
     }
@@ -254,7 +332,7 @@ mod tests {
         for key in
             [long, "M", "M\0", "D2", "S", "M-the first sixteen bytes are equa", "D1", "M-the first sixt"]
         {
-            overlay.merge(key.into(), live(b"1", true));
+            overlay.merge(self::key(key), live(b"1", true));
         }
         let keys: Vec<&[u8]> = overlay.sorted().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), 8);
@@ -264,7 +342,7 @@ mod tests {
     #[test]
     fn newer_rows_hide_those_that_are_being_written() {
         let mut layers = Layers::default();
-        let merge = |layers: &mut Layers, key: &str, row| layers.merge(std::iter::once((key.into(), row)));
+        let merge = |layers: &mut Layers, key: &str, row| layers.merge(std::iter::empty(), std::iter::once((self::key(key), row)));
         merge(&mut layers, "D1", live(b"1", true));
         merge(&mut layers, "D2", live(b"1", true));
         let frozen = layers.freeze().unwrap();
@@ -280,5 +358,41 @@ mod tests {
         assert_eq!(layers.freeze().unwrap().len(), 2);
         layers.written();
         assert!(layers.freeze().is_none() && layers.bytes() == 0);
+    }
+
+    #[test]
+    fn payloads_are_a_list_and_what_changes_of_them_lies_over_it() {
+        let mut overlay = Overlay::default();
+        let value = |text: &'static str| Bytes::from_static(text.as_bytes());
+        for (name, text) in [("M2", "2"), ("M4", "4"), ("M6", "6"), ("M3", "late"), ("M8", "8")] {
+            overlay.append(key(name), value(text));
+        }
+        assert_eq!((overlay.payloads.len(), overlay.others.len(), overlay.len()), (4, 1, 5));
+        overlay.merge(key("M4"), live(b"new", false));
+        overlay.merge(key("M6"), GONE);
+        overlay.merge(key("M3"), GONE);
+        overlay.merge(key("D1"), live(b"d", true));
+        overlay.merge(key("S1"), live(b"s", true));
+        let wanted = [
+            ("D1", Some("d")),
+            ("M2", Some("2")),
+            ("M3", None),
+            ("M4", Some("new")),
+            ("M6", None),
+            ("M8", Some("8")),
+            ("S1", Some("s")),
+        ];
+        let rows: Vec<_> = overlay.sorted();
+        let told = wanted.map(|(name, text)| (name.as_bytes(), text.map(value)));
+        assert_eq!(rows, told.iter().map(|(name, value)| (*name, value.as_ref())).collect::<Vec<_>>());
+        for (name, value) in &told {
+            assert_eq!(overlay.get(name), Some(value.clone()));
+        }
+        assert_eq!(overlay.get(b"M5"), None);
+        let range = overlay.range(b"M3", b"M8");
+        let range: Vec<_> = range.iter().map(|(key, value)| (key.as_slice(), value.clone())).collect();
+        assert_eq!(range, told[2..5].to_vec());
+        overlay.append(key("M6"), value("again"));
+        assert_eq!(overlay.get(b"M6"), Some(Some(value("again"))));
     }
 }

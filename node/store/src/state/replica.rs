@@ -3,16 +3,16 @@
 //! What is committed is the overlay over RocksDB. A reader looks at the overlay first, and rows leave it only after RocksDB has
 //! them; an iterator is opened under the same lock. So no reader misses a row that moves between the two.
 use super::batch::ApplyBatch;
-use super::overlay::{Layers, Row};
+use super::overlay::{Key, Layers, Row};
 use super::write_back::TableWriter;
-use super::{DbParts, Family, Shared, StateError, decode_applied};
+use super::{Family, Shared, StateError, decode_applied};
 use bytes::Bytes;
 use carillon_core::tables::{ReadTables, TableError};
 use carillon_proto::internal::AppliedRecord;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, ReadOptions,
+    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, Options, ReadOptions,
     SnapshotWithThreadMode, SstFileWriter,
 };
 use std::collections::BTreeMap;
@@ -23,14 +23,14 @@ use std::sync::{Arc, Weak};
 use super::Db;
 
 /// Overlay rows of a scan: `None` = deleted.
-pub(super) type OverlayRows = BTreeMap<Vec<u8>, Option<Bytes>>;
+pub(super) type OverlayRows = BTreeMap<Key, Option<Bytes>>;
 
 /// A family of the state database. Reads see committed batches only.
 pub struct Replica {
     pub(super) shared: Arc<Shared>,
     pub(super) layers: RwLock<Layers>,
     /// The empty map of the last batch, for the next one.
-    pub(super) spare: Mutex<HashMap<Vec<u8>, Row>>,
+    pub(super) spare: Mutex<HashMap<Key, Row>>,
     /// Held by whoever gives rows to RocksDB, so that they come in the order of their commits.
     writer: Mutex<TableWriter>,
     /// The background thread has been asked to write.
@@ -204,11 +204,11 @@ pub(crate) struct SstWriter<'a> {
 
 impl<'a> SstWriter<'a> {
     pub fn create(replica: &'a Replica, path: &Path) -> Result<Self, StateError> {
-        Self::with_parts(&replica.shared.parts, path)
+        Self::with_options(&replica.shared.parts.family_options, path)
     }
 
-    pub(super) fn with_parts(parts: &'a DbParts, path: &Path) -> Result<Self, StateError> {
-        let writer = SstFileWriter::create(&parts.family_options);
+    pub(super) fn with_options(options: &'a Options, path: &Path) -> Result<Self, StateError> {
+        let writer = SstFileWriter::create(options);
         writer.open(path)?;
         Ok(Self { writer })
     }

@@ -9,11 +9,12 @@
 //! of tables gets a file of its own. The payloads, most of the bytes, are in the order of time: their file lies behind
 //! all earlier ones, so RocksDB puts it into its lowest level and never rewrites it until rows are dropped. Those few that are
 //! older than the last file's end have a file to themselves. What remains for compactions is small.
-use super::overlay::{Overlay, Row};
+use super::overlay::{Overlay, RISING};
 use super::replica::{Replica, SstWriter};
 use super::{Family, Shared, StateError};
+use bytes::Bytes;
 use rocksdb::properties::num_files_at_level;
-use rocksdb::{BoundColumnFamily, IngestExternalFileOptions};
+use rocksdb::{BoundColumnFamily, IngestExternalFileOptions, Options};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -24,14 +25,17 @@ use std::time::Duration;
 const DIRECTORY: &str = "write-back";
 /// Replicas that wait for the thread; one that finds no room asks again.
 const WAITING_MAX: usize = 512;
-/// The table of payloads: most of the bytes, in the order of time.
-const RISING: u8 = b'M';
 /// Tables in level 0 with which a write waits for compactions.
-const LEVEL_ZERO_TABLES_MAX: u64 = 64;
+const LEVEL_ZERO_TABLES_MAX: u64 = 96;
 const LOOK: Duration = Duration::from_millis(10);
 const LOOKS_MAX: u32 = 500;
+/// Which part of [`TableWriter::cut`] they are.
+const NEW_PAYLOADS: i32 = 2;
 /// How much the thread lets others go first.
 const NICE: i32 = 5;
+
+/// A row of [`Overlay::sorted`].
+type Sorted<'a> = (&'a [u8], Option<&'a Bytes>);
 
 /// What is remembered between the writes of one replica.
 #[derive(Debug, Default)]
@@ -56,7 +60,11 @@ impl TableWriter {
             (Vec::new(), 0),
             |(mut files, bytes), (number, part)| {
                 let path = shared.path.join(DIRECTORY).join(format!("{family}-{number}.sst"));
-                let more = write_table(shared, &path, part)?;
+                let options = match number {
+                    NEW_PAYLOADS => &shared.parts.payload_options,
+                    _ => &shared.parts.new_options,
+                };
+                let more = write_table(options, &path, part)?;
                 files.push(path);
                 Ok::<_, StateError>((files, bytes + more))
             },
@@ -77,7 +85,7 @@ impl TableWriter {
     }
 
     /// Before the rising table, its rows that are not new, its new rows, behind it.
-    fn cut<'a, 'r>(&self, rows: &'a [(&'r [u8], &'r Row)]) -> [&'a [(&'r [u8], &'r Row)]; 4] {
+    fn cut<'a, 'r>(&self, rows: &'a [Sorted<'r>]) -> [&'a [Sorted<'r>]; 4] {
         let below = |end: &[u8]| rows.partition_point(|(key, _)| *key < end);
         let (start, end) = (below(&[RISING]), below(&[RISING + 1]));
         let new = start + rows[start..end].partition_point(|(key, _)| *key <= self.last_rising.as_slice());
@@ -97,12 +105,12 @@ fn wait_for_compactions(shared: &Shared, handle: &Arc<BoundColumnFamily<'_>>) {
     }
 }
 
-fn write_table(shared: &Shared, path: &Path, rows: &[(&[u8], &Row)]) -> Result<usize, StateError> {
-    let mut table = SstWriter::with_parts(&shared.parts, path)?;
+fn write_table(options: &Options, path: &Path, rows: &[Sorted<'_>]) -> Result<usize, StateError> {
+    let mut table = SstWriter::with_options(options, path)?;
     let mut bytes = 0;
     for (key, row) in rows {
         bytes += key.len();
-        match &row.value {
+        match row {
             Some(value) => {
                 bytes += value.len();
                 table.put(key, value)?;
