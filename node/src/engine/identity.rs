@@ -6,6 +6,7 @@
 //! it. A node whose directory is new also asks the others before it creates its replicas, so that its operator is told.
 //! Bound: one line for each node of the cluster.
 use crate::engine::peers::PeerChannels;
+use crate::failpoints;
 use anyhow::{Context as _, bail, ensure};
 use carillon_proto::internal::HelloRequest;
 use carillon_proto::internal::peer_client::PeerClient;
@@ -192,12 +193,14 @@ impl Identity {
             writeln!(text, "peer {node} {store:016x}").expect("a string grows");
         }
         let next = self.path.with_extension("next");
+        failpoints::hit("identity::before_save");
         fs_err::write(&next, text)?;
         fs_err::File::open(&next)?.sync_all()?;
         fs_err::rename(&next, &self.path)?;
         if let Some(dir) = self.path.parent() {
             fs_err::File::open(dir)?.sync_all()?;
         }
+        failpoints::hit("identity::after_save");
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! its hash before it counts.
 use super::{FEATURE_LEVEL, Hub, Work};
 use crate::engine::shard::SnapshotMessage;
+use crate::failpoints;
 use anyhow::{Context as _, ensure};
 use carillon_consensus::SnapshotFetch;
 use carillon_proto::internal::peer_client::PeerClient;
@@ -155,6 +156,7 @@ async fn one(
             metrics::counter!("carillon_snapshot_received_bytes_total").increment(chunk.data.len() as u64);
         }
         out.flush().await?;
+        failpoints::hit("snapshot::before_fetched");
         out.sync_all().await?;
     }
     if offset < expected.bytes {
@@ -169,5 +171,6 @@ async fn one(
         tokio::fs::remove_file(&path).await?;
         return Err(Failure::Again(error.into()));
     }
+    failpoints::hit("snapshot::after_fetched");
     Ok(())
 }
