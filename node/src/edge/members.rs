@@ -145,7 +145,7 @@ impl Members<'_> {
         }
         if partition == 0 {
             return refuse(format!(
-                "the meta group's replica cannot be repaired alone: replace node {node_id} (`carillonctl node replace`)"
+                "the meta group's replica cannot be repaired alone: `carillonctl node rebuild {node_id}` puts a new node in its place"
             ));
         }
         let view = self.handle.meta();

@@ -54,12 +54,15 @@ impl Identity {
         if path.exists() {
             let text = fs_err::read_to_string(&path)?;
             let (owner, store_id, facts) =
-                parse(&text).with_context(|| format!("{} is damaged", path.display()))?;
+                parse(&text).with_context(|| {
+                    format!("{} is damaged. {}", path.display(), super::remedy(node_id))
+                })?;
             ensure!(owner == node_id, "this directory belongs to node {owner}, not to node {node_id}");
             ensure!(
                 has_log || !facts.ready,
                 "the raft log is gone: what node {node_id} acknowledged is lost. It must not come back under its old \
-                 identity; remove it and join as a node with a new id"
+                 identity. {}",
+                super::remedy(node_id)
             );
             return Ok(Self { node_id, store_id, path, facts: Mutex::new(facts) });
         }

@@ -29,7 +29,10 @@ impl Membership {
         match fs_err::read(&path) {
             Ok(bytes) => {
                 let found = serde_json::from_slice(&bytes);
-                Ok(Some(found.with_context(|| format!("{} is damaged", path.display()))?))
+                Ok(Some(found.with_context(|| {
+                    let remedy = "put the node back in its place with `carillonctl node rebuild` (deploy/runbooks/damage-and-repair.md)";
+                    format!("{} is damaged; {remedy}", path.display())
+                })?))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let has_data = data_dir.join("log").exists() || data_dir.join("state").exists();

@@ -6,7 +6,7 @@ use carillon_ctl::lab::Lab;
 use carillon_proto::admin::GetStatusResponse;
 use carillon_proto::tls::TlsFiles;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Whom to ask: a lab, or addresses with an operator's certificate.
 #[derive(Debug, Args)]
@@ -32,6 +32,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// The directory of the lab, if it is one.
+    pub fn lab(&self) -> Option<&Path> {
+        self.lab.as_deref()
+    }
+
     /// The node that was named.
     pub fn connect(&self) -> anyhow::Result<Admin> {
         if let Some(dir) = &self.lab {
