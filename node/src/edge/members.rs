@@ -6,6 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use carillon_core::meta::status_word;
 use carillon_proto::admin::{
     CreateTokenRequest, CreateTokenResponse, MovePartitionRequest, NodeAction, SetNodeRequest,
+    TransferLeaderRequest,
 };
 use carillon_proto::internal::{
     ChangeReplicas, CreateToken, NodeStatus, ReplicaRecord, ReplicaRole, SetNodeStatus, meta_command::Kind,
@@ -134,6 +135,31 @@ impl Members<'_> {
             forget: Vec::new(),
         };
         change(self.meta, Kind::ChangeReplicas(command)).await
+    }
+
+    /// A leadership goes only to a node that votes.
+    pub fn check_transfer(&self, request: &TransferLeaderRequest) -> Result<(), Status> {
+        let view = self.handle.meta();
+        let (partition, to) = (request.partition, request.to_node);
+        let refuse = |text: String| Err(Status::failed_precondition(text));
+        // A map that is not known yet says nothing.
+        if view.map.is_empty() {
+            return Ok(());
+        }
+        let Some(record) = view.map.get(&partition) else {
+            return refuse(format!(
+                "partition {partition} does not exist; `carillonctl partition list` shows all"
+            ));
+        };
+        if !view.nodes.contains_key(&to) {
+            return refuse(format!("node {to} is not known; `carillonctl node list` shows all nodes"));
+        }
+        let voters = record.replicas.iter().filter(|r| r.role() == ReplicaRole::Voter);
+        let hosts: Vec<u64> = voters.map(|r| r.node_id).collect();
+        if !hosts.contains(&to) {
+            return refuse(format!("node {to} has no replica of partition {partition} that votes: nodes {hosts:?} have"));
+        }
+        Ok(())
     }
 
     /// The damaged copy goes; the planner then finds the partition one copy short and makes a new one, with a new id.

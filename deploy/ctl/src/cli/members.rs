@@ -74,8 +74,8 @@ pub enum PartitionCommand {
     TransferLeader {
         #[command(flatten)]
         target: Target,
-        /// 0 is the meta group.
-        #[arg(long)]
+        /// A number, or `meta` (0) for the meta group.
+        #[arg(long, value_parser = super::target::partition)]
         partition: u32,
         #[arg(long)]
         to: u64,
