@@ -13,7 +13,9 @@ use serde::Deserialize;
 pub enum LabError {
     #[error("cannot read {path}: {why}")]
     Read { path: String, why: String },
-    #[error("there is no lab in {dir} that was started; `carillonctl lab up --dir {dir}` starts one (or `make up`)")]
+    #[error(
+        "there is no lab in {dir} that was started; `carillonctl lab up --dir {dir}` starts one (or `make up`)"
+    )]
     None { dir: String },
     #[error("the tenant certificate names no tenant")]
     NoTenant,

@@ -33,6 +33,7 @@
 //! | `identity::before_save`, `identity::after_save` | start, worker | the identity of the data directory, or a peer's, is recorded |
 //! | `membership::before_save`, `membership::after_save` | start, worker | `membership.json` is written |
 //! | `snapshot::before_export`, `snapshot::after_export` | snapshots | files of a state are made |
+//! | `snapshot::stream_error` | worker | a stream of a snapshot's file breaks behind its first chunk |
 //! | `snapshot::before_fetched`, `snapshot::after_fetched` | worker | a fetched file is synced and checked |
 //! | `snapshot::before_import`, `snapshot::after_import` | snapshots | fetched files become a family beside the state |
 //! | `damage::before_note`, `damage::after_note` | scrub, applier, maintenance | a damaged replica is remembered |

@@ -157,7 +157,9 @@ impl Members<'_> {
         let voters = record.replicas.iter().filter(|r| r.role() == ReplicaRole::Voter);
         let hosts: Vec<u64> = voters.map(|r| r.node_id).collect();
         if !hosts.contains(&to) {
-            return refuse(format!("node {to} has no replica of partition {partition} that votes: nodes {hosts:?} have"));
+            return refuse(format!(
+                "node {to} has no replica of partition {partition} that votes: nodes {hosts:?} have"
+            ));
         }
         Ok(())
     }

@@ -53,10 +53,8 @@ impl Identity {
         let path = data_dir.join(FILE);
         if path.exists() {
             let text = fs_err::read_to_string(&path)?;
-            let (owner, store_id, facts) =
-                parse(&text).with_context(|| {
-                    format!("{} is damaged. {}", path.display(), super::remedy(node_id))
-                })?;
+            let (owner, store_id, facts) = parse(&text)
+                .with_context(|| format!("{} is damaged. {}", path.display(), super::remedy(node_id)))?;
             ensure!(owner == node_id, "this directory belongs to node {owner}, not to node {node_id}");
             ensure!(
                 has_log || !facts.ready,

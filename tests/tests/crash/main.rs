@@ -22,8 +22,7 @@ async fn a_node_may_die_at_every_fail_point() {
 async fn a_node_may_die_while_it_joins_and_while_replicas_come_and_go() {
     let load = LoadOptions { seed: 12, ..LoadOptions::default() };
     let lab = LabOptions { node_config: points::NODE_CONFIG.to_owned(), ..options() };
-    let trial =
-        Trial::start_after(lab, "members", Needs::default(), load, membership::while_founding).await;
+    let trial = Trial::start_after(lab, "members", Needs::default(), load, membership::while_founding).await;
     membership::each(&trial).await;
     trial.finish().await;
 }

@@ -121,7 +121,8 @@ async fn ordered(trial: &Trial, to: u64) -> Order {
         };
         let rows = view(trial).await?.map;
         let row = rows.iter().filter(|row| row.partition != 0 && rests(row));
-        let row = row.filter(|row| row.replicas.iter().all(|r| r.node_id != to)).max_by_key(|row| row.epoch % 7);
+        let row =
+            row.filter(|row| row.replicas.iter().all(|r| r.node_id != to)).max_by_key(|row| row.epoch % 7);
         let row = row.ok_or("every partition is there already, or is being moved")?;
         let leader = leaders[&row.partition];
         let from = row.replicas.iter().map(|r| r.node_id).find(|node| *node != leader);
@@ -159,7 +160,8 @@ async fn moving(trial: &Trial, point: &str, to: u64, whom: impl Fn(Order) -> u64
 
 fn largest_table(trial: &Trial, node: u64) -> PathBuf {
     let files = std::fs::read_dir(trial.rig.lab.data_dir(node).join("state")).unwrap();
-    let tables = files.map(|entry| entry.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sst"));
+    let tables =
+        files.map(|entry| entry.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sst"));
     tables.max_by_key(|path| std::fs::metadata(path).unwrap().len()).expect("a table")
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 const TABLE: &str = "node/src/failpoints.rs";
 const CRASH: &str = "tests/tests/crash/";
 /// Points that another suite arms, because they are not about dying.
-const ELSEWHERE: [(&str, &str); 2] = [
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("snapshot::stream_error", "tests/tests/cluster/snapshots.rs"),
     ("send::panic_opened", "tests/tests/canary/story.rs"),
     ("send::panic_handed_over", "tests/tests/canary/story.rs"),
 ];

@@ -30,7 +30,10 @@ impl Fixed {
         };
         let nodes = plan.nodes.len() as u64;
         let rules = [
-            (self.nodes.is_none_or(|wanted| wanted == nodes), format!("--nodes: it has {nodes}; `lab add-node` adds one")),
+            (
+                self.nodes.is_none_or(|wanted| wanted == nodes),
+                format!("--nodes: it has {nodes}; `lab add-node` adds one"),
+            ),
             (
                 self.partitions.is_none_or(|wanted| wanted == plan.partitions),
                 format!("--partitions: it has {}", plan.partitions),

@@ -45,7 +45,8 @@ pub async fn give_up(leader: impl AsyncFn() -> Result<Admin, LabError>, node: u6
 
 /// A stopped node is silent for a moment before anybody says so, and its partitions elect meanwhile.
 fn may_pass(error: &AdminError, node: u64) -> bool {
-    let passing = [format!("node {node} answers"), "has no leader now".to_owned(), "does not lead".to_owned()];
+    let passing =
+        [format!("node {node} answers"), "has no leader now".to_owned(), "does not lead".to_owned()];
     match error {
         AdminError::Refused(status) => passing.iter().any(|text| status.message().contains(text)),
         error => error.is_transient(),
@@ -96,9 +97,8 @@ impl Lab {
     /// What the others say, the newest first.
     async fn statuses_without(&self, node: u64) -> Result<(Vec<GetStatusResponse>, Health), LabError> {
         let others = self.node_ids().into_iter().filter(|id| *id != node);
-        let asked = others.map(|id| {
-            Ok(Asked { node_id: Some(id), name: node_name(id), admin: self.admin(id)? })
-        });
+        let asked =
+            others.map(|id| Ok(Asked { node_id: Some(id), name: node_name(id), admin: self.admin(id)? }));
         let answers = ask(asked.collect::<Result<_, LabError>>()?).await?;
         let health = Health::of(&answers);
         let mut told: Vec<_> = answers.into_iter().filter_map(|answer| answer.status.ok()).collect();
@@ -183,7 +183,10 @@ fn lacks(
         return Some(format!("partition {partition} does not have its {count} replicas yet"));
     }
     if let Some(group) = health.partitions.iter().find(|p| p.replicas_up < p.replicas || p.leader == 0) {
-        return Some(format!("partition {}: {} of {} replicas", group.partition, group.replicas_up, group.replicas));
+        return Some(format!(
+            "partition {}: {} of {} replicas",
+            group.partition, group.replicas_up, group.replicas
+        ));
     }
     health.problems.first().cloned()
 }

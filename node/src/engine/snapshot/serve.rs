@@ -1,6 +1,7 @@
 //! Streams the files of an offered snapshot to another node.
 use super::{Hub, STREAMS_MAX};
 use crate::engine::shard::{ShardMessage, SnapshotMessage};
+use crate::failpoints;
 use carillon_proto::internal::{FetchSnapshotRequest, ReportSnapshotRequest, SnapshotChunk};
 use carillon_store::snapshot::file_path;
 use std::io::SeekFrom;
@@ -67,6 +68,9 @@ impl Hub {
         file.seek(SeekFrom::Start(request.offset)).await?;
         let mut told: Option<Instant> = None;
         loop {
+            if told.is_some() && failpoints::fails("snapshot::stream_error") {
+                return Err(std::io::Error::other("fail point snapshot::stream_error"));
+            }
             let mut data = vec![0; CHUNK_BYTES];
             let read = file.read(&mut data).await?;
             data.truncate(read);
