@@ -16,7 +16,7 @@ pub enum LabError {
     #[error(
         "there is no lab in {dir} that was started; `carillonctl lab up --dir {dir}` starts one (or `make up`)"
     )]
-    None { dir: String },
+    NotStarted { dir: String },
     #[error("the tenant certificate names no tenant")]
     NoTenant,
     #[error(transparent)]
@@ -59,8 +59,8 @@ impl Lab {
     pub fn open(dir: &Path) -> Result<Self, LabError> {
         let path = dir.join("lab.json");
         let read = |why: String| LabError::Read { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => LabError::None { dir: dir.display().to_string() },
+        let text = fs_err::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => LabError::NotStarted { dir: dir.display().to_string() },
             _ => read(error.to_string()),
         })?;
         let mut lab: Self = serde_json::from_str(&text).map_err(|e| read(e.to_string()))?;

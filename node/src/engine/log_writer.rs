@@ -115,7 +115,7 @@ impl LogWriter {
 
     fn persist(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
         failpoints::hit("log::before_sync");
-        let special = || SPECIAL.iter().filter(|(is, ..)| writes.iter().any(is));
+        let special = || SPECIAL.iter().filter(move |(is, ..)| writes.iter().any(is));
         special().for_each(|(_, before, _)| failpoints::hit(before));
         if failpoints::fails("log::sync_error") {
             return Err(LogError::Io("fail point log::sync_error".to_owned()));
@@ -128,7 +128,7 @@ impl LogWriter {
 }
 
 /// Rare parts of a batch, and the fail points on both sides of it.
-const SPECIAL: [(fn(&GroupWrite) -> bool, &str, &str); 4] = [
+static SPECIAL: [(fn(&GroupWrite) -> bool, &str, &str); 4] = [
     (is_conf, "log::before_conf", "log::after_conf"),
     (|write| write.snapshot.is_some(), "log::before_install", "log::after_install"),
     (|write| write.replica_id.is_some(), "replica::before_create", "replica::after_create"),

@@ -6,6 +6,7 @@ use carillon_proto::internal::{PartitionRecord, ReplicaRole};
 use carillon_tests::faults::{arm, disarm};
 use carillon_tests::rig::until;
 use carillon_tests::trial::{RECOVERY_LIMIT, Trial};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -99,32 +100,37 @@ struct Order {
     leader: u64,
 }
 
-/// The newest map.
-async fn view(trial: &Trial) -> Result<GetStatusResponse, String> {
-    let mut newest: Option<GetStatusResponse> = None;
+/// The newest map, and who leads by the newest term that anybody knows.
+async fn view(trial: &Trial) -> Result<(Vec<PartitionRecord>, BTreeMap<u32, u64>), String> {
     let epochs = |s: &GetStatusResponse| s.map.iter().map(|p| p.epoch).sum::<u64>();
+    let mut newest: Option<GetStatusResponse> = None;
+    let mut leaders = BTreeMap::<u32, (u64, u64)>::new();
     for node in trial.rig.lab.node_ids() {
         let Ok(status) = trial.rig.status(node).await else { continue };
+        for p in status.partitions.iter().filter(|p| p.leader != 0) {
+            let known = leaders.entry(p.partition).or_default();
+            *known = (*known).max((p.term, p.leader));
+        }
         if newest.as_ref().is_none_or(|known| epochs(known) < epochs(&status)) {
             newest = Some(status);
         }
     }
-    newest.ok_or_else(|| "no node answers".to_owned())
+    let newest = newest.ok_or("no node answers")?;
+    Ok((newest.map, leaders.into_iter().map(|(partition, (_, leader))| (partition, leader)).collect()))
 }
 
 /// Orders a move to a node, of a partition that rests and has no replica there.
 async fn ordered(trial: &Trial, to: u64) -> Order {
     until(&format!("a replica moves to node {to}"), RECOVERY_LIMIT, async || {
-        let leaders = trial.rig.leaders().await;
-        let rests = |row: &PartitionRecord| {
-            row.replicas.len() == 3 && row.replicas.iter().all(|r| r.role() == ReplicaRole::Voter)
+        let (map, leaders) = view(trial).await?;
+        let can_move = |row: &PartitionRecord| {
+            let rests =
+                row.replicas.len() == 3 && row.replicas.iter().all(|r| r.role() == ReplicaRole::Voter);
+            row.partition != 0 && rests && row.replicas.iter().all(|r| r.node_id != to)
         };
-        let rows = view(trial).await?.map;
-        let row = rows.iter().filter(|row| row.partition != 0 && rests(row));
-        let row =
-            row.filter(|row| row.replicas.iter().all(|r| r.node_id != to)).max_by_key(|row| row.epoch % 7);
+        let row = map.iter().filter(|row| can_move(row)).min_by_key(|row| row.epoch);
         let row = row.ok_or("every partition is there already, or is being moved")?;
-        let leader = leaders[&row.partition];
+        let leader = *leaders.get(&row.partition).ok_or("it has no leader")?;
         let from = row.replicas.iter().map(|r| r.node_id).find(|node| *node != leader);
         let order = Order { partition: row.partition, from: from.ok_or("one replica")?, to, leader };
         let admin = trial.rig.lab.admin(to).map_err(|e| e.to_string())?;

@@ -6,7 +6,8 @@ use carillon_proto::public::{MessageState, MessageView};
 use carillon_tests::api::spec;
 use carillon_tests::rig::{Rig, until};
 use carillon_tests::steps::say;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,7 +24,7 @@ fn files(rig: &Rig, node: u64, store: &str, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-fn flip(path: &PathBuf, at: usize) {
+fn flip(path: &Path, at: usize) {
     let mut bytes = fs_err::read(path).unwrap();
     bytes[at] ^= 4;
     fs_err::write(path, bytes).unwrap();
@@ -61,11 +62,12 @@ async fn rebuilt(rig: &Rig, node: u64, known: &[String]) {
     let after = rig.lab.node_ids();
     assert!(!after.contains(&node) && after.contains(&done.node) && after.len() == before.len(), "{after:?}");
     rig.until_caught_up(LIMIT).await;
-    let mut digests = std::collections::BTreeMap::new();
+    let mut digests = BTreeMap::new();
     for id in after {
         for p in rig.status(id).await.unwrap().partitions {
-            let found = (p.digest_index, p.digest.to_vec());
-            assert_eq!(*digests.entry(p.partition).or_insert(found.clone()), found, "group {}", p.partition);
+            let found = p.digest.to_vec();
+            let known = digests.entry((p.partition, p.digest_index)).or_insert_with(|| found.clone());
+            assert_eq!(*known, found, "group {} of node {id}", p.partition);
         }
     }
     for id in known {

@@ -43,7 +43,7 @@ fn complaints(sources: &[File], table: &str, suites: &[File]) -> Vec<String> {
     let hit: BTreeSet<&str> = sources.iter().flat_map(|file| points(&file.text, '"')).collect();
     let documented: BTreeSet<&str> =
         table.lines().filter(|line| line.starts_with("//! | ")).flat_map(|line| points(line, '`')).collect();
-    let of = |path: &str| suites.iter().filter(move |file| file.path.starts_with(path));
+    let of = |path: &'static str| suites.iter().filter(move |file| file.path.starts_with(path));
     let mut armed: BTreeSet<&str> = of(CRASH).flat_map(|file| points(&file.text, '"')).collect();
     for (point, path) in ELSEWHERE {
         armed.extend(of(path).flat_map(|file| points(&file.text, '"')).filter(|found| *found == point));

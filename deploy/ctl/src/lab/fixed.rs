@@ -26,7 +26,7 @@ impl Fixed {
         let config = first.and_then(|path| fs_err::read_to_string(path).ok()).unwrap_or_default();
         let has_filter = |filter: &String| {
             let table = config.parse::<toml::Table>().unwrap_or_default();
-            table.get("log_filter").and_then(toml::Value::as_str) == Some(filter)
+            table.get("log_filter").and_then(toml::Value::as_str) == Some(filter.as_str())
         };
         let nodes = plan.nodes.len() as u64;
         let rules = [

@@ -97,8 +97,9 @@ impl Lab {
     /// What the others say, the newest first.
     async fn statuses_without(&self, node: u64) -> Result<(Vec<GetStatusResponse>, Health), LabError> {
         let others = self.node_ids().into_iter().filter(|id| *id != node);
-        let asked =
-            others.map(|id| Ok(Asked { node_id: Some(id), name: node_name(id), admin: self.admin(id)? }));
+        let asked = others.map(|id| -> Result<Asked, LabError> {
+            Ok(Asked { node_id: Some(id), name: node_name(id), admin: self.admin(id)? })
+        });
         let answers = ask(asked.collect::<Result<_, LabError>>()?).await?;
         let health = Health::of(&answers);
         let mut told: Vec<_> = answers.into_iter().filter_map(|answer| answer.status.ok()).collect();

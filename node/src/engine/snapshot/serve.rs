@@ -68,14 +68,14 @@ impl Hub {
         file.seek(SeekFrom::Start(request.offset)).await?;
         let mut told: Option<Instant> = None;
         loop {
-            if told.is_some() && failpoints::fails("snapshot::stream_error") {
-                return Err(std::io::Error::other("fail point snapshot::stream_error"));
-            }
             let mut data = vec![0; CHUNK_BYTES];
             let read = file.read(&mut data).await?;
             data.truncate(read);
             if read == 0 {
                 return Ok(());
+            }
+            if told.is_some() && failpoints::fails("snapshot::stream_error") {
+                return Err(std::io::Error::other("fail point snapshot::stream_error"));
             }
             self.outgoing.take(read).await;
             if sender.send(Ok(SnapshotChunk { data: data.into() })).await.is_err() {
