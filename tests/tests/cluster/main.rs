@@ -12,6 +12,7 @@ mod limits;
 mod load;
 mod members;
 mod metrics;
+mod operators;
 mod planes;
 mod snapshots;
 
@@ -52,6 +53,7 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("ctl: a watch goes on from its cursor", ctl::watch(&rig)).await;
     steps.run("ctl: lost answers are resolved by an operator", ctl::unknown(&rig)).await;
     steps.run("ctl: status asks every node", ctl::status(&rig)).await;
+    steps.run("operators: mistakes are named", async { operators::mistakes(&rig) }).await;
     steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
     steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
     steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;
