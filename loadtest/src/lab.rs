@@ -13,6 +13,10 @@ use serde::Deserialize;
 pub enum LabError {
     #[error("cannot read {path}: {why}")]
     Read { path: String, why: String },
+    #[error(
+        "there is no lab in {dir} that was started; `carillonctl lab up --dir {dir}` starts one (or `make up`)"
+    )]
+    NotStarted { dir: String },
     #[error("the tenant certificate names no tenant")]
     NoTenant,
     #[error(transparent)]
@@ -58,7 +62,10 @@ impl Lab {
     pub fn open(dir: &Path) -> Result<Self, LabError> {
         let path = dir.join("lab.json");
         let read = |why: String| LabError::Read { path: path.display().to_string(), why };
-        let text = fs_err::read_to_string(&path).map_err(|e| read(e.to_string()))?;
+        let text = fs_err::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => LabError::NotStarted { dir: dir.display().to_string() },
+            _ => read(error.to_string()),
+        })?;
         let mut lab: Self = serde_json::from_str(&text).map_err(|e| read(e.to_string()))?;
         if lab.nodes.is_empty() {
             return Err(read("it lists no nodes".to_owned()));

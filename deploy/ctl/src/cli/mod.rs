@@ -15,6 +15,7 @@ mod output;
 mod policy;
 mod practices;
 mod quarantine;
+mod rebuild;
 mod route;
 mod sender;
 mod series;
