@@ -68,6 +68,7 @@ async fn a_day_is_played_to_its_end_through_a_broken_stream() {
         reason: "-".to_owned(),
         expires_at_ms: None,
         lost_answers: 0,
+        carriers: Vec::new(),
     };
     let all: Vec<Listed> = ids.iter().map(listed).collect();
     assert!(compare(&acks, &all, &Truth::default()).findings.is_empty());
