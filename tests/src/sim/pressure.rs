@@ -107,18 +107,18 @@ impl Scenario {
                         vec![0],
                         vec![
                             limit(Scope::Practice(0), 4, 1, 850),
-                            limit(Scope::Campaign(1), 3, 2, 800),
+                            limit(Scope::Campaign(1), 3, 2, 650),
                             limit(Scope::Account, 40, 2, 0),
                         ],
                     ),
                     // Some of what needs the sender is held up by something else.
-                    1 => (vec![1], vec![limit(Scope::Sender, 8, 1, 550), limit(Scope::Brand(0), 4, 4, 850)]),
+                    1 => (vec![1], vec![limit(Scope::Sender, 8, 1, 650), limit(Scope::Brand(0), 4, 4, 750)]),
                     _ => (
                         vec![1],
                         vec![
-                            limit(Scope::Sender, 8, 1, 550),
+                            limit(Scope::Sender, 8, 1, 600),
                             limit(Scope::Account, 16, 2, 0),
-                            limit(Scope::Brand(0), 4, 4, 850),
+                            limit(Scope::Brand(0), 4, 4, 700),
                         ],
                     ),
                 };
@@ -147,7 +147,7 @@ impl Scenario {
                 busy(plan, 24);
                 (plan.long, plan.settings.whole, plan.settings.roomy) = (500, Some(0), Some(100));
                 plan.settings.limits = match seed / 2 % 2 == 0 {
-                    true => vec![limit(Scope::Practice(0), 6, 1, 600)],
+                    true => vec![limit(Scope::Practice(0), 6, 1, 480)],
                     false => vec![limit(Scope::Brand(0), 3, 1, 600), limit(Scope::Account, 24, 1, 0)],
                 };
             }
