@@ -13,6 +13,10 @@ use serde::Deserialize;
 pub enum LabError {
     #[error("cannot read {path}: {why}")]
     Read { path: String, why: String },
+    #[error(
+        "there is no lab in {dir} that was started; `carillonctl lab up --dir {dir}` starts one (or `make up`)"
+    )]
+    NotStarted { dir: String },
     #[error("the tenant certificate names no tenant")]
     NoTenant,
     #[error(transparent)]
@@ -41,6 +45,9 @@ pub struct Lab {
     pub nodes: Vec<LabNode>,
     /// host:port of the carrier simulator's side port.
     pub smsc_http: String,
+    /// The same of the second simulator, if the lab was made with one.
+    #[serde(default)]
+    pub smsc_http_http: Option<String>,
     /// Processes besides the nodes; unknown in a lab that an older launcher made.
     #[serde(default)]
     pub router_pid: Option<u32>,
@@ -55,7 +62,10 @@ impl Lab {
     pub fn open(dir: &Path) -> Result<Self, LabError> {
         let path = dir.join("lab.json");
         let read = |why: String| LabError::Read { path: path.display().to_string(), why };
-        let text = fs_err::read_to_string(&path).map_err(|e| read(e.to_string()))?;
+        let text = fs_err::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => LabError::NotStarted { dir: dir.display().to_string() },
+            _ => read(error.to_string()),
+        })?;
         let mut lab: Self = serde_json::from_str(&text).map_err(|e| read(e.to_string()))?;
         if lab.nodes.is_empty() {
             return Err(read("it lists no nodes".to_owned()));

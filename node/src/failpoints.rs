@@ -8,8 +8,13 @@
 //! How a test arms them: `<data_dir>/failpoints.txt`, one `name=actions` a line, read before the engine starts and again within
 //! [`POLL`] of a change; or `FAILPOINTS="name=actions;..."` in the environment. Actions are those of the crate:
 //! `return`, `sleep(ms)`, `pause`, `off`, with counts and chances, for example `200*off->return` or `1%return`.
-//! `return` means: die here and now, as by kill -9 (SIGABRT, nothing is flushed or closed), or, at the places whose
-//! name ends in `_error`, fail with an I/O error, or where it says so, panic.
+//! `return` means: die here and now by kill -9 (the process sends itself SIGKILL), or, at the places whose
+//! name ends in `_error`, fail with an I/O error, or where it says so, panic. One exception: `send::after_last_byte` is in a crate
+//! without system calls of its own and dies by abort (SIGABRT). Nobody handles that signal, so there, too, nothing is flushed,
+//! closed or unwound.
+//!
+//! Every point of this table is armed by the crash suite, or by the suite that its row of `tests/tests/tidy/fail_points.rs` names; that test
+//! compares sources, table and suites.
 //!
 //! | name | thread | place |
 //! |---|---|---|
@@ -20,11 +25,26 @@
 //! | `log::before_replies`, `log::after_replies` | log writer | answers and votes that had to wait for the sync |
 //! | `log::before_truncate`, `log::after_truncate` | maintenance | the log of a group is cut |
 //! | `log::before_purge`, `log::after_purge` | maintenance | log files are freed |
-//! | `apply::before_batch` | applier | entries ran through the core; nothing is written |
-//! | `apply::after_batch` | applier | rows and applied index are written; nobody knows yet |
+//! | `log::before_install`, `log::after_install` | log writer | a batch by which a replica goes over to an imported snapshot |
+//! | `replica::before_create`, `replica::after_create` | log writer, start | a batch with a new replica |
+//! | `replica::before_remove`, `replica::after_remove` | log writer, start | a batch with the tombstone of a replica |
+//! | `replica::before_drop`, `replica::after_drop` | snapshots, start | the rows of a removed replica, or of a replaced generation, are dropped |
+//! | `recovery::before_found`, `recovery::after_found` | start | the replicas of a new cluster are created |
+//! | `identity::before_save`, `identity::after_save` | start, worker | the identity of the data directory, or a peer's, is recorded |
+//! | `membership::before_save`, `membership::after_save` | start, worker | `membership.json` is written |
+//! | `snapshot::before_export`, `snapshot::after_export` | snapshots | files of a state are made |
+//! | `snapshot::stream_error` | worker | a stream of a snapshot's file breaks behind its first chunk |
+//! | `snapshot::before_fetched`, `snapshot::after_fetched` | worker | a fetched file is synced and checked |
+//! | `snapshot::before_import`, `snapshot::after_import` | snapshots | fetched files become a family beside the state |
+//! | `damage::before_note`, `damage::after_note` | scrub, applier, maintenance | a damaged replica is remembered |
+//! | `apply::before_batch` | applier | entries ran through the core; nothing is committed to the state |
+//! | `apply::after_batch` | applier | rows and applied index are in memory (tables come later: `write::`); nobody knows yet |
 //! | `apply::after_answers` | applier | callers were answered |
 //! | `apply::write_error` | applier | the write of the state fails |
 //! | `state::before_flush`, `state::after_flush` | maintenance | rows of a group go to disk |
+//! | `write::before_tables` | state-writer, maintenance | rows that wait are about to be made into tables |
+//! | `write::after_tables` | state-writer, maintenance | the tables are on disk; the database does not know them |
+//! | `write::after_taken` | state-writer, maintenance | the database has taken them over; memory still has the rows |
 //! | `recovery::before_replay`, `recovery::after_batch` | start | entries beyond the durable state are applied again |
 //! | `send::before_intent` | worker | attempts are about to be proposed |
 //! | `send::after_intent` | worker | they are committed; no byte has left |
@@ -47,7 +67,7 @@ pub const FILE: &str = "failpoints.txt";
 #[inline]
 pub fn hit(name: &'static str) {
     #[cfg(feature = "failpoints")]
-    fail::fail_point!(name, |_| std::process::abort());
+    fail::fail_point!(name, |_| carillon_store::failpoints::die());
     #[cfg(not(feature = "failpoints"))]
     let _ = name;
 }

@@ -25,14 +25,20 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match prepare(&arguments).and_then(|config| if arguments.check { Ok(()) } else { run(config) }) {
+    let (result, code) = match prepare(&arguments) {
+        Ok(_) if arguments.check => (Ok(()), ExitCode::SUCCESS),
+        Ok(config) => (run(config), ExitCode::FAILURE),
+        // As the node does: what is wrong is what it was given.
+        Err(error) => (Err(error), ExitCode::from(2)),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match arguments.check {
                 true => eprintln!("carillon-router: {error:#}"),
                 false => telemetry::last_word("carillon-router", &format!("{error:#}")),
             }
-            ExitCode::FAILURE
+            code
         }
     }
 }

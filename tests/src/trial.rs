@@ -9,7 +9,7 @@ use crate::history::{COMES_TO_REST, Report};
 use crate::load::LoadOptions;
 use crate::rig::{Rig, until};
 use crate::steps::say;
-use carillon_ctl::lab::{LabOptions, ProcessState};
+use carillon_ctl::lab::{Lab, LabOptions, ProcessState};
 use std::time::{Duration, Instant};
 
 /// Everything must be well again by then.
@@ -57,7 +57,18 @@ impl Trial {
 
     /// With another lab than [`options`].
     pub async fn start_with(lab: LabOptions, name: &'static str, needs: Needs, load: LoadOptions) -> Self {
-        let rig = Rig::start_in(lab, needs, |_| {}).await;
+        Self::start_after(lab, name, needs, load, |_| {}).await
+    }
+
+    /// The same, after something was done to the files of the lab.
+    pub async fn start_after(
+        lab: LabOptions,
+        name: &'static str,
+        needs: Needs,
+        load: LoadOptions,
+        change: impl Fn(&Lab),
+    ) -> Self {
+        let rig = Rig::start_in(lab, needs, change).await;
         rig.carrier.set_profile(PROFILE).await.expect("the profile is good");
         let run = Run::start(&rig, name, load).await.expect("callers start");
         let trial = Self { rig, run, name, began: Instant::now() };

@@ -1,5 +1,5 @@
 //! What `lab init` writes: complete, private, and kept when it is called again.
-use carillon_ctl::lab::{Lab, LabError, LabOptions, Placement, Plane};
+use carillon_ctl::lab::{Fixed, Lab, LabError, LabOptions, Placement, Plane};
 use carillon_ctl::pki::{Leaf, Usage};
 use carillon_proto::identity::{Identity, Role};
 use carillon_proto::tls;
@@ -42,6 +42,37 @@ fn a_new_lab_is_private_and_an_old_one_is_kept() {
     let mut second = BTreeMap::new();
     everything(&dir, &mut second);
     assert!(first == second, "a lab that exists was changed");
+}
+
+#[test]
+fn an_old_lab_says_what_it_cannot_change() {
+    tls::install_provider();
+    let home = tempfile::tempdir().unwrap();
+    let check = |fixed: Fixed| fixed.check(home.path()).map_err(|error| error.to_string());
+    let other = |nodes| Fixed { nodes: Some(nodes), ..Fixed::default() };
+    check(other(5)).expect("there is no lab yet");
+    let options = LabOptions { node_config: "[scrub]\nevery_s = 0\n".to_owned(), ..LabOptions::default() };
+    drop(Lab::init(home.path(), &options).unwrap());
+    let same = Fixed {
+        nodes: Some(3),
+        partitions: Some(16),
+        log_filter: Some("info".to_owned()),
+        node_config: Some(options.node_config),
+        ..Fixed::default()
+    };
+    check(same).unwrap();
+    check(Fixed::default()).unwrap();
+    for (fixed, flag) in [
+        (other(5), "--nodes: it has 3"),
+        (Fixed { partitions: Some(4), ..Fixed::default() }, "--partitions: it has 16"),
+        (Fixed { log_filter: Some("warn".to_owned()), ..Fixed::default() }, "--log-filter"),
+        (Fixed { node_config: Some("[disk]\n".to_owned()), ..Fixed::default() }, "--node-config"),
+        (Fixed { with_http_carrier: true, ..Fixed::default() }, "--with-http-carrier"),
+        (Fixed { carrier_tls: true, ..Fixed::default() }, "--carrier-tls"),
+    ] {
+        let told = check(fixed).unwrap_err();
+        assert!(told.contains(flag) && told.contains("use another --dir"), "{told}");
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //!
 //! Counted is what was begun, once for a message and day, by the replicated counters of table H; so the caps hold through every
 //! change of leaders. A message whose attempt came to nothing stays counted: the caps are never exceeded, and the rare
-//! recipient who loses a place gets the message the next day. Days are those of the practice's zone; which day it is
-//! and when the next ones begin comes with the command.
+//! recipient who loses a place gets the message the next day. Days are those of the practice's zone; which day it was for the leader
+//! and when the next ones begin comes with the command, and which one of these it is says the clock of the log, which never goes back:
+//! counters of later days than this one there are none, whatever clocks do.
 //!
 //! A message beyond a cap waits with the reason FREQUENCY_CAP until the day on which there is room, or until it expires. A burst is not
 //! a matter of waiting: the attempt is refused, the message stays as it is, and the leader pauses the practice.
@@ -32,13 +33,19 @@ pub(crate) fn admit(
     if rule.day < WEEK_DAYS || rule.day_starts_ms.len() != WEEK_DAYS as usize {
         return Ok(Some(Refusal::Malformed));
     }
-    if message.status.counted_day == rule.day {
+    // The leader's clock may have gone back behind a midnight.
+    let ahead = rule.day_starts_ms.iter().take_while(|starts_ms| **starts_ms <= turn.now_ms).count();
+    let (day, starts) = (rule.day + ahead as u32, &rule.day_starts_ms[ahead..]);
+    if starts.is_empty() {
+        return Ok(Some(Refusal::Malformed));
+    }
+    if message.status.counted_day == day {
         return Ok(None);
     }
     let practice_no = message.status.practice_no;
-    let key = keys::frequency(rule.day, practice_no, recipient);
+    let key = keys::frequency(day, practice_no, recipient);
     let mut today = record(turn.tables, &key)?;
-    if let Some(due_ms) = full_until(turn, rule, practice_no, recipient, today.messages)? {
+    if let Some(due_ms) = full_until(turn, rule, (day, starts), (practice_no, recipient), today.messages)? {
         message.advance(turn, Step::wait(WaitingReason::FrequencyCap, due_ms.max(turn.now_ms)));
         return Ok(Some(Refusal::FrequencyCap));
     }
@@ -52,7 +59,7 @@ pub(crate) fn admit(
     today.messages += 1;
     today.burst += 1;
     turn.tables.put(key, encode(&today));
-    message.status.counted_day = rule.day;
+    message.status.counted_day = day;
     Ok(None)
 }
 
@@ -64,23 +71,23 @@ fn record(tables: &dyn ReadTables, key: &[u8]) -> Result<FrequencyRecord, TableE
 fn full_until(
     turn: &Turn,
     rule: &FrequencyRule,
-    practice_no: u32,
-    recipient: &Index,
+    (day, starts): (u32, &[u64]),
+    (practice_no, recipient): (u32, &Index),
     today: u32,
 ) -> Result<Option<u64>, TableError> {
-    let mut until = (rule.per_day > 0 && today >= rule.per_day).then(|| rule.day_starts_ms[0]);
+    let mut until = (rule.per_day > 0 && today >= rule.per_day).then(|| starts[0]);
     if rule.per_week > 0 {
         let mut days = vec![today];
         for back in 1..WEEK_DAYS {
-            let key = keys::frequency(rule.day - back, practice_no, recipient);
+            let key = keys::frequency(day - back, practice_no, recipient);
             days.push(record(turn.tables, &key)?.messages);
         }
         // After `wait` days the oldest `wait` ones are out of the week.
         let of_week = |wait: usize| days[..days.len() - wait].iter().map(|n| u64::from(*n)).sum::<u64>();
         if of_week(0) >= u64::from(rule.per_week) {
             let wait = (1..days.len()).find(|wait| of_week(*wait) < u64::from(rule.per_week));
-            let starts = &rule.day_starts_ms;
-            until = until.max(Some(starts[wait.map_or(starts.len(), |wait| wait) - 1]));
+            // Further ahead nothing is known: there it is looked at again.
+            until = until.max(Some(starts[wait.unwrap_or(starts.len()).min(starts.len()) - 1]));
         }
     }
     Ok(until)

@@ -163,6 +163,26 @@ fn a_burst_is_refused_until_its_window_or_an_operator_says_otherwise() {
     assert_eq!(try_begin(&mut world, 6, &bad), CommandResult::Refused(Refusal::Malformed));
 }
 
+/// Found by the simulator: what was counted on a later day was not seen by one that came again.
+#[test]
+fn a_day_that_comes_again_because_a_clock_went_back_is_the_later_one() {
+    let mut world = World::new();
+    (1..=4).for_each(|n| world.done(lives_long(n)));
+    let yesterday = rule(&world, 1, 2);
+    assert!(matches!(try_begin(&mut world, 1, &yesterday), CommandResult::Begun(_)));
+    world.now_ms += DAY_MS;
+    let today = rule(&world, 1, 2);
+    assert!(matches!(try_begin(&mut world, 2, &today), CommandResult::Begun(_)));
+    // The next leader's clock is behind midnight; the log's is not.
+    world.now_ms += 1;
+    let third = FrequencyRule { per_day: 2, ..yesterday.clone() };
+    assert_eq!(try_begin(&mut world, 3, &third), CommandResult::Refused(Refusal::FrequencyCap));
+    assert_eq!(world.status(3).due_ms, yesterday.day_starts_ms[6], "the first one is a week old then");
+    let free = FrequencyRule { per_day: 0, per_week: 0, ..yesterday };
+    assert!(matches!(try_begin(&mut world, 4, &free), CommandResult::Begun(_)));
+    assert_eq!(world.status(4).counted_day, today.day);
+}
+
 #[test]
 fn counters_of_past_weeks_are_dropped_by_retention() {
     let mut world = World::new();

@@ -296,6 +296,7 @@ impl Admin for AdminApi {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         self.check(&request)?;
         let request = request.into_inner();
+        self.members().check_transfer(&request)?;
         match self.handle.transfer_leader(request.partition, request.to_node).await {
             Ok(()) => Ok(Response::new(TransferLeaderResponse {})),
             Err(ProposeError::NotLeader { leader_hint }) => Err(Status::failed_precondition(format!(

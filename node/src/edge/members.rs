@@ -6,6 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use carillon_core::meta::status_word;
 use carillon_proto::admin::{
     CreateTokenRequest, CreateTokenResponse, MovePartitionRequest, NodeAction, SetNodeRequest,
+    TransferLeaderRequest,
 };
 use carillon_proto::internal::{
     ChangeReplicas, CreateToken, NodeStatus, ReplicaRecord, ReplicaRole, SetNodeStatus, meta_command::Kind,
@@ -136,6 +137,33 @@ impl Members<'_> {
         change(self.meta, Kind::ChangeReplicas(command)).await
     }
 
+    /// A leadership goes only to a node that votes.
+    pub fn check_transfer(&self, request: &TransferLeaderRequest) -> Result<(), Status> {
+        let view = self.handle.meta();
+        let (partition, to) = (request.partition, request.to_node);
+        let refuse = |text: String| Err(Status::failed_precondition(text));
+        // A map that is not known yet says nothing.
+        if view.map.is_empty() {
+            return Ok(());
+        }
+        let Some(record) = view.map.get(&partition) else {
+            return refuse(format!(
+                "partition {partition} does not exist; `carillonctl partition list` shows all"
+            ));
+        };
+        if !view.nodes.contains_key(&to) {
+            return refuse(format!("node {to} is not known; `carillonctl node list` shows all nodes"));
+        }
+        let voters = record.replicas.iter().filter(|r| r.role() == ReplicaRole::Voter);
+        let hosts: Vec<u64> = voters.map(|r| r.node_id).collect();
+        if !hosts.contains(&to) {
+            return refuse(format!(
+                "node {to} has no replica of partition {partition} that votes: nodes {hosts:?} have"
+            ));
+        }
+        Ok(())
+    }
+
     /// The damaged copy goes; the planner then finds the partition one copy short and makes a new one, with a new id.
     pub async fn repair_replica(&self, partition: u32) -> Result<(), Status> {
         let refuse = |text: String| Err(Status::failed_precondition(text));
@@ -145,7 +173,7 @@ impl Members<'_> {
         }
         if partition == 0 {
             return refuse(format!(
-                "the meta group's replica cannot be repaired alone: replace node {node_id} (`carillonctl node replace`)"
+                "the meta group's replica cannot be repaired alone: `carillonctl node rebuild {node_id}` puts a new node in its place"
             ));
         }
         let view = self.handle.meta();

@@ -6,6 +6,7 @@
 //! it. A node whose directory is new also asks the others before it creates its replicas, so that its operator is told.
 //! Bound: one line for each node of the cluster.
 use crate::engine::peers::PeerChannels;
+use crate::failpoints;
 use anyhow::{Context as _, bail, ensure};
 use carillon_proto::internal::HelloRequest;
 use carillon_proto::internal::peer_client::PeerClient;
@@ -52,13 +53,14 @@ impl Identity {
         let path = data_dir.join(FILE);
         if path.exists() {
             let text = fs_err::read_to_string(&path)?;
-            let (owner, store_id, facts) =
-                parse(&text).with_context(|| format!("{} is damaged", path.display()))?;
+            let (owner, store_id, facts) = parse(&text)
+                .with_context(|| format!("{} is damaged. {}", path.display(), super::remedy(node_id)))?;
             ensure!(owner == node_id, "this directory belongs to node {owner}, not to node {node_id}");
             ensure!(
                 has_log || !facts.ready,
                 "the raft log is gone: what node {node_id} acknowledged is lost. It must not come back under its old \
-                 identity; remove it and join as a node with a new id"
+                 identity. {}",
+                super::remedy(node_id)
             );
             return Ok(Self { node_id, store_id, path, facts: Mutex::new(facts) });
         }
@@ -192,12 +194,14 @@ impl Identity {
             writeln!(text, "peer {node} {store:016x}").expect("a string grows");
         }
         let next = self.path.with_extension("next");
+        failpoints::hit("identity::before_save");
         fs_err::write(&next, text)?;
         fs_err::File::open(&next)?.sync_all()?;
         fs_err::rename(&next, &self.path)?;
         if let Some(dir) = self.path.parent() {
             fs_err::File::open(dir)?.sync_all()?;
         }
+        failpoints::hit("identity::after_save");
         Ok(())
     }
 }

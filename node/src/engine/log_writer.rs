@@ -115,21 +115,30 @@ impl LogWriter {
     }
 
     fn persist(&self, writes: &[GroupWrite], sync: bool) -> Result<(), LogError> {
-        let conf = writes.iter().any(|write| write.conf.is_some());
         failpoints::hit("log::before_sync");
-        if conf {
-            failpoints::hit("log::before_conf");
-        }
+        let special = || SPECIAL.iter().filter(move |(is, ..)| writes.iter().any(is));
+        special().for_each(|(_, before, _)| failpoints::hit(before));
         if failpoints::fails("log::sync_error") {
             return Err(LogError::Io("fail point log::sync_error".to_owned()));
         }
         self.log.write(writes, sync)?;
-        if conf {
-            failpoints::hit("log::after_conf");
-        }
+        special().for_each(|(_, _, after)| failpoints::hit(after));
         failpoints::hit("log::after_sync");
         Ok(())
     }
+}
+
+/// Rare parts of a batch, and the fail points on both sides of it.
+static SPECIAL: [(fn(&GroupWrite) -> bool, &str, &str); 4] = [
+    (is_conf, "log::before_conf", "log::after_conf"),
+    (|write| write.snapshot.is_some(), "log::before_install", "log::after_install"),
+    (|write| write.replica_id.is_some(), "replica::before_create", "replica::after_create"),
+    (|write| write.remove, "replica::before_remove", "replica::after_remove"),
+];
+
+/// A change of the membership by itself: those that come with a snapshot or a new replica have points of their own.
+fn is_conf(write: &GroupWrite) -> bool {
+    write.conf.is_some() && write.snapshot.is_none() && write.replica_id.is_none()
 }
 
 impl LogTask {

@@ -6,6 +6,7 @@
 mod applier;
 mod catchup;
 mod cell;
+mod damage;
 mod hand_over;
 pub mod handle;
 pub mod identity;
@@ -30,6 +31,7 @@ use crate::meta::Membership;
 use crate::space::Space;
 use applier::DRIVER_EVENTS_MAX;
 use carillon_store::StateDb;
+pub use damage::remedy;
 pub use handle::{DriverEvent, MemberError, NodeHandle, PROPOSAL_BYTES_MAX, ProposeError};
 use handle::{IN_FLIGHT_BYTES_MAX, Shared};
 use identity::Identity;
@@ -65,6 +67,16 @@ pub fn has_log(config: &Config) -> bool {
 
 /// Opens the stores, recovers every group and starts the threads. Must run inside a tokio runtime (peer streams).
 pub fn start(
+    config: &Config,
+    membership: &Membership,
+    channels: &Arc<PeerChannels>,
+    identity: &Identity,
+) -> anyhow::Result<Engine> {
+    open(config, membership, channels, identity)
+        .map_err(|error| damage::with_remedy(error, config.node_id, &config.data_dir))
+}
+
+fn open(
     config: &Config,
     membership: &Membership,
     channels: &Arc<PeerChannels>,

@@ -31,7 +31,9 @@ pub(super) fn create_groups(log: &EngineLog, membership: &Membership) -> anyhow:
         }
         writes.push(GroupWrite { replica_id: Some(own.replica_id), ..write });
     }
+    failpoints::hit("recovery::before_found");
     log.write(&writes, true)?;
+    failpoints::hit("recovery::after_found");
     Ok(())
 }
 
@@ -63,7 +65,9 @@ pub(super) fn settle(log: &EngineLog, state: &StateDb, node_id: u64) -> anyhow::
         let joins = members.is_empty() && stored.last_index == 0;
         if !joins && !members.contains(&&replica_id) {
             tracing::info!(group, replica_id, "this replica was removed from its group; its data goes");
+            failpoints::hit("replica::before_remove");
             log.write(&[GroupWrite::remove(group)], true)?;
+            failpoints::hit("replica::after_remove");
             continue;
         }
         live.insert(group, stored.generation.max(FIRST_GENERATION));

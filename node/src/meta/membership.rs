@@ -2,6 +2,7 @@
 //!
 //! Invariants: the file is written (synced, renamed into place) before the raft log is made, so a directory with a log always
 //! has one. The address book in it is only where a restart begins: the meta group has the truth.
+use crate::failpoints;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,7 +29,10 @@ impl Membership {
         match fs_err::read(&path) {
             Ok(bytes) => {
                 let found = serde_json::from_slice(&bytes);
-                Ok(Some(found.with_context(|| format!("{} is damaged", path.display()))?))
+                Ok(Some(found.with_context(|| {
+                    let remedy = "put the node back in its place with `carillonctl node rebuild` (deploy/runbooks/damage-and-repair.md)";
+                    format!("{} is damaged; {remedy}", path.display())
+                })?))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let has_data = data_dir.join("log").exists() || data_dir.join("state").exists();
@@ -45,12 +49,14 @@ impl Membership {
 
     pub fn save(&self, data_dir: &Path) -> anyhow::Result<()> {
         fs_err::create_dir_all(data_dir)?;
+        failpoints::hit("membership::before_save");
         let temporary = data_dir.join(format!("{FILE}.new"));
         let mut file = fs_err::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
         fs_err::rename(&temporary, data_dir.join(FILE))?;
         fs_err::File::open(data_dir)?.sync_all()?;
+        failpoints::hit("membership::after_save");
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //!
 //! Not here: raft, apply, when to truncate, threads.
 
+pub mod failpoints;
 pub mod log;
 pub mod snapshot;
 pub mod state;

@@ -111,6 +111,49 @@ fn a_damaged_replica_is_remembered_until_it_is_destroyed_and_the_others_are_well
     assert!(StateDb::open(dir.path(), &StateOptions::default()).unwrap().damaged().is_empty());
 }
 
+/// One row a block, all blocks of one length. Gives the start of each block and that length.
+fn blocks(file: &Path, rows: u32) -> (Vec<usize>, usize) {
+    let bytes = fs::read(file).unwrap();
+    // Lengths of what is shared with the key before, of the key's rest and of the value, one, one and two bytes.
+    let head = 4;
+    let start = |number: u32| bytes.windows(5).position(|window| window == key(number)).unwrap() - head;
+    let starts: Vec<usize> = (0..rows).map(start).collect();
+    let length = starts[1] - starts[0];
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == length), "{starts:?}");
+    (starts, length)
+}
+
+#[test]
+fn a_block_that_was_written_to_another_place_is_refused() {
+    let dir = tempdir().unwrap();
+    let state = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+    let replica = state.replica(1).unwrap();
+    let mut batch = replica.batch().unwrap();
+    for number in 0..20 {
+        batch.put(key(number), vec![200 + number as u8; 9_000]);
+    }
+    batch.put(b"A".to_vec(), AppliedRecord { index: 7, ..AppliedRecord::default() }.encode_to_vec());
+    batch.commit().unwrap();
+    state.flush(1).unwrap();
+    drop((replica, state));
+    let file = tables(dir.path()).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let (starts, length) = blocks(&file, 20);
+    let intact = fs::read(&file).unwrap();
+    // Two blocks change places; or one is where another should be. Each is intact by itself.
+    for (from, to, swap) in [(3, 4, true), (5, 12, true), (2, 9, false)] {
+        let mut bytes = intact.clone();
+        let (from, to) = (starts[from], starts[to]);
+        bytes[to..to + length].copy_from_slice(&intact[from..from + length]);
+        if swap {
+            bytes[from..from + length].copy_from_slice(&intact[to..to + length]);
+        }
+        fs::write(&file, bytes).unwrap();
+        let state = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+        let error = scrub(&state.replica(1).unwrap()).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains("checksum"), "{error}");
+    }
+}
+
 fn entry(index: u64, bytes: usize) -> Entry {
     Entry { term: 1, index, data: vec![index as u8; bytes].into(), ..Entry::default() }
 }

@@ -71,11 +71,10 @@ impl Stack {
     }
 
     /// Whatever may be sent from now on keeps to this amount, if none is ordered that has not come into force.
-    pub fn settled(&mut self, number: usize, amount: u32, now_ms: u64) {
+    pub fn settled(&mut self, number: usize, amount: u32) {
         let watched = &mut self.limits[number];
-        watched.known_ms.get_or_insert(now_ms);
         let amount = amount.max(watched.ordered);
-        if amount < watched.amount {
+        if amount < watched.amount && watched.known_ms.is_some() {
             watched.amount = amount;
             watched.window.clear();
             watched.before = watched.of_day;
@@ -88,7 +87,7 @@ impl Stack {
         }
         for watched in &mut self.limits {
             let limit = watched.limit;
-            if watched.known_ms.is_some() && limit.covers(write.carrier, write.practice) {
+            if watched.known_ms.is_some() && limit.covers(write.carrier, write.practice, write.sender) {
                 watched.count(write)?;
             }
         }

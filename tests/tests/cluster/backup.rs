@@ -23,7 +23,7 @@ use tokio::process::Command;
 
 /// Segments a second: what is submitted at once takes a while, so the backup finds much that waits.
 pub const LIMIT: u32 = 30;
-const LIMIT_TIME: Duration = Duration::from_secs(180);
+pub(crate) const LIMIT_TIME: Duration = Duration::from_secs(180);
 const CAP: u32 = 5_000_000;
 const SLOW_BYTES_PER_S: u64 = 20_000;
 const AT_ONCE: usize = 240;
@@ -50,7 +50,7 @@ pub struct Story {
 }
 
 /// Runs `carillonctl`; gives its exit code, what it printed as JSON, and what it complained about.
-async fn ctl(arguments: &[&str]) -> (i32, Value, String) {
+pub(crate) async fn ctl(arguments: &[&str]) -> (i32, Value, String) {
     let output = Command::new(program("carillonctl")).args(["-o", "json"]).args(arguments).output().await;
     let output = output.expect("carillonctl runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -58,18 +58,18 @@ async fn ctl(arguments: &[&str]) -> (i32, Value, String) {
     (output.status.code().unwrap_or(-1), value, text)
 }
 
-async fn done(arguments: &[&str]) -> Value {
+pub(crate) async fn done(arguments: &[&str]) -> Value {
     let (code, value, text) = ctl(arguments).await;
     assert_eq!(code, 0, "{arguments:?}: {text}");
     value
 }
 
-async fn refused(arguments: &[&str], wanted: &str) {
+pub(crate) async fn refused(arguments: &[&str], wanted: &str) {
     let (code, _, text) = ctl(arguments).await;
     assert!(code != 0 && text.contains(wanted), "{arguments:?} ended with {code}: {text}");
 }
 
-fn lab_of(rig: &Rig) -> String {
+pub(crate) fn lab_of(rig: &Rig) -> String {
     rig.lab.dir().display().to_string()
 }
 
@@ -100,7 +100,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -436,7 +436,7 @@ impl Story {
     }
 }
 
-async fn refused_verify(from: &str, name: &str) -> String {
+pub(crate) async fn refused_verify(from: &str, name: &str) -> String {
     let (code, _, text) = ctl(&["backup", "verify", "--from", from, "--backup", name]).await;
     assert!(code != 0, "{from} is accepted");
     text

@@ -2,6 +2,7 @@
 //! cluster because a start takes seconds; each has practices of its own.
 mod accept;
 mod backup;
+mod backup_resume;
 mod bad_input;
 mod ctl;
 mod failover;
@@ -11,6 +12,7 @@ mod limits;
 mod load;
 mod members;
 mod metrics;
+mod operators;
 mod planes;
 mod snapshots;
 
@@ -51,6 +53,7 @@ async fn one_cluster_does_what_its_api_says() {
     steps.run("ctl: a watch goes on from its cursor", ctl::watch(&rig)).await;
     steps.run("ctl: lost answers are resolved by an operator", ctl::unknown(&rig)).await;
     steps.run("ctl: status asks every node", ctl::status(&rig)).await;
+    steps.run("operators: mistakes are named", async { operators::mistakes(&rig) }).await;
     steps.run("failover: kill -9 under a stream of submits", failover::killed_under_load(&rig)).await;
     steps.run("failover: a key survives the kill of its leader", failover::key_survives_leader(&rig)).await;
     steps.run("failover: a key survives the kill of all nodes", failover::key_survives_restart(&rig)).await;
@@ -145,6 +148,7 @@ async fn a_node_that_missed_much_catches_up_and_one_that_lost_its_disk_does_not_
     let rig = Rig::start(perfect()).await;
     let mut steps = Steps::new("snapshots");
     steps.run("a follower whose log was cut catches up by snapshots", snapshots::catch_up(&rig)).await;
+    steps.run("a fetch that breaks off goes on where it stopped", snapshots::broken_off(&rig)).await;
     steps.run("a wiped disk is not the old node", snapshots::wiped(&rig)).await;
     steps.finish();
 }
@@ -155,6 +159,7 @@ async fn a_backup_under_load_comes_back_in_a_new_cluster_and_nothing_is_sent_twi
     let old = Rig::start(LabOptions { lane_limit: backup::LIMIT, ..perfect() }).await;
     let mut story = backup::Story::new();
     steps.run("back up under load", story.back_up(&old)).await;
+    steps.run("a backup that broke off is finished", backup_resume::resumed(&old)).await;
     steps.run("refused: a cluster that holds messages", story.not_fresh(&old)).await;
     steps.run("the old cluster sends on, then it is destroyed", story.disaster(&old)).await;
     drop(old);

@@ -1,6 +1,8 @@
 //! Followers whose log was cut past them catch up by snapshots, and a node whose disk was wiped does not come back as
 //! itself.
+use carillon_proto::public::MessageSpec;
 use carillon_tests::api::spec;
+use carillon_tests::faults::{arm, disarm};
 use carillon_tests::rig::{Rig, until};
 use carillon_tests::steps::say;
 use std::collections::BTreeMap;
@@ -109,6 +111,53 @@ pub async fn catch_up(rig: &Rig) {
         if leaders.values().any(|leader| *leader == node) { Ok(()) } else { Err(format!("{leaders:?}")) }
     })
     .await;
+}
+
+/// Messages of one practice so long that the files of its partition take several chunks.
+async fn write_much(rig: &Rig) {
+    let practice = &rig.practices[0];
+    for round in 0..12 {
+        let long = |at: usize| MessageSpec {
+            body: format!("{round}-{at} {}", "See you soon. ".repeat(40)),
+            ..spec(practice, &format!("long-{round}-{at}"), round * 100 + at)
+        };
+        rig.submit((0..100).map(long).collect()).await;
+    }
+}
+
+/// Numbers of a field in those lines of a log that have this message.
+fn logged(text: &str, message: &str, field: &str) -> Vec<u64> {
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    lines.filter(|line| line["message"] == message).filter_map(|line| line[field].as_u64()).collect()
+}
+
+/// Streams of a snapshot break in the middle of a file. The follower goes on by offset: no byte comes twice, and what it installs
+/// is what the others have.
+pub async fn broken_off(rig: &Rig) {
+    let node = 2;
+    let had = last_indexes(rig, node).await;
+    rig.lab.kill_node(node).unwrap();
+    write_much(rig).await;
+    write_past(rig, node, &had).await;
+    let log = rig.lab.log_path("node-2");
+    let before = std::fs::read_to_string(&log).unwrap().len();
+    for other in [1, 3] {
+        arm(&rig.lab.data_dir(other), &[("snapshot::stream_error", "2*return")]).unwrap();
+    }
+    rig.start_node(node).await;
+    rig.until_caught_up(LIMIT).await;
+    for other in [1, 3] {
+        disarm(&rig.lab.data_dir(other)).unwrap();
+    }
+    let text = std::fs::read_to_string(&log).unwrap().split_off(before);
+    let offsets = logged(&text, "snapshot file goes on where it stopped", "offset");
+    let fetched: u64 = logged(&text, "snapshot fetched", "bytes").into_iter().sum();
+    let received = metric(&rig.metrics().await["node-2"], "carillon_snapshot_received_bytes_total");
+    say(&format!("{fetched} bytes were fetched; streams went on from {offsets:?}"));
+    assert!(offsets.len() >= 2 && offsets.iter().all(|offset| *offset > 0), "{offsets:?}");
+    assert!(fetched > 0 && received == fetched as f64, "{received} bytes came for {fetched}");
+    assert!(!text.contains("snapshot not fetched"), "nothing was given up");
+    until_same_digests(rig).await;
 }
 
 /// It has forgotten its votes and what it acknowledged.

@@ -1,5 +1,5 @@
 //! The fail points that a node under this load reaches (their table is in `failpoints.rs` of carillon-node), one after the
-//! other. Flushes, truncations and purges come every few seconds because the cluster is told so ([`NODE_CONFIG`]).
+//! other; the rest is in `membership.rs`. Flushes, truncations and purges come every few seconds because the cluster is told so ([`NODE_CONFIG`]).
 use carillon_tests::faults::{arm, disarm};
 use carillon_tests::trial::Trial;
 
@@ -7,7 +7,7 @@ use carillon_tests::trial::Trial;
 pub const NODE_CONFIG: &str = "[tuning]\nunflushed_log_age_max_s = 2\n";
 
 /// Points that a node under load reaches by itself.
-const UNDER_LOAD: [&str; 22] = [
+const UNDER_LOAD: [&str; 25] = [
     "log::before_sync",
     "log::after_sync",
     "log::sync_error",
@@ -26,6 +26,9 @@ const UNDER_LOAD: [&str; 22] = [
     "fact::after_commit",
     "state::before_flush",
     "state::after_flush",
+    "write::before_tables",
+    "write::after_tables",
+    "write::after_taken",
     "log::before_truncate",
     "log::after_truncate",
     "log::before_purge",
@@ -40,7 +43,8 @@ pub async fn each(trial: &Trial) {
         let node = 1 + turn as u64 % 3;
         let data = trial.rig.lab.data_dir(node);
         // Not at the first time: in the middle of its work.
-        let is_rare = ["_flush", "_truncate", "_purge"].iter().any(|end| point.ends_with(end));
+        let is_rare = point.starts_with("write::")
+            || ["_flush", "_truncate", "_purge"].iter().any(|end| point.ends_with(end));
         arm(&data, &[(point, if is_rare { "return" } else { "20*off->return" })]).unwrap();
         trial.until_ended(node).await;
         disarm(&data).unwrap();

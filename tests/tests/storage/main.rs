@@ -2,6 +2,7 @@
 //! that fails to sync. One cluster for each suite; the steps have practices of their own.
 mod damage;
 mod full;
+mod rebuild;
 mod retention;
 mod sync_errors;
 mod volume;
@@ -31,6 +32,15 @@ async fn damage_and_sync_errors() {
     steps.run("a failed sync of the log stops the process, nothing is lost", sync_errors::log(&rig)).await;
     steps.run("a failed write of the state stops the process", sync_errors::state(&rig)).await;
     steps.run("a flipped bit fences one replica, the rest goes on", damage::flipped(&rig)).await;
+    steps.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_start_is_rebuilt_from_its_peers_by_one_command() {
+    let rig = Rig::start(perfect("")).await;
+    let mut steps = Steps::new("rebuild");
+    steps.run("a flipped bit in the raft log", rebuild::damaged_log(&rig)).await;
+    steps.run("a flipped bit in the rows of the meta group", rebuild::damaged_meta_group(&rig)).await;
     steps.finish();
 }
 

@@ -1,6 +1,7 @@
 //! Tidy: the house rules as tests. Each rule is a function over text, and has a planted violation that proves it can
 //! fail.
 mod edges;
+mod fail_points;
 mod pitfalls;
 mod setup;
 mod sources;

@@ -1,7 +1,8 @@
 //! Where backups are: a local directory, or a bucket of an S3-compatible store.
 //!
 //! Credentials and endpoint of a store come from the environment, with the names that other tools use: `AWS_ACCESS_KEY_ID`,
-//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, and `AWS_ALLOW_HTTP=true` for one without TLS.
+//! `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, and `AWS_ALLOW_HTTP=true` for one without TLS. A role instead of a key has
+//! variables of its own ([`CREDENTIALS`]); one of them must be set, because looking for a role where there is none takes minutes.
 use super::BackupError;
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
@@ -9,6 +10,16 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use std::sync::Arc;
+
+/// One of them says where credentials come from.
+const CREDENTIALS: [&str; 6] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_METADATA_ENDPOINT",
+    "AWS_SKIP_SIGNATURE",
+];
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -18,6 +29,14 @@ pub struct Location {
 }
 
 impl Location {
+    /// Where backups are already: a directory that exists, or `s3://bucket/prefix`. Makes nothing.
+    pub fn existing(text: &str) -> Result<Self, BackupError> {
+        if !text.contains("://") && !text.is_empty() && !std::path::Path::new(text).is_dir() {
+            return Err(BackupError::NoDirectory(text.to_owned()));
+        }
+        Self::open(text)
+    }
+
     /// A directory, which is made if it does not exist, or `s3://bucket/prefix`.
     pub fn open(text: &str) -> Result<Self, BackupError> {
         if let Some(rest) = text.strip_prefix("s3://") {
@@ -26,6 +45,9 @@ impl Location {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             if bucket.is_empty() {
                 return Err(BackupError::Location(text.to_owned()));
+            }
+            if !CREDENTIALS.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
+                return Err(BackupError::NoCredentials(text.to_owned()));
             }
             let store = AmazonS3Builder::from_env().with_bucket_name(bucket).build()?;
             return Ok(Self { store: Arc::new(store), prefix: Path::from(prefix) });

@@ -53,6 +53,12 @@ pub enum BackupError {
     Admin(#[from] AdminError),
     #[error("{0} is neither a directory nor s3://bucket/prefix")]
     Location(String),
+    #[error("there is no directory {0}, so no backup is in it")]
+    NoDirectory(String),
+    #[error(
+        "{0}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT for a store that is not Amazon's (a role of the machine: AWS_METADATA_ENDPOINT=http://169.254.169.254)"
+    )]
+    NoCredentials(String),
     #[error(
         "the backup store does not do it: {0}; look at its address, bucket and credentials (AWS_* variables)"
     )]

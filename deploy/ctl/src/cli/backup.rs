@@ -6,7 +6,7 @@ use carillon_ctl::admin::Admin;
 use carillon_ctl::backup::{self, CreateOptions, Listed, Location, Nodes, Progress};
 use carillon_ctl::lab::Lab;
 use carillon_proto::tls::TlsFiles;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::PathBuf;
@@ -14,9 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// All nodes of a cluster: a lab, or their addresses with an operator's certificate.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").args(["lab", "admin"]).required(true).multiple(true)))]
 pub struct Everyone {
     /// Directory of a lab; its operator certificate is used.
-    #[arg(long, conflicts_with_all = ["admin", "cert", "key", "ca"], required_unless_present = "admin")]
+    #[arg(long, conflicts_with_all = ["admin", "cert", "key", "ca"])]
     lab: Option<PathBuf>,
     /// host:port of the admin API of each node, separated by commas.
     #[arg(long, env = "CARILLON_ADMIN", value_delimiter = ',', requires_all = ["cert", "key", "ca"])]
@@ -154,9 +155,9 @@ pub async fn run(command: BackupCommand, format: Format) -> anyhow::Result<Verdi
             })?;
             Ok(Verdict::Done)
         }
-        BackupCommand::List { from, max_age_h } => list(&Location::open(&from)?, max_age_h, format).await,
+        BackupCommand::List { from, max_age_h } => list(&Location::existing(&from)?, max_age_h, format).await,
         BackupCommand::Verify { from, backup } => {
-            let from = Location::open(&from)?;
+            let from = Location::existing(&from)?;
             let name = name_of(&from, backup).await?;
             let bar = Bar::new("verify");
             let manifest = backup::verify(&from, &name, &bar.watcher()).await?;
@@ -220,7 +221,7 @@ async fn list(from: &Location, max_age_h: Option<u64>, format: Format) -> anyhow
 }
 
 pub async fn restore(args: RestoreArgs, format: Format) -> anyhow::Result<Verdict> {
-    let (nodes, from) = (args.nodes.connect()?, Location::open(&args.from)?);
+    let (nodes, from) = (args.nodes.connect()?, Location::existing(&args.from)?);
     let name = name_of(&from, args.backup).await?;
     let bar = Bar::new("restore");
     let done = backup::restore(&nodes, &from, &name, args.rate_mib_s << 20, &bar.watcher()).await?;

@@ -1,7 +1,7 @@
 //! `carillonctl lab ...`: a cluster on this machine.
 use super::Verdict;
 use super::output::{Format, print, table};
-use carillon_ctl::lab::{ALL_DAY, Lab, LabOptions, Member, OPERATOR, Practice, ProcessState, TENANT};
+use carillon_ctl::lab::{ALL_DAY, Fixed, Lab, LabOptions, Member, OPERATOR, Practice, ProcessState, TENANT};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,37 @@ pub struct Dir {
 
 #[derive(Debug, Args)]
 pub struct Size {
-    /// Nodes of a new lab: 1, 3, 5 or 7.
-    #[arg(long, default_value_t = 3)]
-    nodes: u64,
-    /// Partitions of a new lab.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
-    partitions: u32,
-    /// What the processes of a new lab log, in the syntax of RUST_LOG.
-    #[arg(long, default_value = "info")]
-    log_filter: String,
+    /// Nodes of a new lab: 1, 3, 5 or 7 [default: 3].
+    #[arg(long)]
+    nodes: Option<u64>,
+    /// Partitions of a new lab [default: 16].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    partitions: Option<u32>,
+    /// What the processes of a new lab log, in the syntax of RUST_LOG [default: info].
+    #[arg(long)]
+    log_filter: Option<String>,
+}
+
+impl Size {
+    fn fixed(&self) -> Fixed {
+        Fixed {
+            nodes: self.nodes,
+            partitions: self.partitions,
+            log_filter: self.log_filter.clone(),
+            ..Fixed::default()
+        }
+    }
+
+    /// Of a new lab.
+    fn options(self) -> LabOptions {
+        let default = LabOptions::default();
+        LabOptions {
+            nodes: self.nodes.unwrap_or(default.nodes),
+            partitions: self.partitions.unwrap_or(default.partitions),
+            log_filter: self.log_filter.unwrap_or_else(|| default.log_filter.clone()),
+            ..default
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -134,13 +156,8 @@ pub enum Command {
 pub async fn run(command: Command, format: Format) -> anyhow::Result<Verdict> {
     match command {
         Command::Init { dir, size } => {
-            let options = LabOptions {
-                nodes: size.nodes,
-                partitions: size.partitions,
-                log_filter: size.log_filter,
-                ..LabOptions::default()
-            };
-            let lab = Lab::init(&dir.dir, &options)?;
+            size.fixed().check(&dir.dir)?;
+            let lab = Lab::init(&dir.dir, &size.options())?;
             let value = json!({ "dir": lab.dir() });
             print(format, &value, || println!("lab in {}", lab.dir().display()))?;
             Ok(Verdict::Done)
@@ -206,7 +223,7 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         Some(path) => Practice::read_list(path)?,
         None => Vec::new(),
     };
-    let registered = practices.len();
+    let registered = up.practices.is_some().then_some(practices.len());
     let node_config = match &up.node_config {
         Some(path) => fs_err::read_to_string(path)?,
         None => String::new(),
@@ -216,19 +233,23 @@ async fn start(up: Up, format: Format) -> anyhow::Result<Verdict> {
         "built-in" => None,
         path => Some(fs_err::read_to_string(path)?),
     };
+    let fixed = Fixed {
+        node_config: up.node_config.is_some().then(|| node_config.clone()),
+        with_http_carrier: up.with_http_carrier,
+        carrier_tls: up.carrier_tls,
+        ..up.size.fixed()
+    };
+    fixed.check(&up.dir.dir)?;
     let options = LabOptions {
         hours,
         node_config,
-        nodes: up.size.nodes,
-        partitions: up.size.partitions,
         lane_limit: up.lane_limit,
         practices,
         profile: up.profile,
-        log_filter: up.size.log_filter,
         ready_limit_ms: up.ready_limit_s.saturating_mul(1_000),
         with_rest: up.with_http_carrier,
         carrier_tls: up.carrier_tls,
-        ..LabOptions::default()
+        ..up.size.options()
     };
     let lab = Lab::up(&up.dir.dir, &options).await?;
     let members = lab.status().await?;
@@ -259,13 +280,14 @@ fn show(members: &[Member]) {
     table(&["PROCESS", "STATE", "PID", "HTTP"], &rows);
 }
 
-fn endpoints(lab: &Lab, dir: &Path, practices: usize) {
+fn endpoints(lab: &Lab, dir: &Path, practices: Option<usize>) {
     let dir = dir.display();
     let plan = lab.plan();
     println!();
     println!("API (gRPC, TLS)    {}", lab.router_address());
     println!("  CA               {dir}/pki/clients-ca.pem");
-    println!("  certificate      {dir}/pki/tenant-{TENANT}.pem and .key ({practices} practices)");
+    let practices = practices.map_or_else(String::new, |count| format!(" ({count} practices)"));
+    println!("  certificate      {dir}/pki/tenant-{TENANT}.pem and .key{practices}");
     println!("Operators          {dir}/pki/operator-{OPERATOR}.pem and .key");
     println!("Carrier simulator  SMPP {}, control http://{}", plan.smsc(), lab.smsc_http());
     println!("Lane limit         {} segments/s", plan.lane_limit);

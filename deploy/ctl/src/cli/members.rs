@@ -41,6 +41,9 @@ pub enum NodeCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Put a new node in the place of one whose data cannot be used (a damaged log, a damaged meta group): its replicas are made anew
+    /// from its peers. In a lab it does all of it; elsewhere it prints the two lines for the machine. Deletes nothing.
+    Rebuild(super::rebuild::RebuildArgs),
     /// Give up a node whose disk is lost: its replicas go to other nodes, and it is never let in again. Ask the meta leader.
     Replace {
         node_id: u64,
@@ -71,8 +74,8 @@ pub enum PartitionCommand {
     TransferLeader {
         #[command(flatten)]
         target: Target,
-        /// 0 is the meta group.
-        #[arg(long)]
+        /// A number, or `meta` (0) for the meta group.
+        #[arg(long, value_parser = super::target::partition)]
         partition: u32,
         #[arg(long)]
         to: u64,
@@ -92,6 +95,7 @@ pub async fn node(command: NodeCommand, format: Format) -> anyhow::Result<Verdic
     let (target, node_id, action) = match command {
         NodeCommand::List { target } => return list_nodes(&target, format).await,
         NodeCommand::Token { target, life_s } => return token(&target, life_s, format).await,
+        NodeCommand::Rebuild(args) => return super::rebuild::run(args, format).await,
         NodeCommand::Drain { node_id, target } => (target, node_id, NodeAction::Drain),
         NodeCommand::Activate { node_id, target } => (target, node_id, NodeAction::Activate),
         NodeCommand::Decommission { node_id, target } => (target, node_id, NodeAction::Decommission),

@@ -1,26 +1,27 @@
 //! Commands about what a node stores.
 use super::Verdict;
 use super::output::{Format, print};
-use super::target::Target;
+use super::target::{Target, name_of, partition};
 use clap::Subcommand;
 use serde_json::json;
 
 #[derive(Debug, Subcommand)]
 pub enum ReplicaCommand {
-    /// Replace a fenced replica by a new copy from its peers. Ask the node that it is on; `status` of that node shows when it is done.
+    /// Replace a fenced replica by a new copy from its peers. Finds the node that it is on; `status` shows when it is done.
     Repair {
         #[command(flatten)]
         target: Target,
-        #[arg(long)]
+        /// A number, or `meta`.
+        #[arg(long, value_parser = partition)]
         partition: u32,
     },
 }
 
 pub async fn replica(command: ReplicaCommand, format: Format) -> anyhow::Result<Verdict> {
     let ReplicaCommand::Repair { target, partition } = command;
-    target.connect()?.repair_replica(partition).await?;
+    target.connect_fenced(partition).await?.repair_replica(partition).await?;
     print(format, &json!({ "partition": partition }), || {
-        println!("partition {partition}: the damaged copy goes, then a new one is made");
+        println!("{}: the damaged copy goes, then a new one is made", name_of(partition));
     })?;
     Ok(Verdict::Done)
 }

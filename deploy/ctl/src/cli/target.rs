@@ -5,18 +5,19 @@ use carillon_ctl::health::{Answer, Asked, ask};
 use carillon_ctl::lab::Lab;
 use carillon_proto::admin::GetStatusResponse;
 use carillon_proto::tls::TlsFiles;
-use clap::Args;
-use std::path::PathBuf;
+use clap::{ArgGroup, Args};
+use std::path::{Path, PathBuf};
 
 /// Whom to ask: a lab, or addresses with an operator's certificate.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").args(["lab", "admin"]).required(true).multiple(true)))]
 pub struct Target {
     /// Directory of a lab; its operator certificate is used.
-    #[arg(long, conflicts_with_all = ["admin", "cert", "key", "ca"], required_unless_present = "admin")]
+    #[arg(long, conflicts_with_all = ["admin", "cert", "key", "ca"])]
     lab: Option<PathBuf>,
-    /// The node of the lab that a command about one node is about. Other commands ask any node.
-    #[arg(long, default_value_t = 1, requires = "lab")]
-    node: u64,
+    /// The node of the lab that a command about one node is about; without it the first one. Other commands ask any node.
+    #[arg(long, requires = "lab")]
+    node: Option<u64>,
     /// host:port of the admin API of a node, or of several, separated by commas. A command about one node goes to the first.
     #[arg(long, env = "CARILLON_ADMIN", value_delimiter = ',', requires_all = ["cert", "key", "ca"])]
     admin: Vec<String>,
@@ -32,10 +33,17 @@ pub struct Target {
 }
 
 impl Target {
+    /// The directory of the lab, if it is one.
+    pub fn lab(&self) -> Option<&Path> {
+        self.lab.as_deref()
+    }
+
     /// The node that was named.
     pub fn connect(&self) -> anyhow::Result<Admin> {
         if let Some(dir) = &self.lab {
-            return Ok(Lab::open(dir)?.admin(self.node)?);
+            let lab = Lab::open(dir)?;
+            let node = self.node.or_else(|| lab.node_ids().first().copied());
+            return Ok(lab.admin(node.context("the lab has no node")?)?);
         }
         let first = self.everyone()?.into_iter().next();
         Ok(first.context("name a node with --admin")?.admin)
@@ -85,6 +93,10 @@ impl Target {
         let known =
             statuses.iter().flat_map(|s| &s.partitions).filter(|p| p.partition == partition && p.leader != 0);
         let newest = known.max_by_key(|p| p.term);
+        let mut map = statuses.iter().flat_map(|s| &s.map).peekable();
+        if map.peek().is_some() && !map.any(|row| row.partition == partition) {
+            return Err(no_partition(partition));
+        }
         let leader = newest.with_context(|| format!("partition {partition} has no known leader"))?.leader;
         if let Some(dir) = &self.lab {
             return Ok(Lab::open(dir)?.admin(leader)?);
@@ -96,6 +108,35 @@ impl Target {
         }
         // A single address: that node says who leads if it is not the one.
         self.connect()
+    }
+
+    /// The node on which a replica is fenced: the one that was named, or the only one that says so.
+    pub async fn connect_fenced(&self, partition: u32) -> anyhow::Result<Admin> {
+        if self.node.is_some() {
+            return self.connect();
+        }
+        let (mut there, mut exists, mut answers) = (Vec::new(), false, false);
+        for asked in self.everyone()? {
+            let Ok(status) = asked.admin.status().await else { continue };
+            answers = true;
+            exists |= status.map.iter().any(|row| row.partition == partition);
+            if status.partitions.iter().any(|p| p.partition == partition && !p.blocked.is_empty()) {
+                there.push((status.node_id, asked.admin));
+            }
+        }
+        let nodes: Vec<String> = there.iter().map(|(node, _)| node.to_string()).collect();
+        match (there.len(), answers) {
+            (1, _) => Ok(there.remove(0).1),
+            // It says why.
+            (0, false) => self.any().await,
+            (0, true) if !exists => Err(no_partition(partition)),
+            (0, true) => anyhow::bail!("{} is fenced on no node that answers", name_of(partition)),
+            _ => anyhow::bail!(
+                "{} is fenced on nodes {}: name one, with --node in a lab or as the only --admin",
+                name_of(partition),
+                nodes.join(", ")
+            ),
+        }
     }
 
     /// Of every node that answers; an error if none does.
@@ -111,5 +152,22 @@ impl Target {
             Some(reason) if found.is_empty() => anyhow::bail!("no node answers; {reason}"),
             _ => Ok(found),
         }
+    }
+}
+
+/// As a person says it.
+pub fn name_of(partition: u32) -> String {
+    if partition == 0 { "the meta group".to_owned() } else { format!("partition {partition}") }
+}
+
+fn no_partition(partition: u32) -> anyhow::Error {
+    anyhow::anyhow!("partition {partition} does not exist; `carillonctl partition list` shows all")
+}
+
+/// `meta`, or the number of a partition.
+pub fn partition(text: &str) -> Result<u32, String> {
+    match text {
+        "meta" => Ok(0),
+        number => number.parse().map_err(|_| "it is neither a number nor `meta`".to_owned()),
     }
 }

@@ -7,17 +7,21 @@
 //! lies beside the data.
 mod bootstrap;
 mod files;
+mod fixed;
 mod grow;
 mod placement;
 mod plan;
 mod process;
 mod ready;
+mod rebuild;
 mod simulators;
 
 pub use bootstrap::{ALL_DAY, CARRIER, HTTP_CARRIER, Practice, carrier_record};
+pub use fixed::Fixed;
 pub use placement::Placement;
 pub use plan::{CLUSTER, NodePlan, OPERATOR, OTHER_TENANT, Plan, ROUTER, TENANT};
 pub use process::ProcessState;
+pub use rebuild::{Rebuilt, give_up};
 
 use crate::admin::{Admin, AdminError};
 use crate::pki::{Ca, PkiError};

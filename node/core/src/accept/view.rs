@@ -43,6 +43,7 @@ pub(crate) struct AcceptView<'a> {
     pub duplicate_index: &'a [u8],
     pub duplicate_window_ms: u32,
     pub ordered: bool,
+    pub sender_no: u32,
     /// What table M keeps of the encoded message: the stretches between the fields that are left out.
     kept: [&'a [u8]; LEFT_OUT.len() + 1],
 }
@@ -112,6 +113,7 @@ impl<'a> AcceptView<'a> {
             (35, Bytes(bytes)) => self.duplicate_index = bytes,
             (36, Number(n)) => self.duplicate_window_ms = n as u32,
             (37, Number(n)) => self.ordered = n != 0,
+            (38, Number(n)) => self.sender_no = n as u32,
             _ => return None,
         }
         Some(())

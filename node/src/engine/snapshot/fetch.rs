@@ -2,18 +2,19 @@
 //! its hash before it counts.
 use super::{FEATURE_LEVEL, Hub, Work};
 use crate::engine::shard::SnapshotMessage;
+use crate::failpoints;
 use anyhow::{Context as _, ensure};
 use carillon_consensus::SnapshotFetch;
 use carillon_proto::internal::peer_client::PeerClient;
-use carillon_proto::internal::{FetchSnapshotRequest, SnapshotManifest};
+use carillon_proto::internal::{FetchSnapshotRequest, SnapshotChunk, SnapshotManifest};
 use carillon_store::snapshot::{file_path, verify_file};
 use prost::Message as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 /// Failures in a row without a byte of progress, after which the snapshot is given up. The leader offers it again.
 const FAILURES_MAX: u32 = 6;
@@ -118,6 +119,28 @@ async fn length(path: &Path) -> u64 {
     tokio::fs::metadata(path).await.map_or(0, |m| m.len())
 }
 
+/// Appends what comes; gives how far the file has come.
+async fn receive(
+    hub: &Hub,
+    chunks: &mut Streaming<SnapshotChunk>,
+    out: &mut tokio::fs::File,
+    mut offset: u64,
+    bytes: u64,
+) -> Result<u64, Failure> {
+    loop {
+        let chunk =
+            tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await.context("nothing comes")??;
+        let Some(chunk) = chunk else { return Ok(offset) };
+        offset += chunk.data.len() as u64;
+        if offset > bytes {
+            return Ok(offset);
+        }
+        hub.incoming.take(chunk.data.len()).await;
+        out.write_all(&chunk.data).await?;
+        metrics::counter!("carillon_snapshot_received_bytes_total").increment(chunk.data.len() as u64);
+    }
+}
+
 /// The rest of one file, and its check. A file that fails the check starts from nothing.
 async fn one(
     hub: &Hub,
@@ -131,6 +154,9 @@ async fn one(
     let path = file_path(dir, file);
     let mut offset = length(&path).await;
     if offset < expected.bytes {
+        if offset > 0 {
+            tracing::info!(group = manifest.group, file, offset, "snapshot file goes on where it stopped");
+        }
         let mut out = tokio::fs::File::options().create(true).append(true).open(&path).await?;
         let (group, snapshot_id) = (manifest.group, manifest.snapshot_id);
         let request = FetchSnapshotRequest { group, snapshot_id, file, offset, replica_id };
@@ -142,19 +168,11 @@ async fn one(
             }
             Err(status) => return Err(Failure::Again(status.into())),
         };
-        loop {
-            let chunk =
-                tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await.context("nothing comes")??;
-            let Some(chunk) = chunk else { break };
-            offset += chunk.data.len() as u64;
-            if offset > expected.bytes {
-                break;
-            }
-            hub.incoming.take(chunk.data.len()).await;
-            out.write_all(&chunk.data).await?;
-            metrics::counter!("carillon_snapshot_received_bytes_total").increment(chunk.data.len() as u64);
-        }
+        let received = receive(hub, &mut chunks, &mut out, offset, expected.bytes).await;
+        // Also after an error: what was written before it must be in the file when its length is looked at again.
         out.flush().await?;
+        offset = received?;
+        failpoints::hit("snapshot::before_fetched");
         out.sync_all().await?;
     }
     if offset < expected.bytes {
@@ -169,5 +187,6 @@ async fn one(
         tokio::fs::remove_file(&path).await?;
         return Err(Failure::Again(error.into()));
     }
+    failpoints::hit("snapshot::after_fetched");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Streams the files of an offered snapshot to another node.
 use super::{Hub, STREAMS_MAX};
 use crate::engine::shard::{ShardMessage, SnapshotMessage};
+use crate::failpoints;
 use carillon_proto::internal::{FetchSnapshotRequest, ReportSnapshotRequest, SnapshotChunk};
 use carillon_store::snapshot::file_path;
 use std::io::SeekFrom;
@@ -72,6 +73,9 @@ impl Hub {
             data.truncate(read);
             if read == 0 {
                 return Ok(());
+            }
+            if told.is_some() && failpoints::fails("snapshot::stream_error") {
+                return Err(std::io::Error::other("fail point snapshot::stream_error"));
             }
             self.outgoing.take(read).await;
             if sender.send(Ok(SnapshotChunk { data: data.into() })).await.is_err() {

@@ -2,6 +2,7 @@
 //! it but the snapshots themselves.
 use super::{FEATURE_LEVEL, Hub, Made, Work};
 use crate::engine::shard::SnapshotMessage;
+use crate::failpoints;
 use carillon_consensus::SnapshotFetch;
 use carillon_proto::internal::SnapshotManifest;
 use carillon_store::snapshot::{ExportOptions, SnapshotError, export};
@@ -87,7 +88,9 @@ impl Hub {
             ..ExportOptions::new(self.node_id, snapshot_id)
         };
         let stop = || self.stopping();
+        failpoints::hit("snapshot::before_export");
         let manifest = export(&replica, &self.export_dir(group, snapshot_id), &options, &stop)?;
+        failpoints::hit("snapshot::after_export");
         Ok((snapshot_id, manifest))
     }
 

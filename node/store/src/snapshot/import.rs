@@ -1,6 +1,7 @@
 //! Checks the files of a snapshot and makes a family of them.
 use super::export::describe;
 use super::{SnapshotError, file_path};
+use crate::failpoints;
 use crate::state::{Family, Replica, StateDb};
 use carillon_proto::internal::{SnapshotFile, SnapshotManifest};
 use std::path::{Path, PathBuf};
@@ -38,9 +39,11 @@ impl StateDb {
             paths.push(path);
         }
         let replica = self.fresh(family)?;
+        failpoints::hit("snapshot::before_import");
         let result =
             replica.ingest(paths).map_err(SnapshotError::from).and_then(|()| check(&replica, manifest));
         drop(replica);
+        failpoints::hit("snapshot::after_import");
         result.inspect_err(|_| drop(self.destroy_generation(family)))
     }
 }

@@ -31,6 +31,7 @@ pub use replica::{Replica, ReplicaSnapshot};
 pub use scrub::{DAMAGED_FILE, ScrubPosition};
 pub use stats::{MemoryStats, StateMetrics};
 
+use crate::failpoints;
 use carillon_proto::internal::AppliedRecord;
 use options::DbParts;
 use parking_lot::Mutex;
@@ -295,8 +296,10 @@ impl StateDb {
         let mut replicas = self.replicas.lock();
         let Some(replica) = replicas.remove(&family) else { return Err(StateError::NoReplica(family)) };
         self.shared.families.store(replicas.len(), Ordering::Relaxed);
+        failpoints::hit("replica::before_drop");
         let dropped = replica.between_writes(|| self.shared.db.drop_cf(&family.to_string()));
         dropped.map_err(|error| self.shared.fail(error.into()))?;
+        failpoints::hit("replica::after_drop");
         drop(replicas);
         self.forget_damage(family)
     }

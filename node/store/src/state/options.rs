@@ -122,7 +122,8 @@ impl StateOptions {
         table.set_block_cache(cache);
         table.set_checksum_type(ChecksumType::XXH3);
         table.set_block_size(8 << 10);
-        table.set_format_version(5);
+        // From 6 on the checksum of a block covers its place and its file: a block that was written to another place is no good one.
+        table.set_format_version(6);
         if filter != Filter::None {
             table.set_bloom_filter(FILTER_BITS, false);
         }

@@ -7,6 +7,7 @@
 //!
 //! Not here: when and how fast (the caller asks for one piece after the other), what is done about damage.
 use super::{Db, Family, Replica, Shared, StateDb, StateError};
+use crate::failpoints;
 use rocksdb::ReadOptions;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -130,7 +131,10 @@ fn store(path: &Path, damaged: &BTreeMap<Family, String>) -> Result<(), StateErr
         std::fs::rename(&new, &name)?;
         std::fs::File::open(path)?.sync_all()
     };
-    write().map_err(|error| io(&error))
+    failpoints::hit("damage::before_note");
+    write().map_err(|error| io(&error))?;
+    failpoints::hit("damage::after_note");
+    Ok(())
 }
 
 fn io(error: &std::io::Error) -> StateError {

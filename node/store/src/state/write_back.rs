@@ -12,6 +12,7 @@
 use super::overlay::{Overlay, RISING};
 use super::replica::{Replica, SstWriter};
 use super::{Family, Shared, StateError};
+use crate::failpoints;
 use bytes::Bytes;
 use rocksdb::properties::num_files_at_level;
 use rocksdb::{BoundColumnFamily, IngestExternalFileOptions, Options};
@@ -56,6 +57,7 @@ impl TableWriter {
         wait_for_compactions(shared, handle);
         let rows = rows.sorted();
         let parts = self.cut(&rows);
+        failpoints::hit("write::before_tables");
         let written = (0..).zip(parts).filter(|(_, part)| !part.is_empty()).try_fold(
             (Vec::new(), 0),
             |(mut files, bytes), (number, part)| {
@@ -72,8 +74,10 @@ impl TableWriter {
         let (files, bytes) = written.map_err(|error| shared.fail(error))?;
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
+        failpoints::hit("write::after_tables");
         let taken = shared.db.ingest_external_file_cf_opts(handle, &options, files);
         taken.map_err(|error| shared.fail(error.into()))?;
+        failpoints::hit("write::after_taken");
         let last = rows.iter().rev().map(|(key, _)| *key).find(|key| key.first() == Some(&RISING));
         if let Some(last) = last.filter(|last| *last > self.last_rising.as_slice()) {
             self.last_rising = last.to_vec();

@@ -12,7 +12,15 @@ fn accepts() -> impl Strategy<Value = Accept> {
     let head = (bytes(17), any::<u32>(), -1..12_i32, 0..5_i32, any::<u64>(), any::<u64>(), any::<u64>());
     let sealed = (bytes(60), bytes(17), bytes(400), bytes(80), any::<u32>(), 0..3_i32, 0..4_u32);
     let keys = (bytes(17), bytes(17), bytes(17), any::<u32>(), any::<[u32; 3]>(), bytes(17), bytes(17));
-    let flags = (any::<[bool; 6]>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>());
+    let flags = (
+        any::<[bool; 6]>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+    );
     (head, sealed, keys, flags, "[a-zA-Z/]{0,12}").prop_map(|(head, sealed, keys, flags, zone)| Accept {
         message_id: head.0,
         practice_no: head.1,
@@ -51,6 +59,7 @@ fn accepts() -> impl Strategy<Value = Accept> {
         duplicate_index: keys.6,
         duplicate_window_ms: flags.5,
         ordered: flags.0[5],
+        sender_no: flags.6,
     })
 }
 
@@ -64,8 +73,8 @@ fn same(view: &AcceptView<'_>, accept: &Accept) {
         (a.not_before_ms, a.expires_at_ms, a.deadline_ms, a.due_ms, a.open_until_ms)
     );
     assert_eq!(
-        (view.hours_stamp, view.route_no, view.duplicate_window_ms, view.retry),
-        (a.hours_stamp, a.route_no, a.duplicate_window_ms, a.retry)
+        (view.hours_stamp, view.route_no, view.duplicate_window_ms, view.retry, view.sender_no),
+        (a.hours_stamp, a.route_no, a.duplicate_window_ms, a.retry, a.sender_no)
     );
     assert_eq!(
         [view.indexed_by_recipient, view.dead_letter_listed, view.due_by_practice, view.ordered],
