@@ -1,3 +1,4 @@
+//! What is read from an encoded Accept, compared with what prost makes of it.
 use super::*;
 use bytes::Bytes;
 use carillon_proto::internal::{Command, MessagePayload, Place, command::Kind};
