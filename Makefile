@@ -56,9 +56,9 @@ lint: setup ## formatting, clippy, dependencies, shell scripts
 	  else echo "lint: shellcheck is not installed, scripts are not checked"; fi
 
 # The lab goes down however the demo ends, and the demo's exit code is ours.
-demo: build ## three nodes, a carrier, 10,000 messages, one node killed, and the proof
+demo: build ## three nodes, two carriers, 10,000 messages, one node killed, and the proof
 	@trap '$(CTL) lab down --dir $(LAB)' EXIT; trap 'exit 130' INT TERM; \
-	  $(LAB_UP); $(LOADTEST) demo --lab $(LAB) --ctl $(CTL)
+	  $(LAB_UP) --with-http-carrier; $(LOADTEST) demo --lab $(LAB) --ctl $(CTL)
 
 up: build ## start a cluster on this machine and leave it running
 	@$(LAB_UP)

@@ -120,6 +120,36 @@ impl Truth {
     }
 }
 
+impl Truth {
+    /// Adds what another carrier received. The limit and the fullest window stay those of the first.
+    pub fn merge(&mut self, other: Self) {
+        let earliest = |a: u64, b: u64| if a == 0 || b == 0 { a.max(b) } else { a.min(b) };
+        for (key, theirs) in other.received {
+            let own = self.received.entry(key).or_default();
+            // Its receipt counts that has one; of two the one of the carrier that took it.
+            if theirs.state.is_some() && (own.state.is_none() || own.accepted == 0) {
+                own.state = theirs.state;
+            }
+            own.accepted += theirs.accepted;
+            own.arrivals += theirs.arrivals;
+            own.first_accept_us = earliest(own.first_accept_us, theirs.first_accept_us);
+            own.first_arrival_us = earliest(own.first_arrival_us, theirs.first_arrival_us);
+            own.last_arrival_ms = own.last_arrival_ms.max(theirs.last_arrival_ms);
+            own.acknowledged |= theirs.acknowledged;
+        }
+        for (part, count) in other.parts {
+            *self.parts.entry(part).or_insert(0) += count;
+        }
+        for (fault, count) in other.faults {
+            *self.faults.entry(fault).or_insert(0) += count;
+        }
+        self.submits += other.submits;
+        self.messages += other.messages;
+        self.violations += other.violations;
+        self.unrecorded += other.unrecorded;
+    }
+}
+
 /// Names one part of one message: the hash of its number and that of its text octets, together.
 pub fn part_key(destination: u128, octets: u128) -> [u64; 2] {
     let both = destination ^ octets;
@@ -254,6 +284,33 @@ mod tests {
             assert_eq!((truth.submits, truth.messages, truth.parts.len()), (2, 1, 2));
             assert_eq!(truth.parts.get(&part_key(1, 0x11)), Some(&1));
         }
+    }
+
+    #[test]
+    fn two_carriers_are_one_account_and_what_both_accepted_is_there_twice() {
+        let taken = |state: &str| {
+            let mut truth = Truth { limit: Some(30), ..Truth::default() };
+            let entry = entry(1, 1, state);
+            truth.add(&TruthEntry { accepted: true, completes: true, message: Some(7), ..entry });
+            truth
+        };
+        let refused = || {
+            let mut truth = Truth::default();
+            let entry = TruthEntry { accepted: false, completes: false, state: None, ..entry(1, 1, "") };
+            truth.add(&TruthEntry { message: Some(7), fault: "storm".to_owned(), ..entry });
+            truth
+        };
+        let mut once = taken("DELIVRD");
+        once.merge(refused());
+        let seen = &once.received[&7];
+        assert_eq!((seen.accepted, seen.arrivals, seen.state.as_deref()), (1, 2, Some("DELIVRD")));
+        assert_eq!((once.messages, once.submits, once.faults["storm"], once.limit), (1, 2, 1, Some(30)));
+        let mut moved = refused();
+        moved.merge(taken("DELIVRD"));
+        assert_eq!(moved.received[&7].state.as_deref(), Some("DELIVRD"));
+        let mut twice = taken("DELIVRD");
+        twice.merge(taken("UNDELIV"));
+        assert_eq!((twice.received[&7].accepted, twice.messages), (2, 2));
     }
 
     #[test]

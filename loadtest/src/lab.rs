@@ -41,6 +41,9 @@ pub struct Lab {
     pub nodes: Vec<LabNode>,
     /// host:port of the carrier simulator's side port.
     pub smsc_http: String,
+    /// The same of the second simulator, if the lab was made with one.
+    #[serde(default)]
+    pub smsc_http_http: Option<String>,
     /// Processes besides the nodes; unknown in a lab that an older launcher made.
     #[serde(default)]
     pub router_pid: Option<u32>,

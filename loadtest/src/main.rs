@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use carillon_loadtest::carrier::Carrier;
 use carillon_loadtest::client::{Client, ClientConfig};
 use carillon_loadtest::demo::{self, AcksFile, reckon};
 use carillon_loadtest::http::Http;
@@ -172,8 +171,7 @@ async fn ledger(args: &LedgerArgs) -> anyhow::Result<u8> {
     let file: AcksFile = serde_json::from_slice(&fs_err::read(&path)?)
         .with_context(|| format!("{} does not parse", path.display()))?;
     let client = Client::connect(&lab.router, &lab.tls(), ClientConfig::default())?;
-    let carrier = Carrier::new(Http::default(), &lab.smsc_http);
-    let ledger = reckon(&client, &carrier, &file).await?;
+    let ledger = reckon(&client, &lab, &Http::default(), &file).await?;
     println!("{ledger}");
     if let Some(path) = demo::keep_held(&ledger, &lab.dir)? {
         println!("  all held messages: {}", path.display());

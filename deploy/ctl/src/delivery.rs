@@ -1,12 +1,13 @@
 //! Calls of the operator plane about what is being delivered.
 use crate::admin::{Admin, AdminError};
 use carillon_proto::admin::{
-    BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, GetForecastRequest,
-    GetForecastResponse, ListBreakersRequest, ListDeadLettersRequest, ListDeadLettersResponse,
-    ListRoutesRequest, ListUnknownRequest, ListUnknownResponse, PutRouteRequest, ReplayDeadLettersRequest,
-    ReplayDeadLettersResponse, ResolveUnknownRequest, ResolveUnknownResponse, SetBreakerRequest,
+    BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, DropSenderRequest,
+    GetForecastRequest, GetForecastResponse, ListBreakersRequest, ListDeadLettersRequest,
+    ListDeadLettersResponse, ListRoutesRequest, ListSendersRequest, ListUnknownRequest, ListUnknownResponse,
+    PutRouteRequest, PutSenderRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
+    ResolveUnknownRequest, ResolveUnknownResponse, SenderStatus, SetBreakerRequest,
 };
-use carillon_proto::internal::{BreakerMode, RouteRecord, SetBreaker};
+use carillon_proto::internal::{BreakerMode, RouteRecord, SenderRecord, SetBreaker};
 use std::time::Duration;
 use tonic::Request;
 
@@ -76,6 +77,25 @@ impl Admin {
     pub async fn routes(&self) -> Result<Vec<RouteRecord>, AdminError> {
         let answer = self.delivery.clone().list_routes(long(ListRoutesRequest {})).await;
         Ok(answer.map_err(|s| AdminError::of("list of routes", s))?.into_inner().routes)
+    }
+
+    pub async fn put_sender(&self, carrier: &str, sender: SenderRecord) -> Result<(), AdminError> {
+        let request = PutSenderRequest { carrier: carrier.to_owned(), sender: Some(sender) };
+        let answer = self.delivery.clone().put_sender(long(request)).await;
+        answer.map(drop).map_err(|s| AdminError::of("change of the sender", s))
+    }
+
+    pub async fn drop_sender(&self, carrier: &str, address: &str) -> Result<(), AdminError> {
+        let request = DropSenderRequest { carrier: carrier.to_owned(), address: address.to_owned() };
+        let answer = self.delivery.clone().drop_sender(long(request)).await;
+        answer.map(drop).map_err(|s| AdminError::of("removal of the sender", s))
+    }
+
+    /// Of one carrier, or (empty) of all.
+    pub async fn senders(&self, carrier: &str) -> Result<Vec<SenderStatus>, AdminError> {
+        let request = ListSendersRequest { carrier: carrier.to_owned() };
+        let answer = self.delivery.clone().list_senders(long(request)).await;
+        Ok(answer.map_err(|s| AdminError::of("list of senders", s))?.into_inner().senders)
     }
 
     pub async fn set_breaker(&self, carrier: &str, mode: BreakerMode) -> Result<(), AdminError> {

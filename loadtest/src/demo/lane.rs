@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::failover::FIRST;
 use super::show::Show;
 use crate::http::Http;
 use crate::scrape::Page;
@@ -38,7 +39,8 @@ pub async fn watch(show: Show, http: Http, nodes: Vec<String>, stop: Cancellatio
         for node in &nodes {
             let page = tokio::time::timeout(SCRAPE_TIMEOUT, http.get(node, "/metrics")).await;
             let Ok(Ok(body)) = page else { continue };
-            let Some(now) = Page::parse(&String::from_utf8_lossy(&body)).sum(EASE_METRIC) else { continue };
+            let page = Page::parse(&String::from_utf8_lossy(&body));
+            let Some(now) = page.sum_where(EASE_METRIC, &format!("carrier=\"{FIRST}\"")) else { continue };
             let now = now as u64;
             if let Some(text) = news(said, now) {
                 show.say(text);

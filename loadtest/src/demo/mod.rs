@@ -1,11 +1,12 @@
 //! `demo`: plays the sample day against a lab, kills a node in the middle of it, and proves with the ledger that
 //! nothing was lost, sent twice or sent too fast.
 //!
-//! Owns: the order of a run: begin the ground truth anew, put the profile into effect, play and watch, kill and start a
+//! Owns: the order of a run: begin the ground truth anew, put the profiles into effect, play and watch, kill and start a
 //! node, show a message that is held for the night, wait until every message is final or held, compare.
 //! Does not: start or stop the lab.
 
 pub mod book;
+pub mod failover;
 mod lane;
 pub mod live;
 mod night;
@@ -79,23 +80,37 @@ pub struct Args {
     pub json: Option<PathBuf>,
 }
 
+impl Args {
+    fn ctl(&self) -> anyhow::Result<PathBuf> {
+        Ok(match &self.ctl {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("carillonctl"),
+        })
+    }
+}
+
 /// What `ledger` needs to compare again: hashes and ids, no text.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub struct AcksFile {
     pub start_ms: i64,
     pub mark: [u64; 4],
+    /// Of the second carrier, if it took part.
+    #[serde(default)]
+    pub second_mark: Option<[u64; 4]>,
     pub acks: Acks,
 }
 
-impl AcksFile {
-    pub fn new(start_ms: i64, mark: &Mark, acks: Acks) -> Self {
-        let mark = [u64::from(mark.generation), mark.records, mark.violations, mark.unrecorded];
-        Self { start_ms, mark, acks }
-    }
+fn numbers(mark: &Mark) -> [u64; 4] {
+    [u64::from(mark.generation), mark.records, mark.violations, mark.unrecorded]
+}
 
-    pub fn mark(&self) -> Mark {
-        let [generation, records, violations, unrecorded] = self.mark;
-        Mark { generation: generation as u32, records, violations, unrecorded }
+fn mark_of([generation, records, violations, unrecorded]: [u64; 4]) -> Mark {
+    Mark { generation: generation as u32, records, violations, unrecorded }
+}
+
+impl AcksFile {
+    pub fn new(start_ms: i64, mark: &Mark, second: Option<&Mark>, acks: Acks) -> Self {
+        Self { start_ms, mark: numbers(mark), second_mark: second.map(numbers), acks }
     }
 }
 
@@ -103,11 +118,14 @@ fn now_ms() -> anyhow::Result<i64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_millis() as i64)
 }
 
-/// Fetches the other two accounts and compares.
-pub async fn reckon(client: &Client, carrier: &Carrier, file: &AcksFile) -> anyhow::Result<Ledger> {
+/// Fetches the other accounts and compares.
+pub async fn reckon(client: &Client, lab: &Lab, http: &Http, file: &AcksFile) -> anyhow::Result<Ledger> {
     let mut listed = Vec::new();
     client.list(file.start_ms, &[], |message| listed.push(Listed::of(&message))).await?;
-    let truth = carrier.truth(&file.mark()).await?;
+    let mut truth = Carrier::new(http.clone(), &lab.smsc_http).truth(&mark_of(file.mark)).await?;
+    if let (Some(second), Some(mark)) = (failover::carrier(lab, http), file.second_mark) {
+        truth.merge(second.truth(&mark_of(mark)).await?);
+    }
     Ok(compare(&file.acks, &listed, &truth))
 }
 
@@ -142,6 +160,11 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     carrier.reset().await?;
     let mark = carrier.mark().await?;
     carrier.set_profile(&profile).await?;
+    let (ctl, second) = (args.ctl()?, failover::carrier(&lab, &http).filter(|_| failover::takes_part(&day)));
+    let second_mark = match &second {
+        Some(second) => Some(failover::begin(&ctl, &lab, second, &lab.tenant()?).await?),
+        None => None,
+    };
     let (start, start_ms) = (Instant::now(), now_ms()?);
     let stage = Arc::new(Stage {
         client: client.clone(),
@@ -170,8 +193,11 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         ))
     };
     let show = Show::new(&day, http.clone(), &lab, stage.clone(), tracker);
-    let nodes = lab.nodes.iter().map(|node| node.http.clone()).collect();
-    let lane = tokio::spawn(lane::watch(show.clone(), http, nodes, stop.clone()));
+    let nodes: Vec<String> = lab.nodes.iter().map(|node| node.http.clone()).collect();
+    let lane = tokio::spawn(lane::watch(show.clone(), http.clone(), nodes.clone(), stop.clone()));
+    if second.is_some() {
+        tokio::spawn(failover::watch(show.clone(), http.clone(), nodes, stop.clone()));
+    }
     let printer = tokio::spawn(show.clone().run(stop.clone()));
     let played = tokio::select! {
         played = play_and_settle(&args, &lab, &stage, &day, &show) => played,
@@ -182,9 +208,12 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     if let Ok(Err(status)) = follower.await {
         println!("The event stream was refused: {}", why(&status));
     }
+    if second.is_some() {
+        failover::end(&ctl, &lab).await?;
+    }
     played?;
-    let file = AcksFile::new(start_ms, &mark, stage.book.lock().acks.clone());
-    finish(&args, &lab, &client, &carrier, &file).await
+    let file = AcksFile::new(start_ms, &mark, second_mark.as_ref(), stage.book.lock().acks.clone());
+    finish(&args, &lab, &client, &http, &file).await
 }
 
 async fn play_and_settle(
@@ -216,11 +245,7 @@ async fn play_and_settle(
 
 /// Lets the cluster speak of itself, kills a node with SIGKILL and starts it again later.
 async fn accident(args: &Args, lab: &Lab, stage: &Stage, show: &Show) -> anyhow::Result<()> {
-    let start = stage.start;
-    let ctl = match &args.ctl {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("carillonctl"),
-    };
+    let (start, ctl) = (stage.start, args.ctl()?);
     tokio::time::sleep_until(start + Duration::from_secs(args.kill_at_s / 2)).await;
     outlook::forecast(&ctl, lab, show).await?;
     outlook::explain(stage, show).await?;
@@ -264,12 +289,12 @@ async fn finish(
     args: &Args,
     lab: &Lab,
     client: &Client,
-    carrier: &Carrier,
+    http: &Http,
     file: &AcksFile,
 ) -> anyhow::Result<bool> {
     let path = args.acks.clone().unwrap_or_else(|| lab.dir.join("demo-acks.json"));
     fs_err::write(&path, serde_json::to_vec(file)?)?;
-    let ledger = reckon(client, carrier, file).await?;
+    let ledger = reckon(client, lab, http, file).await?;
     println!("\n{ledger}");
     if let Some(path) = keep_held(&ledger, &lab.dir)? {
         println!("  all held messages: {}", path.display());

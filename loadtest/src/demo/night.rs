@@ -12,6 +12,7 @@ use carillon_proto::public::{
 };
 
 use super::book::Origin;
+use super::outlook;
 use super::play::Stage;
 use super::show::Show;
 use crate::sample_day::{Day, DayMessage};
@@ -66,7 +67,8 @@ pub async fn hold(stage: &Stage, day: &Day, show: &Show, now_ms: i64) -> anyhow:
     if !by_hours {
         stage.book.lock().surprise(format!("at night it was {}", held.state().as_str_name()));
     }
-    show.say(explain(&held, &zone));
+    show.say(told(&held, &zone));
+    outlook::explain_one(stage, show, &id).await?;
     let request = CancelMessagesRequest { message_ids: vec![id], ..Default::default() };
     for result in stage.client.cancel(request).await? {
         stage.book.lock().cancel_answer(&result);
@@ -80,7 +82,7 @@ async fn look(stage: &Stage, id: &str) -> anyhow::Result<Message> {
     Ok(stage.client.messages().get_message(request).await?.into_inner())
 }
 
-fn explain(held: &Message, zone: &str) -> String {
+fn told(held: &Message, zone: &str) -> String {
     let due = held.due_time.as_ref().map(ToString::to_string).unwrap_or_default();
     let reason = held.waiting_reason().as_str_name().trim_start_matches("WAITING_REASON_");
     format!(

@@ -57,11 +57,16 @@ pub async fn explain(stage: &Stage, show: &Show) -> anyhow::Result<()> {
         show.say("Explain: nothing waits.".to_owned());
         return Ok(());
     };
-    let mut ask = tonic::Request::new(ExplainMessageRequest { message_id: message.message_id.clone() });
+    explain_one(stage, show, &message.message_id).await
+}
+
+/// Why this message has not left yet.
+pub async fn explain_one(stage: &Stage, show: &Show, id: &str) -> anyhow::Result<()> {
+    let mut ask = tonic::Request::new(ExplainMessageRequest { message_id: id.to_owned() });
     ask.set_timeout(DEADLINE);
-    let told = client.explain_message(ask).await.context("an explanation")?.into_inner();
+    let told = stage.client.messages().explain_message(ask).await.context("an explanation")?.into_inner();
     let when = told.estimated_send_time.map_or_else(String::new, |at| format!("; it leaves about {at}"));
-    show.say(format!("Explain {}: {}{when}", message.message_id, told.summary));
+    show.say(format!("Explain {id}: {}{when}", told.summary));
     Ok(())
 }
 

@@ -32,6 +32,8 @@ impl Ledger {
         add(&mut self.surprises, other.surprises);
         add(&mut self.cancel_too_late, other.cancel_too_late);
         add(&mut self.carrier_faults, other.carrier_faults);
+        add(&mut self.by_carrier, other.by_carrier);
+        add(&mut self.failovers, other.failovers);
         for (state, reasons) in other.states {
             add(self.states.entry(state).or_default(), reasons);
         }

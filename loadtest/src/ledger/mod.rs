@@ -95,6 +95,8 @@ pub struct Listed {
     pub expires_at_ms: Option<i64>,
     /// Attempts whose answer was lost.
     pub lost_answers: u32,
+    /// The carriers of its attempts in their order, each change once.
+    pub carriers: Vec<String>,
 }
 
 impl Listed {
@@ -107,6 +109,8 @@ impl Listed {
             }
             _ => message.state_detail.as_str(),
         };
+        let mut carriers: Vec<String> = message.attempts.iter().map(|a| a.carrier.clone()).collect();
+        carriers.dedup();
         let lost = |attempt: &&carillon_proto::public::Attempt| attempt.outcome() == Outcome::Ambiguous;
         Self {
             id: message.message_id.clone(),
@@ -119,6 +123,7 @@ impl Listed {
                 .as_ref()
                 .map(|t| t.seconds * 1000 + i64::from(t.nanos / 1_000_000)),
             lost_answers: message.attempts.iter().filter(lost).count() as u32,
+            carriers,
         }
     }
 }
@@ -206,6 +211,12 @@ pub struct Ledger {
     /// Those of them whose class says to send again after a lost answer.
     pub extra_copies_by_class_policy: u64,
     pub unrecorded: u64,
+    /// Messages by the carrier of their last attempt.
+    #[serde(default)]
+    pub by_carrier: BTreeMap<String, u64>,
+    /// Messages that a carrier failed and another one was given then: which, how many.
+    #[serde(default)]
+    pub failovers: BTreeMap<String, u64>,
     pub findings: BTreeMap<Finding, Found>,
 }
 
@@ -323,6 +334,12 @@ impl Ledger {
         let received = truth.received.get(&ack.truth_key).unwrap_or(&nothing);
         let state = self.states.entry(state_name(entry.state).to_owned()).or_default();
         *state.entry(entry.reason.clone()).or_insert(0) += 1;
+        if let Some(last) = entry.carriers.last() {
+            *self.by_carrier.entry(last.clone()).or_insert(0) += 1;
+        }
+        if entry.carriers.len() > 1 {
+            *self.failovers.entry(entry.carriers.join(" to ")).or_insert(0) += 1;
+        }
         let has_it = received.accepted > 0;
         let has_parts = ack.parts.iter().any(|part| truth.parts.contains_key(part));
         // A class that gives up after a lost answer is UNDELIVERED without the carrier's word.

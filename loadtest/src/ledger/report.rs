@@ -58,6 +58,7 @@ impl fmt::Display for Ledger {
             self.received, self.carrier_submits
         )?;
         writeln!(f, "  carrier's faults               {}", reasons(&self.carrier_faults))?;
+        self.fmt_carriers(f)?;
         let limit = self.limit.map_or("none".to_owned(), |limit| limit.to_string());
         writeln!(f, "  fullest window        {:>7}  segments, limit {limit}", self.window_max)?;
         writeln!(
@@ -88,6 +89,20 @@ impl Ledger {
                 )
             }
         }
+    }
+
+    /// Which carrier had how many, and which messages went to another one after a failed attempt; nothing with one carrier.
+    fn fmt_carriers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.by_carrier.len() < 2 {
+            return Ok(());
+        }
+        writeln!(f, "  last tried by                  {}", reasons(&self.by_carrier))?;
+        let moved: u64 = self.failovers.values().sum();
+        let how = reasons(&self.failovers);
+        writeln!(
+            f,
+            "  failover              {moved:>7}  messages failed by one carrier left by the other: {how}"
+        )
     }
 
     /// Each held message with its reason, and what the carrier really has; at most [`HELD_SHOWN_MAX`].

@@ -46,6 +46,7 @@ fn world() -> World {
             reason,
             expires_at_ms: Some(EXPIRES_MS),
             lost_answers,
+            carriers: vec!["first".to_owned()],
         });
         let receipt = match state {
             MessageState::Delivered => Some("DELIVRD"),
@@ -388,4 +389,22 @@ fn an_ordered_message_may_not_overtake_one_that_was_acknowledged_before_it_was_s
     assert_eq!(compared(20, 501), 0);
     // Both were on their way together: either may be first.
     assert_eq!(compared(19, 499), 0);
+}
+
+#[test]
+fn a_message_that_went_to_another_carrier_is_told_and_one_that_both_have_is_a_duplicate() {
+    let mut world = world();
+    world.listed[0].carriers = vec!["first".to_owned(), "second".to_owned()];
+    let ledger = compare(&world.acks, &world.listed, &world.truth);
+    assert_eq!(ledger.failovers, BTreeMap::from([("first to second".to_owned(), 1)]));
+    assert_eq!(ledger.by_carrier["second"], 1);
+    let text = ledger.to_string();
+    assert!(text.contains("left by the other: first to second 1"), "{text}");
+    assert_eq!(ledger.duplicates(), 0);
+    let mut second = Truth::default();
+    let taken =
+        Received { accepted: 1, arrivals: 1, state: Some("DELIVRD".to_owned()), ..Received::default() };
+    second.received.insert(world.acks.accepted[0].truth_key, taken);
+    world.truth.merge(second);
+    assert_eq!(compare(&world.acks, &world.listed, &world.truth).duplicates(), 1);
 }

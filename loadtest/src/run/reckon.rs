@@ -179,6 +179,7 @@ impl Bucket {
                 reason: row.reason.clone(),
                 expires_at_ms: (row.expires_at_ms != 0).then_some(row.expires_at_ms),
                 lost_answers: row.lost_answers,
+                carriers: Vec::new(),
             });
             if row.lost_answers > 0 {
                 let what = format!("{} {}", state_name(state), row.reason);

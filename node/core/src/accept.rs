@@ -145,6 +145,7 @@ fn status(accept: &Accept, now_ms: u64) -> MessageStatus {
         hours_stamp: accept.hours_stamp,
         due_by_practice: accept.due_by_practice,
         ordered: accept.ordered,
+        sender_no: accept.sender_no,
         ..Default::default()
     }
 }

@@ -1,7 +1,7 @@
 //! BeginAttempt: the permission to hand a message to a carrier once. Nothing leaves before it is committed.
 //!
 //! Refused unless the leader of this very term proposed it for a message that waits, is due, has not expired and has had
-//! exactly the attempts and the carrier that the leader believes, inside the recipient's hours. Of two that race, the second finds
+//! exactly the attempts, the carrier and the sender that the leader believes, inside the recipient's hours. Of two that race, the second finds
 //! another state or number; one that races with a reroute finds another carrier, or a lost answer of the one would be followed by
 //! a resend over the other. A recipient who has opted out gets nothing: the message ends here instead. One whose recipient has had enough, or whose turn it is not, waits.
 use crate::effect::{CommandResult, Permit, Refusal};
@@ -55,6 +55,7 @@ pub(crate) fn begin(turn: &mut Turn, begin: &BeginAttempt) -> Result<CommandResu
         send_by_ms,
         node_id: begin.node_id,
         sender: clean_sender(&begin.sender),
+        sender_no: begin.sender_no,
         ..Default::default()
     });
     let was_held = message.status.waiting_reason == WaitingReason::QuietHours as i32;
@@ -74,7 +75,8 @@ fn clean_sender(sender: &str) -> String {
 
 fn refusal(turn: &Turn, message: &Message, begin: &BeginAttempt) -> Option<Refusal> {
     let (state, status) = (message.state(), &message.status);
-    let stale = begin.attempt_no != next_attempt_no(status) || begin.carrier_no != status.carrier_no;
+    let stale = begin.attempt_no != next_attempt_no(status)
+        || (begin.carrier_no, begin.sender_no) != (status.carrier_no, status.sender_no);
     if !message::waits(state) || stale {
         Some(Refusal::WrongState(state))
     } else if status.expires_at_ms <= turn.now_ms {
@@ -112,5 +114,7 @@ fn permit(
         send_by_ms,
         open_until_ms: message.status.open_until_ms,
         was_held,
+        sender_no: begin.sender_no,
+        sender: clean_sender(&begin.sender),
     })))
 }

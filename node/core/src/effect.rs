@@ -58,11 +58,15 @@ pub struct Retired {
 }
 
 /// What one ResolveQuarantine did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub messages: u32,
     /// The limit was reached: there may be more.
     pub more: bool,
+    /// Not released, because a carrier has them.
+    pub kept: Vec<MessageId>,
+    /// The last one that was looked at, and its practice.
+    pub last: Option<(u32, MessageId)>,
 }
 
 /// What one UpdateByReference did.
@@ -115,6 +119,9 @@ pub struct Permit {
     pub open_until_ms: u64,
     /// It has waited for the recipient's hours.
     pub was_held: bool,
+    /// What the attempt was committed with: the sender's number (0 = the account's own) and what the recipient sees.
+    pub sender_no: u32,
+    pub sender: String,
 }
 
 /// The answer to a cancel for one message.
@@ -198,6 +205,8 @@ pub struct DueEntry {
     pub open_until_ms: u64,
     /// The rules by which that was computed; 0 = it was not.
     pub hours_stamp: u32,
+    /// 0 = the account's own.
+    pub sender_no: u32,
 }
 
 /// Everything that one batch caused.

@@ -57,7 +57,7 @@ pub use leader::CODE_LEADER_CHANGED;
 pub use opt_out::OPT_OUT_MESSAGES_MAX;
 pub use outcome::{CARRIER_REF_BYTES_MAX, CARRIER_REFS_MAX, CODE_CHARS_MAX, DETAIL_RESEND};
 pub use pieces::{next_piece, position_after};
-pub use quarantine::RESOLVE_LIMIT_MAX;
+pub use quarantine::{RESOLVE_LIMIT_MAX, is_taken_over};
 pub use records::applied_record;
 pub use restore::{EVENTS_GAP, Fate, base_of_restored_events, fate};
 pub use retire::{Cutoffs, RETIRE_LIMIT_MAX};

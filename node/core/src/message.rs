@@ -441,6 +441,7 @@ impl Message {
             attempt_no: next_attempt_no(status),
             open_until_ms: status.open_until_ms,
             hours_stamp: status.hours_stamp,
+            sender_no: status.sender_no,
         }
     }
 }
@@ -456,6 +457,7 @@ fn due_record(entry: &DueEntry) -> DueRecord {
         attempt_no: entry.attempt_no,
         open_until_ms: entry.open_until_ms,
         hours_stamp: entry.hours_stamp,
+        sender_no: entry.sender_no,
     }
 }
 

@@ -292,6 +292,7 @@ fn due_entry(key: &keys::DueKey, row: &[u8]) -> Result<DueEntry, TableError> {
         attempt_no: record.attempt_no,
         open_until_ms: record.open_until_ms,
         hours_stamp: record.hours_stamp,
+        sender_no: record.sender_no,
     })
 }
 

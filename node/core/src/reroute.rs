@@ -1,4 +1,4 @@
-//! Reroute: a message that waits is given to another carrier.
+//! Reroute: a message that waits is given to another carrier or another sender.
 //!
 //! Never one that may have been handed over: with an unresolved attempt, or in any state but ACCEPTED and WAITING, it stays where
 //! its carrier can still tell the truth. Refused also when the carrier is not the one that the leader believes.
@@ -19,13 +19,14 @@ pub(crate) fn reroute(turn: &mut Turn, command: &Reroute) -> Result<CommandResul
         return Ok(CommandResult::Refused(Refusal::NotFound));
     };
     let state = message.state();
-    if !message::waits(state) || message.status.carrier_no != command.from_carrier_no {
+    let uses = (message.status.carrier_no, message.status.sender_no);
+    if !message::waits(state) || uses != (command.from_carrier_no, command.from_sender_no) {
         return Ok(CommandResult::Refused(Refusal::WrongState(state)));
     }
     if message.unresolved() > 0 {
         return Ok(CommandResult::Refused(Refusal::WrongState(MessageState::Unknown)));
     }
-    message.status.carrier_no = command.to_carrier_no;
+    (message.status.carrier_no, message.status.sender_no) = (command.to_carrier_no, command.to_sender_no);
     let due_ms = match command.due_ms {
         0 => message.status.due_ms,
         sooner => message.status.due_ms.min(sooner.max(turn.now_ms)),

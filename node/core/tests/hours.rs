@@ -153,6 +153,7 @@ fn a_message_that_is_moved_to_another_time_has_no_hours_until_they_are_computed_
             from_carrier_no: CARRIER,
             to_carrier_no: CARRIER,
             due_ms: START_MS,
+            ..Default::default()
         })
     };
     let retime = |n: u64, not_before_ms: u64| {

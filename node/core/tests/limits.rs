@@ -123,7 +123,7 @@ fn a_limit_says_what_it_is_of() {
     for good in [&sender, &campaign, &practice] {
         group.ok(put(good.clone()));
     }
-    assert_eq!(group.view().limits_of(1, 1), [1, 2, 3]);
+    assert_eq!(group.view().limits_of(1, 1, ""), [1, 2, 3]);
     let broken = [
         LimitRecord { key: String::new(), ..sender.clone() },
         LimitRecord { network: "att".into(), ..sender },

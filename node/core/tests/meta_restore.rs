@@ -89,6 +89,13 @@ fn backup() -> MetaBackup {
         lanes: vec![LaneRecord { carrier_no: 3, paused: true, ..Default::default() }],
         breakers: vec![BreakerRecord { carrier_no: 1, mode: BreakerMode::Open as i32 }],
         pauses: vec![PauseRecord { practice_no: 4, paused: true, ..Default::default() }],
+        senders: vec![SenderRecord {
+            sender_no: 8,
+            carrier_no: 3,
+            address: "+12125550108".into(),
+            weight: 1,
+            paused: true,
+        }],
         hours: Some(HoursRecord { version: 7, rules: "of the old cluster".into(), changed_at_ms: 5 }),
     }
 }

@@ -1,7 +1,7 @@
 //! Another carrier for what waits, and never for what a carrier may have.
 mod support;
 
-use carillon_core::{Refusal, ScheduleChange};
+use carillon_core::{CommandResult, Refusal, ScheduleChange};
 use carillon_proto::internal::command::Kind;
 use carillon_proto::internal::{BeginAttempt, Reroute, UnknownPolicy};
 use carillon_proto::public::{MessageState, Outcome};
@@ -10,7 +10,40 @@ use support::*;
 const OTHER: u32 = CARRIER + 1;
 
 fn reroute(n: u64, from_carrier_no: u32, to_carrier_no: u32, due_ms: u64) -> Kind {
-    Kind::Reroute(Reroute { message_id: id(n).to_bytes(), from_carrier_no, to_carrier_no, due_ms })
+    let message_id = id(n).to_bytes();
+    Kind::Reroute(Reroute { message_id, from_carrier_no, to_carrier_no, due_ms, ..Default::default() })
+}
+
+fn to_sender(n: u64, from_sender_no: u32, to_sender_no: u32) -> Kind {
+    let Kind::Reroute(reroute) = reroute(n, CARRIER, CARRIER, 0) else { unreachable!() };
+    Kind::Reroute(Reroute { from_sender_no, to_sender_no, ..reroute })
+}
+
+#[test]
+fn a_message_goes_to_another_sender_and_its_attempts_say_which() {
+    let mut world = World::new();
+    world.done(accept_with(1, |a| a.sender_no = 4));
+    let begin_under = |sender_no, world: &World| {
+        let Kind::BeginAttempt(begin) = begin(1, 1, world.term) else { unreachable!() };
+        Kind::BeginAttempt(BeginAttempt { sender_no, sender: format!("+1212555010{sender_no}"), ..begin })
+    };
+    let effects = world.run([to_sender(1, 4, 5)]);
+    let moved = effects.schedule.iter().any(|c| matches!(c, ScheduleChange::Due(e) if e.sender_no == 5));
+    assert!(moved, "{:?}", effects.schedule);
+    assert_eq!(
+        world.one(to_sender(1, 4, 6)),
+        refused(Refusal::WrongState(MessageState::Accepted)),
+        "not its sender any more"
+    );
+    // The leader decided on the old sender before it knew.
+    assert_eq!(world.one(begin_under(4, &world)), refused(Refusal::WrongState(MessageState::Accepted)));
+    let begun = world.one(begin_under(5, &world));
+    assert!(
+        matches!(&begun, CommandResult::Begun(p) if (p.sender_no, p.sender.as_str()) == (5, "+12125550105")),
+        "{begun:?}"
+    );
+    let attempt = world.status(1).attempts[0].clone();
+    assert_eq!((attempt.sender_no, attempt.sender.as_str()), (5, "+12125550105"));
 }
 
 #[test]
@@ -51,6 +84,38 @@ fn a_failed_attempt_goes_elsewhere_without_the_rest_of_its_pause() {
     assert_eq!((world.status(1).due_ms, world.status(1).carrier_no), (world.now_ms, OTHER));
     world.done(reroute(1, OTHER, CARRIER, world.now_ms + 9_000_000));
     assert_eq!(world.status(1).due_ms, world.now_ms, "never later");
+}
+
+/// Failover asks without a time: what waits for its schedule, for the recipient's hours or for its backoff goes on waiting for it.
+#[test]
+fn a_message_that_is_moved_keeps_its_time_and_its_hours() {
+    let mut world = World::new();
+    let later_ms = world.now_ms + 1_500;
+    world.done(accept_with(1, |a| a.not_before_ms = later_ms));
+    world.done(accept_with(2, |a| {
+        a.place = Some(Default::default());
+        (a.due_ms, a.open_until_ms, a.hours_stamp) = (later_ms, later_ms + 60_000, 7);
+    }));
+    world.done(accept(3));
+    world.begin(3);
+    world.done(outcome(3, 1, Outcome::Transient, &[]));
+    for n in [1, 2, 3] {
+        let before = world.status(n);
+        assert!(before.due_ms > world.now_ms, "{n} waits");
+        let effects = world.run([reroute(n, CARRIER, OTHER, 0)]);
+        let after = world.status(n);
+        assert_eq!((after.carrier_no, after.due_ms), (OTHER, before.due_ms), "{n}");
+        assert_eq!(
+            (after.waiting_reason, after.open_until_ms, after.hours_stamp),
+            (before.waiting_reason, before.open_until_ms, before.hours_stamp),
+            "{n}"
+        );
+        let due = |c: &ScheduleChange| matches!(c, ScheduleChange::Due(e) if e.due_ms == before.due_ms);
+        assert!(effects.schedule.iter().any(due), "{n}: {:?}", effects.schedule);
+        let next = after.attempts.len() as u32 + 1;
+        let early = world.one(begin_on(OTHER, n, next, world.term));
+        assert!(matches!(early, CommandResult::Refused(_)), "{n} is not due: {early:?}");
+    }
 }
 
 #[test]

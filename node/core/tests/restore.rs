@@ -104,12 +104,13 @@ fn restored(old: &World, bytes_max: usize) -> World {
 }
 
 fn resolve(action: QuarantineAction, practice_no: u32, limit: u32) -> Kind {
-    Kind::ResolveQuarantine(ResolveQuarantine { practice_no, action: action.into(), limit })
+    let action = action.into();
+    Kind::ResolveQuarantine(ResolveQuarantine { practice_no, action, limit, ..Default::default() })
 }
 
 fn in_quarantine(world: &World) -> Vec<u64> {
     let held = query::quarantined(&world.tables, 0, None, 100).unwrap();
-    let number = |found: (u32, carillon_proto::MessageId)| (1..=9).find(|n| id(*n) == found.1).unwrap();
+    let number = |found: (u32, carillon_proto::MessageId)| (1..=30).find(|n| id(*n) == found.1).unwrap();
     held.into_iter().map(number).collect()
 }
 
@@ -226,19 +227,20 @@ fn keys_references_and_receipts_of_the_backup_work() {
 fn an_operator_releases_or_drops_what_is_held() {
     let mut world = restored(&old_cluster(), usize::MAX);
     assert_eq!(world.one(resolve(QuarantineAction::Unspecified, 0, 9)), refused(Refusal::Malformed));
-    let none = Resolved { messages: 0, more: false };
+    let resolved = |messages: u32, more: bool, last: Option<u64>| {
+        let last = last.map(|n| (PRACTICE, id(n)));
+        CommandResult::Resolved(Resolved { messages, more, kept: Vec::new(), last })
+    };
     let other = resolve(QuarantineAction::Release, PRACTICE + 1, 9);
-    assert_eq!(world.one(other), CommandResult::Resolved(none));
+    assert_eq!(world.one(other), resolved(0, false, None));
     assert_eq!(in_quarantine(&world).len(), 4);
 
     // Asked to be taken back while it was held: a release must not send it.
     world.done(cancel(2));
-    let two = Resolved { messages: 2, more: true };
-    assert_eq!(world.one(resolve(QuarantineAction::Release, PRACTICE, 2)), CommandResult::Resolved(two));
+    assert_eq!(world.one(resolve(QuarantineAction::Release, PRACTICE, 2)), resolved(2, true, Some(2)));
     assert_eq!((world.state(1), world.state(2)), (MessageState::Waiting, MessageState::Undelivered));
     assert_eq!(world.status(1).detail, "resend", "it counts as a possible duplicate");
-    let rest = Resolved { messages: 2, more: false };
-    assert_eq!(world.one(resolve(QuarantineAction::Drop, 0, 9)), CommandResult::Resolved(rest));
+    assert_eq!(world.one(resolve(QuarantineAction::Drop, 0, 9)), resolved(2, false, Some(9)));
     assert_eq!((world.state(4), world.state(9)), (MessageState::Undelivered, MessageState::Undelivered));
     assert_eq!(world.status(4).detail, "restore_dropped");
     assert!(in_quarantine(&world).is_empty());
@@ -247,6 +249,69 @@ fn an_operator_releases_or_drops_what_is_held() {
     assert_eq!(world.status(1).attempts.last().unwrap().number, 2);
     world.done(outcome(1, 2, Outcome::Accepted, &["ref-1"]));
     assert_eq!(world.state(1), MessageState::Submitted);
+}
+
+/// 20: sent again after a lost answer, which came late; 21: a carrier acknowledged one part of three; 22: nobody knows anything.
+fn cluster_that_was_told() -> World {
+    let mut world = World::new();
+    for n in [20, 21, 22] {
+        world.done(accept_with(n, |a| {
+            a.segments = if n == 21 { 3 } else { 1 };
+            a.retry = Some(with_policy(UnknownPolicy::ResendOnce));
+        }));
+    }
+    for n in [20, 22] {
+        world.begin(n);
+        world.outcome(n, 1, Outcome::Ambiguous);
+    }
+    world.begin(21);
+    world.done(outcome(21, 1, Outcome::Ambiguous, &["part-1"]));
+    world.now_ms = START_MS + 60_000;
+    world.begin(20);
+    world.done(outcome(20, 1, Outcome::Accepted, &["late"]));
+    for (n, state) in [(20, MessageState::InFlight), (21, MessageState::Waiting), (22, MessageState::Waiting)]
+    {
+        assert_eq!(world.state(n), state, "{n}");
+    }
+    world
+}
+
+#[test]
+fn what_a_carrier_is_known_to_have_is_released_only_if_that_is_said() {
+    let release = |after: Option<u64>, keep_taken_over, limit| {
+        let (after_practice_no, after_message_id) =
+            after.map(|n| (PRACTICE, id(n).to_bytes())).unwrap_or_default();
+        Kind::ResolveQuarantine(ResolveQuarantine {
+            action: QuarantineAction::Release.into(),
+            limit,
+            keep_taken_over,
+            after_practice_no,
+            after_message_id,
+            ..Default::default()
+        })
+    };
+    let mut world = restored(&cluster_that_was_told(), usize::MAX);
+    assert_eq!(in_quarantine(&world), [20, 21, 22]);
+    let expected = |messages, more, kept: &[u64], last| {
+        let kept = kept.iter().map(|n| id(*n)).collect();
+        CommandResult::Resolved(Resolved { messages, more, kept, last: Some((PRACTICE, id(last))) })
+    };
+    assert_eq!(world.one(release(None, true, 2)), expected(0, true, &[20, 21], 21));
+    assert_eq!(world.one(release(Some(21), true, 2)), expected(1, false, &[], 22));
+    assert_eq!(in_quarantine(&world), [20, 21], "they stay");
+    assert_eq!(world.state(22), MessageState::Waiting);
+    // Nobody is asked about a drop: it sends nothing.
+    let mut dropped = restored(&cluster_that_was_told(), usize::MAX);
+    assert_eq!(dropped.one(resolve(QuarantineAction::Drop, 0, 9)), expected(3, false, &[], 22));
+    // An operator who says so.
+    assert_eq!(world.one(release(None, false, 9)), expected(2, false, &[], 21));
+    assert_eq!((world.state(20), world.state(21)), (MessageState::Waiting, MessageState::Waiting));
+    let broken = ResolveQuarantine {
+        action: QuarantineAction::Release.into(),
+        after_message_id: Bytes::from_static(b"short"),
+        ..Default::default()
+    };
+    assert_eq!(world.one(Kind::ResolveQuarantine(broken)), refused(Refusal::Malformed));
 }
 
 #[test]

@@ -76,8 +76,10 @@ impl Group {
 }
 
 fn rule(name: &str, targets: &[(&str, u32)]) -> RouteRecord {
-    let target =
-        |(carrier, weight): &(&str, u32)| RouteTarget { carrier: (*carrier).into(), weight: *weight };
+    let target = |(carrier, weight): &(&str, u32)| {
+        let (carrier, sender) = carrier.split_once(' ').unwrap_or((carrier, ""));
+        RouteTarget { carrier: carrier.into(), weight: *weight, sender: sender.into() }
+    };
     RouteRecord {
         route_no: 77,
         name: name.into(),
@@ -90,6 +92,15 @@ fn put(route: RouteRecord) -> Kind {
     Kind::PutRoute(PutRoute { route: Some(route) })
 }
 
+fn sender(carrier: &str, address: &str, weight: u32, paused: bool) -> Kind {
+    let sender = SenderRecord { sender_no: 77, carrier_no: 77, address: address.into(), weight, paused };
+    Kind::PutSender(PutSender { carrier: carrier.into(), sender: Some(sender) })
+}
+
+fn drop_sender(carrier: &str, address: &str) -> Kind {
+    Kind::DropSender(DropSender { carrier: carrier.into(), address: address.into() })
+}
+
 fn set(carrier: &str, mode: i32) -> Kind {
     Kind::SetBreaker(SetBreaker { carrier: carrier.into(), mode })
 }
@@ -98,7 +109,8 @@ fn set(carrier: &str, mode: i32) -> Kind {
 fn nothing_of_it_is_admitted_before_its_level() {
     let mut group = Group::at(level::LEVEL_DELIVERY - 1);
     let drop_route = Kind::DropRoute(DropRoute { name: "r".into() });
-    for kind in [put(rule("r", &[("main", 1)])), set("main", 1), drop_route] {
+    let senders = [sender("main", "88022", 1, false), drop_sender("main", "88022")];
+    for kind in [put(rule("r", &[("main", 1)])), set("main", 1), drop_route].into_iter().chain(senders) {
         assert!(matches!(group.one(kind), Err(MetaRefusal::Level { needed: level::LEVEL_DELIVERY, .. })));
     }
 }
@@ -135,6 +147,8 @@ fn rules_that_make_no_sense_are_refused() {
         ("targets", rule("r", &[])),
         ("targets.carrier", rule("r", &[("main", 1), ("main", 2)])),
         ("targets.weight", rule("r", &[("main", 2_000_000)])),
+        ("targets.sender", rule("r", &[("main 12125550101", 1)])),
+        ("targets.carrier", rule("r", &[("main 88022", 1), ("main 88022", 2)])),
         ("classes", RouteRecord { classes: vec![0], ..base() }),
         ("number_prefixes", RouteRecord { number_prefixes: vec!["1416".into()], ..base() }),
     ];
@@ -158,4 +172,64 @@ fn the_operators_word_about_a_breaker_is_kept_by_carrier() {
     assert!(matches!(group.one(set("main", 9)), Err(MetaRefusal::Invalid { field: "mode", .. })));
     group.one(set("spare", BreakerMode::Auto as i32)).unwrap();
     assert_eq!(routes::breaker_mode(&group.view(), 2), BreakerMode::Auto);
+}
+
+#[test]
+fn senders_get_numbers_once_and_routes_name_them() {
+    let mut group = Group::at(level::LEVEL);
+    let number = "+12125550101";
+    group.one(sender("main", number, 3, false)).unwrap();
+    group.one(sender("spare", number, 1, false)).unwrap();
+    group.one(sender("main", "88022", 1, false)).unwrap();
+    group.one(sender("main", number, 2, true)).unwrap();
+    let rows = |group: &Group| {
+        let row = |s: &SenderRecord| (s.carrier_no, s.sender_no, s.address.clone(), s.weight, s.paused);
+        group.view().senders.values().map(row).collect::<Vec<_>>()
+    };
+    let (one, two) = ((1, 1, number.to_owned(), 2, true), (2, 2, number.to_owned(), 1, false));
+    assert_eq!(rows(&group), [one, (1, 3, "88022".to_owned(), 1, false), two], "the same address is changed");
+    let nobody = |address: &str| Err(MetaRefusal::NoSender { address: address.into() });
+    assert_eq!(
+        group.one(put(rule("r", &[("spare 88022", 1)]))),
+        nobody("88022"),
+        "it is the other carrier's"
+    );
+    group.one(put(rule("r", &[("main 88022", 1), ("main", 0), ("spare", 1)]))).unwrap();
+    assert_eq!(
+        group.one(drop_sender("main", "88022")),
+        Err(MetaRefusal::SenderOfRoute { route: "r".into() })
+    );
+    group.one(Kind::DropRoute(DropRoute { name: "r".into() })).unwrap();
+    group.one(drop_sender("main", "88022")).unwrap();
+    assert_eq!(group.one(drop_sender("main", "88022")), nobody("88022"));
+    group.one(sender("main", "88022", 1, false)).unwrap();
+    assert!(group.view().senders.contains_key(&(1, 4)), "numbers are never reused");
+}
+
+#[test]
+fn senders_that_make_no_sense_are_refused() {
+    let mut group = Group::at(level::LEVEL);
+    assert_eq!(group.one(sender("nobody", "88022", 1, false)), Err(MetaRefusal::NoCarrier));
+    let empty = Kind::PutSender(PutSender { carrier: "main".into(), sender: None });
+    assert_eq!(group.one(empty), Err(MetaRefusal::Empty));
+    let bad = [
+        ("address", sender("main", "", 1, false)),
+        ("address", sender("main", "12125550101", 1, false)),
+        ("address", sender("main", "+1 212 555 0101", 1, false)),
+        ("address", sender("main", "TWELVE LONG.", 1, false)),
+        ("weight", sender("main", "88022", 2_000_000, false)),
+        ("address", drop_sender("main", "not a number at all")),
+    ];
+    for (wrong, kind) in bad {
+        assert!(
+            matches!(group.one(kind), Err(MetaRefusal::Invalid { field, .. }) if field == wrong),
+            "{wrong}"
+        );
+    }
+    for n in 0..meta::SENDERS_OF_CARRIER_MAX {
+        group.one(sender("main", &format!("+1212555{n:04}"), 1, false)).unwrap();
+    }
+    assert!(matches!(group.one(sender("main", "88022", 1, false)), Err(MetaRefusal::TooMany { .. })));
+    group.one(sender("main", "+12125550000", 5, true)).unwrap();
+    group.one(sender("spare", "88022", 1, false)).unwrap();
 }

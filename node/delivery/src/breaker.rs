@@ -115,6 +115,10 @@ impl Breaker {
         }
     }
 
+    pub fn config(&self) -> BreakerConfig {
+        self.config
+    }
+
     /// Other thresholds. Its state stays: an open breaker closes as it would have, and what it remembers is counted by the new ones.
     pub fn set_config(&mut self, config: BreakerConfig) {
         self.config = config;

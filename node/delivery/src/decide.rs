@@ -91,6 +91,7 @@ impl Scheduler {
                 }
                 cell.attempt = Some(Attempt {
                     carrier_no: *carrier_no,
+                    sender_no: row.sender_no,
                     practice_no: row.practice_no,
                     segments,
                     due_ms: row.due_ms,
@@ -158,6 +159,7 @@ fn begin_decision(partition: u32, message_id: MessageId, row: &Row) -> BeginDeci
         message_id,
         attempt_no: row.attempt_no,
         carrier_no: row.carrier_no,
+        sender_no: row.sender_no,
         practice_no: row.practice_no,
         class: row.class,
         priority: row.priority,

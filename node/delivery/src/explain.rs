@@ -33,6 +33,12 @@ pub struct LaneState {
     pub cap_resets_ms: u64,
     /// The practice is stopped on it.
     pub practice_paused: bool,
+    /// The sender of the message; empty = the account's own.
+    pub sender: String,
+    /// An operator paused that sender.
+    pub sender_paused: bool,
+    /// The carrier refuses it; it is tried again then. 0 = it does not.
+    pub sender_refused_until_ms: u64,
 }
 
 impl LaneState {
@@ -160,6 +166,12 @@ fn of_lane(lane: &LaneState, now_ms: u64) -> Vec<Hold> {
     }
     if lane.practice_paused {
         hold(WaitingReason::Paused, format!("the practice is stopped on carrier {name}"), 0);
+    }
+    if lane.sender_paused {
+        hold(WaitingReason::Paused, format!("sender {}: paused by an operator", lane.sender), 0);
+    } else if lane.sender_refused_until_ms > now_ms {
+        let what = format!("sender {}: refused by carrier {name}", lane.sender);
+        hold(WaitingReason::BreakerOpen, what, lane.sender_refused_until_ms);
     }
     if !lane.cap_reached.is_empty() {
         let what = format!("limit {}: its daily cap is used up", lane.cap_reached);

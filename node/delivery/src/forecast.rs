@@ -162,7 +162,7 @@ impl<'a> Ready<'a> {
         let row = &self.rows[no];
         let (level, key) = Self::place(row);
         let cell = u32::try_from(no).unwrap_or(u32::MAX);
-        self.lane.push(level, row.practice_no, key, cell, self.aged[no]);
+        self.lane.push(level, (row.practice_no, 0), key, cell, self.aged[no]);
     }
 
     fn join(&mut self, no: usize, at_ms: u64) {
@@ -181,7 +181,7 @@ impl<'a> Ready<'a> {
         while let Some(&(_, no)) = self.ageing.first().filter(|(aged_ms, _)| *aged_ms <= at_ms) {
             self.ageing.pop_first();
             let (level, key) = Self::place(&self.rows[no]);
-            self.lane.remove(level, self.rows[no].practice_no, &key, false);
+            self.lane.remove(level, (self.rows[no].practice_no, 0), &key, false);
             self.aged[no] = true;
             self.push(no);
         }

@@ -1,4 +1,5 @@
-//! Practices of a lane that need limits of their own (a campaign's, a brand's, a practice's), and how much of them is under way.
+//! Practices of a lane that need limits of their own (a campaign's, a brand's, a practice's), and how much of them is under way. The
+//! lane's senders are kept in the same way, by their numbers.
 //!
 //! Invariant: of a group that has as many segments under way as its limits let through soon nothing more is chosen; the others of
 //! the lane go on, and nothing of a full group stands in their way at the gate. One message may exceed the room.
@@ -102,6 +103,11 @@ impl Groups {
     /// Nothing of the practice is to be chosen.
     pub fn is_closed(&self, practice_no: u32) -> bool {
         self.of.get(&practice_no).and_then(|no| self.groups.get(*no)).is_some_and(|group| group.closed)
+    }
+
+    /// All that are in a group.
+    pub fn members(&self) -> impl Iterator<Item = u32> + '_ {
+        self.of.keys().copied()
     }
 
     /// Segments begun and not sent, of each practice that has any.

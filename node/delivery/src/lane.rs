@@ -21,6 +21,7 @@ const AGED_EVERY: i64 = 8;
 pub(crate) struct Next {
     pub level: usize,
     pub practice_no: u32,
+    pub sender_no: u32,
     pub key: ReadyKey,
     pub no: CellNo,
     /// More urgent ones let it pass, because its level has waited for long.
@@ -46,15 +47,18 @@ pub(crate) struct Lane {
     /// Practices that operators stopped.
     stopped: BTreeSet<u32>,
     groups: Groups,
+    /// The senders, each a group of its own.
+    senders: Groups,
 }
 
 impl Lane {
-    pub fn push(&mut self, level: usize, practice_no: u32, key: ReadyKey, no: CellNo, aged: bool) {
-        self.levels[level].insert(practice_no, key, no, aged);
+    /// `of`: practice and sender.
+    pub fn push(&mut self, level: usize, of: (u32, u32), key: ReadyKey, no: CellNo, aged: bool) {
+        self.levels[level].insert(of, key, no, aged);
     }
 
-    pub fn remove(&mut self, level: usize, practice_no: u32, key: &ReadyKey, aged: bool) {
-        self.levels[level].remove(practice_no, key, aged);
+    pub fn remove(&mut self, level: usize, of: (u32, u32), key: &ReadyKey, aged: bool) {
+        self.levels[level].remove(of, key, aged);
     }
 
     /// The message to begin next. `urgent_until`: useful deadlines before this are near.
@@ -67,14 +71,15 @@ impl Lane {
         let aged =
             (top + 1..PRIORITIES.len()).rev().filter(entitled).max_by_key(|level| self.passed_by[*level]);
         let level = aged.unwrap_or(top);
-        let (practice_no, key, no) = self.levels[level].first(urgent_until)?;
-        Some(Next { level, practice_no, key, no, by_age: aged.is_some() })
+        let ((practice_no, sender_no), key, no) = self.levels[level].first(urgent_until)?;
+        Some(Next { level, practice_no, sender_no, key, no, by_age: aged.is_some() })
     }
 
     /// The message that [`Lane::first`] gave begins.
     pub fn take(&mut self, next: &Next, aged: bool, segments: u32, weight: u32) {
         let level = next.level;
-        self.levels[level].charge(next.practice_no, &next.key, aged, segments, weight);
+        let of = (next.practice_no, next.sender_no);
+        self.levels[level].charge(of, &next.key, aged, segments, weight);
         let passing = i64::from(segments);
         if next.by_age {
             self.passed_by[level] -= AGED_EVERY * passing;
@@ -87,6 +92,13 @@ impl Lane {
         self.attempt_begins(segments);
         let touched = self.groups.begins(next.practice_no, segments).to_vec();
         self.show(&touched);
+        let touched = self.senders.begins(next.sender_no, segments).to_vec();
+        self.show_senders(&touched);
+    }
+
+    /// Segments of each sender that were begun and have not left.
+    pub fn unsent_of_senders(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.senders.unsent()
     }
 
     /// Segments of each practice that were begun and have not left.
@@ -115,6 +127,30 @@ impl Lane {
         self.show(&touched);
     }
 
+    /// Senders whose messages need limits that those of others do not.
+    pub fn set_senders(&mut self, senders: &[u32]) {
+        let touched = self.senders.set(senders.iter().map(|no| vec![*no]).collect());
+        self.show_senders(&touched);
+    }
+
+    pub fn senders(&self) -> impl Iterator<Item = u32> + '_ {
+        self.senders.members()
+    }
+
+    /// So many segments of a sender may be begun and not sent.
+    pub fn set_sender_room(&mut self, no: usize, room: u32, claim: u32) {
+        let touched = self.senders.set_room(no, room, claim).to_vec();
+        self.show_senders(&touched);
+    }
+
+    /// Whether messages of these senders can be chosen may have changed.
+    fn show_senders(&mut self, senders: &[u32]) {
+        for sender_no in senders {
+            let closed = self.senders.is_closed(*sender_no);
+            self.levels.iter_mut().for_each(|level| level.close_sender(*sender_no, closed));
+        }
+    }
+
     /// Whether these practices can be chosen may have changed.
     fn show(&mut self, practices: &[u32]) {
         for practice_no in practices {
@@ -133,18 +169,23 @@ impl Lane {
         self.levels.iter().flat_map(Fair::waiting)
     }
 
+    /// Ready messages of each sender, priority by priority.
+    pub fn waiting_of_senders(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        self.levels.iter().flat_map(Fair::waiting_of_senders)
+    }
+
     pub fn ready(&self) -> usize {
         self.levels.iter().map(Fair::ready).sum()
     }
 
     /// Ready messages that could use the lane's own limits: neither those of practices that operators stopped, nor more than the others'
-    /// narrower limits let through.
+    /// narrower limits, and those of their senders, let through.
     pub fn claims(&self) -> u64 {
-        if self.groups.is_empty() && self.stopped.is_empty() {
+        if self.groups.is_empty() && self.stopped.is_empty() && self.senders.is_empty() {
             return self.ready() as u64;
         }
         let waiting = self.waiting().filter(|(practice_no, _)| !self.stopped.contains(practice_no));
-        self.groups.claims(waiting)
+        self.groups.claims(waiting).min(self.senders.claims(self.waiting_of_senders()))
     }
 
     pub fn has_ready(&self) -> bool {
@@ -169,7 +210,7 @@ impl Lane {
         let holds = |level: &Fair| level.ready() > 0 || level.pauses();
         let used =
             self.config.is_some() || self.breaker_max.is_some() || self.in_flight > 0 || self.is_paused(mono);
-        !used && self.groups.is_empty() && !self.levels.iter().any(holds)
+        !used && self.groups.is_empty() && self.senders.is_empty() && !self.levels.iter().any(holds)
     }
 
     /// True if an attempt of so many segments may begin now.
@@ -198,11 +239,13 @@ impl Lane {
         self.unsent_segments += u64::from(segments);
     }
 
-    pub fn attempt_sent(&mut self, practice_no: u32, segments: u32) {
+    pub fn attempt_sent(&mut self, (practice_no, sender_no): (u32, u32), segments: u32) {
         self.unsent_attempts -= 1;
         self.unsent_segments -= u64::from(segments);
         let touched = self.groups.sent(practice_no, segments).to_vec();
         self.show(&touched);
+        let touched = self.senders.sent(sender_no, segments).to_vec();
+        self.show_senders(&touched);
     }
 
     pub fn attempt_ends(&mut self) {

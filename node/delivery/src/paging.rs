@@ -2,7 +2,7 @@
 use crate::key::RowKey;
 use crate::scheduler::{Asked, Place, Scheduler};
 use crate::types::{PRIORITIES, Page, PageRequest, Wanted, level_of};
-use crate::window::{Need, PendingPage, Window};
+use crate::window::{Need, PendingPage, Window, WindowLane, lane_of};
 use carillon_core::query::{self, DueFlow, DuePage};
 use carillon_core::{DueEntry, ReadTables, TableError};
 
@@ -52,7 +52,7 @@ impl Scheduler {
         wanted
     }
 
-    fn ask(&mut self, place: Place, lane: Option<u32>) -> Option<PageRequest> {
+    fn ask(&mut self, place: Place, lane: Option<WindowLane>) -> Option<PageRequest> {
         let (partition, level, flow) = place;
         let horizon_end_ms = self.now_ms.saturating_add(self.config.horizon_ms);
         let flows = &mut self.partitions.get_mut(&partition)?.levels[level];
@@ -175,7 +175,7 @@ impl Scheduler {
         page: &PendingPage,
         entries: &[DueEntry],
         end: Option<RowKey>,
-        lane: u32,
+        lane: WindowLane,
     ) {
         let mut bound = page.from;
         for entry in entries {
@@ -190,7 +190,7 @@ impl Scheduler {
             }
             bound = key.next();
             self.change_window(place, |window| window.catch_up(lane, bound));
-            if entry.carrier_no == lane && !page.changed.contains_key(&entry.message_id) {
+            if lane_of(entry) == lane && !page.changed.contains_key(&entry.message_id) {
                 self.put_row(place.0, place.1, entry);
             }
         }

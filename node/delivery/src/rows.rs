@@ -6,6 +6,7 @@ use crate::cells::CellNo;
 use crate::key::RowKey;
 use crate::scheduler::Scheduler;
 use crate::types::{Row, Stage, level_of};
+use crate::window::lane_of;
 use carillon_core::DueEntry;
 use carillon_proto::MessageId;
 
@@ -49,15 +50,16 @@ impl Scheduler {
         let extra_max = flows.quota(rows_max) / 2;
         let key = RowKey::of(entry.due_ms, entry.message_id);
         let useful_until_ms = if entry.deadline_ms > 0 { entry.deadline_ms } else { entry.expires_at_ms };
+        let lane = lane_of(entry);
         flows
             .change(entry.flow, |window| {
                 window.raise_where_empty(horizon_end_ms);
-                let known = key < window.bound(entry.carrier_no);
+                let known = key < window.bound(lane);
                 let extra = key.due_ms < horizon_end_ms
                     && (entry.attempt_no > 1 || useful_until_ms < soon_ms)
-                    && window.extra(entry.carrier_no) < extra_max;
+                    && window.extra(lane) < extra_max;
                 match known || extra {
-                    true => window.insert(entry.carrier_no, key, no),
+                    true => window.insert(lane, key, no),
                     false => window.note_unknown(key),
                 }
                 known || extra
@@ -146,7 +148,7 @@ impl Scheduler {
             return;
         }
         if let Some(lane) = self.lanes.get_mut(&attempt.carrier_no) {
-            lane.attempt_sent(attempt.practice_no, attempt.segments);
+            lane.attempt_sent((attempt.practice_no, attempt.sender_no), attempt.segments);
         }
     }
 
@@ -182,7 +184,8 @@ impl Scheduler {
             row.stage = Stage::Held;
             let level = level_of(row.priority).expect("a row was put in under its level");
             if let Some(lane) = self.lanes.get_mut(&row.carrier_no) {
-                lane.remove(level, row.practice_no, &row.ready_key(cell.id), aged);
+                let place = (row.practice_no, row.sender_no);
+                lane.remove(level, place, &row.ready_key(cell.id), aged);
             }
         }
     }
@@ -194,7 +197,7 @@ impl Scheduler {
         row.stage = Stage::Ready { aged };
         let level = level_of(row.priority).expect("a row was put in under its level");
         let lane = self.lanes.entry(row.carrier_no).or_default();
-        lane.push(level, row.practice_no, row.ready_key(cell.id), no, aged);
+        lane.push(level, (row.practice_no, row.sender_no), row.ready_key(cell.id), no, aged);
     }
 
     /// Takes the row out of everything; the cell may be left empty.
@@ -205,7 +208,8 @@ impl Scheduler {
         let (key, partition) = (RowKey::of(row.due_ms, cell.id), cell.partition);
         let level = level_of(row.priority).expect("a row was put in under its level");
         if let Some(led) = self.partitions.get_mut(&partition) {
-            led.levels[level].change(row.flow, |window| window.remove(row.carrier_no, key));
+            let lane = (row.carrier_no, row.sender_no);
+            led.levels[level].change(row.flow, |window| window.remove(lane, key));
             self.touch((partition, level, row.flow));
         }
     }

@@ -17,7 +17,7 @@ use crate::hours::Stamps;
 use crate::key::RowKey;
 use crate::lane::Lane;
 use crate::types::{BeginResult, ConfigError, LaneConfig, PRIORITIES, SchedulerConfig, Stage, level_of};
-use crate::window::Window;
+use crate::window::{Window, WindowLane};
 use carillon_core::ScheduleChange;
 use carillon_proto::MessageId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +38,8 @@ pub struct Scheduler {
     /// Windows that want a page: from when on, and first come, first served.
     pub(crate) wanting: BTreeSet<(u64, u64, Place)>,
     pub(crate) last_listed: u64,
-    /// The lanes that can send.
-    pub(crate) configured: Vec<u32>,
+    /// The lanes that can send, each of its senders for itself.
+    pub(crate) configured: Vec<WindowLane>,
     /// Of practices whose weight is not 1.
     pub(crate) weights: BTreeMap<u32, u32>,
     /// Segments begun of each practice since fairness was last asked for.
@@ -222,8 +222,12 @@ impl Scheduler {
     }
 
     fn lanes_changed(&mut self) {
-        let usable = |(carrier_no, lane): (&u32, &Lane)| lane.config.is_some().then_some(*carrier_no);
-        let configured: Vec<u32> = self.lanes.iter().filter_map(usable).collect();
+        let usable = self.lanes.iter().filter(|(_, lane)| lane.config.is_some());
+        let of = |(carrier_no, lane): (&u32, &Lane)| {
+            let senders = lane.senders().map(|sender_no| (*carrier_no, sender_no));
+            std::iter::once((*carrier_no, 0)).chain(senders).collect::<BTreeSet<_>>()
+        };
+        let configured: Vec<WindowLane> = usable.flat_map(of).collect();
         if configured != self.configured {
             self.configured = configured;
             self.touch_all();
@@ -256,6 +260,22 @@ impl Scheduler {
     pub fn set_group_room(&mut self, carrier_no: u32, group: usize, segments: u32, claim: u32) {
         if let Some(lane) = self.lanes.get_mut(&carrier_no) {
             lane.set_group_room(group, segments, claim);
+        }
+    }
+
+    /// Senders of a lane; one that is not named has no limits of its own. Until its room is told each may begin as much as the lane.
+    pub fn set_senders(&mut self, carrier_no: u32, senders: &[u32]) {
+        if !senders.is_empty() || self.lanes.contains_key(&carrier_no) {
+            self.lanes.entry(carrier_no).or_default().set_senders(senders);
+            self.lanes_changed();
+        }
+    }
+
+    /// So many segments of the sender at this place of the list may be begun and not sent. Those of the others go on. `claim`: as of
+    /// groups.
+    pub fn set_sender_room(&mut self, carrier_no: u32, place: usize, segments: u32, claim: u32) {
+        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+            lane.set_sender_room(place, segments, claim);
         }
     }
 

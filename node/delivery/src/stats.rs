@@ -105,7 +105,7 @@ impl Scheduler {
         let mut oldest: BTreeMap<u32, u64> = BTreeMap::new();
         let flows = self.partitions.values().flat_map(|led| &led.levels).flat_map(Flows::iter);
         for (_, window) in flows {
-            for (carrier_no, mut cells) in window.lanes() {
+            for ((carrier_no, _), mut cells) in window.lanes() {
                 let ready = cells.find_map(|no| {
                     let row = self.cells[no].row.as_ref()?;
                     matches!(row.stage, Stage::Ready { .. }).then_some(row.due_ms)

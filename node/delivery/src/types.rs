@@ -128,6 +128,8 @@ pub struct BeginDecision {
     pub message_id: MessageId,
     pub attempt_no: u32,
     pub carrier_no: u32,
+    /// 0 = the account's own.
+    pub sender_no: u32,
     pub practice_no: u32,
     pub class: i32,
     pub priority: u8,
@@ -168,6 +170,7 @@ pub(crate) struct Row {
     pub deadline_ms: u64,
     pub practice_no: u32,
     pub carrier_no: u32,
+    pub sender_no: u32,
     pub class: i32,
     pub segments: u32,
     pub attempt_no: u32,
@@ -204,6 +207,7 @@ impl Row {
             deadline_ms: entry.deadline_ms,
             practice_no: entry.practice_no,
             carrier_no: entry.carrier_no,
+            sender_no: entry.sender_no,
             class: entry.class,
             segments: entry.segments,
             attempt_no: entry.attempt_no,
@@ -232,12 +236,14 @@ impl Row {
             attempt_no,
             open_until_ms,
             hours_stamp,
+            sender_no,
         } = *entry;
         (self.priority, self.flow, self.due_ms, self.practice_no, self.class, self.segments)
             == (priority, flow, due_ms, practice_no, class, segments)
             && (self.expires_at_ms, self.deadline_ms, self.carrier_no, self.attempt_no)
                 == (expires_at_ms, deadline_ms, carrier_no, attempt_no)
-            && (self.open_until_ms, self.hours_stamp) == (open_until_ms, hours_stamp)
+            && (self.open_until_ms, self.hours_stamp, self.sender_no)
+                == (open_until_ms, hours_stamp, sender_no)
     }
 
     /// May it not be handed over now? `stamp` = of the rules in force, 0 = none are.
@@ -261,6 +267,7 @@ impl Row {
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pub carrier_no: u32,
+    pub sender_no: u32,
     pub practice_no: u32,
     pub segments: u32,
     /// The row that it was chosen for, ...

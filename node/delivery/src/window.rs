@@ -2,7 +2,7 @@
 //!
 //! Rows below the frontier are known, except those of lanes that are behind: of these only the rows below the
 //! lane's own bound are known. A lane falls behind when the windows are full and it holds the most rows: it
-//! gives up its last one. So a lane with a long backlog cannot hide the messages of other lanes, and the
+//! gives up its last one. (Here each sender of a carrier is a lane: one whose limit is used up has the longer backlog.) So a lane with a long backlog cannot hide the messages of other lanes, and the
 //! window stays bounded. Of what is at or after the frontier only the first due time is known, so a flow whose messages are
 //! due next year costs a few words.
 //!
@@ -22,12 +22,20 @@ use carillon_core::DueEntry;
 use carillon_proto::MessageId;
 use std::collections::BTreeMap;
 
+/// Carrier and sender.
+pub(crate) type WindowLane = (u32, u32);
+
+/// Of a row.
+pub(crate) fn lane_of(entry: &DueEntry) -> WindowLane {
+    (entry.carrier_no, entry.sender_no)
+}
+
 #[derive(Debug)]
 pub(crate) struct Window {
     pub frontier: RowKey,
     /// No row at or after the frontier is due before this; `None` = there is no such row.
     next_due_ms: Option<u64>,
-    lanes: BTreeMap<u32, LaneRows>,
+    lanes: BTreeMap<WindowLane, LaneRows>,
     rows: usize,
     page: Option<PendingPage>,
     /// Turns between catching up and moving the frontier.
@@ -55,7 +63,7 @@ impl LaneRows {
 pub(crate) struct PendingPage {
     pub request_id: u64,
     /// Some: only this lane's rows are wanted, to catch up.
-    pub lane: Option<u32>,
+    pub lane: Option<WindowLane>,
     pub from: RowKey,
     pub until_ms: u64,
     /// Messages that changed since the request; a row that the window could not take is kept.
@@ -68,7 +76,7 @@ pub(crate) struct PendingPage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
     pub at_ms: u64,
-    pub lane: Option<u32>,
+    pub lane: Option<WindowLane>,
 }
 
 fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
@@ -107,19 +115,17 @@ impl Window {
     }
 
     /// The lanes with their rows in order of due time, but for the extra ones, which are at the end.
-    pub fn lanes(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = CellNo> + '_)> + '_ {
-        self.lanes
-            .iter()
-            .map(|(carrier_no, lane)| (*carrier_no, lane.rows.values().chain(lane.extra.values()).copied()))
+    pub fn lanes(&self) -> impl Iterator<Item = (WindowLane, impl Iterator<Item = CellNo> + '_)> + '_ {
+        self.lanes.iter().map(|(of, lane)| (*of, lane.rows.values().chain(lane.extra.values()).copied()))
     }
 
     /// Rows of the lane below this are known.
-    pub fn bound(&self, carrier_no: u32) -> RowKey {
-        self.behind(carrier_no).unwrap_or(self.frontier)
+    pub fn bound(&self, of: WindowLane) -> RowKey {
+        self.behind(of).unwrap_or(self.frontier)
     }
 
-    pub fn behind(&self, carrier_no: u32) -> Option<RowKey> {
-        self.lanes.get(&carrier_no).and_then(|lane| lane.behind)
+    pub fn behind(&self, of: WindowLane) -> Option<RowKey> {
+        self.lanes.get(&of).and_then(|lane| lane.behind)
     }
 
     /// Where no row can be, the frontier moves without a page.
@@ -144,9 +150,9 @@ impl Window {
     }
 
     /// A row below the bound, or one that the lane may hold in addition.
-    pub fn insert(&mut self, carrier_no: u32, key: RowKey, no: CellNo) {
-        let bound = self.bound(carrier_no);
-        let lane = self.lanes.entry(carrier_no).or_default();
+    pub fn insert(&mut self, of: WindowLane, key: RowKey, no: CellNo) {
+        let bound = self.bound(of);
+        let lane = self.lanes.entry(of).or_default();
         let rows = if key < bound { &mut lane.rows } else { &mut lane.extra };
         if rows.insert(key, no).is_none() {
             self.rows += 1;
@@ -154,23 +160,23 @@ impl Window {
     }
 
     /// Rows held beyond the bound of the lane.
-    pub fn extra(&self, carrier_no: u32) -> usize {
-        self.lanes.get(&carrier_no).map_or(0, |lane| lane.extra.len())
+    pub fn extra(&self, of: WindowLane) -> usize {
+        self.lanes.get(&of).map_or(0, |lane| lane.extra.len())
     }
 
-    pub fn remove(&mut self, carrier_no: u32, key: RowKey) {
-        if let Some(lane) = self.lanes.get_mut(&carrier_no) {
+    pub fn remove(&mut self, of: WindowLane, key: RowKey) {
+        if let Some(lane) = self.lanes.get_mut(&of) {
             if lane.rows.remove(&key).or_else(|| lane.extra.remove(&key)).is_some() {
                 self.rows -= 1;
             }
-            self.drop_if_empty(carrier_no);
+            self.drop_if_empty(of);
         }
     }
 
     /// Gives one row up: the last one of the lane with the most rows, and an extra one only if there is no other.
     pub fn evict(&mut self) -> Option<CellNo> {
-        let (carrier_no, lane) = self.lanes.iter_mut().max_by_key(|(_, lane)| lane.len())?;
-        let carrier_no = *carrier_no;
+        let (of, lane) = self.lanes.iter_mut().max_by_key(|(_, lane)| lane.len())?;
+        let of = *of;
         let (key, no) = lane.rows.pop_last().or_else(|| lane.extra.pop_last())?;
         // An extra one may lie below the frontier by now.
         if key < self.frontier {
@@ -179,20 +185,20 @@ impl Window {
             self.note_unknown(key);
         }
         self.rows -= 1;
-        self.drop_if_empty(carrier_no);
+        self.drop_if_empty(of);
         Some(no)
     }
 
     /// Moves the bound of a lane that is behind; at the frontier it is no longer behind.
-    pub fn catch_up(&mut self, carrier_no: u32, bound: RowKey) {
-        let Some(lane) = self.lanes.get_mut(&carrier_no) else { return };
+    pub fn catch_up(&mut self, of: WindowLane, bound: RowKey) {
+        let Some(lane) = self.lanes.get_mut(&of) else { return };
         lane.behind = (bound < self.frontier).then_some(bound);
-        self.drop_if_empty(carrier_no);
+        self.drop_if_empty(of);
     }
 
-    fn drop_if_empty(&mut self, carrier_no: u32) {
-        if self.lanes.get(&carrier_no).is_some_and(|lane| lane.len() == 0 && lane.behind.is_none()) {
-            self.lanes.remove(&carrier_no);
+    fn drop_if_empty(&mut self, of: WindowLane) {
+        if self.lanes.get(&of).is_some_and(|lane| lane.len() == 0 && lane.behind.is_none()) {
+            self.lanes.remove(&of);
         }
     }
 
@@ -201,7 +207,7 @@ impl Window {
         &self,
         now_ms: u64,
         settings: &SchedulerConfig,
-        configured: &[u32],
+        configured: &[WindowLane],
         quota: usize,
     ) -> Option<Need> {
         if self.page.is_some() {
@@ -210,11 +216,11 @@ impl Window {
         let lanes = self.lanes.len().max(configured.len()).max(1);
         let low = (quota / lanes / 2).max(1);
         let starving = self.lanes.iter().filter(|(_, lane)| lane.behind.is_some() && lane.rows.len() < low);
-        let catch_up = starving.min_by_key(|(_, lane)| lane.rows.len()).map(|(carrier_no, _)| *carrier_no);
+        let catch_up = starving.min_by_key(|(_, lane)| lane.rows.len()).map(|(of, _)| *of);
         // A full window still moves on while it has little for some lane that can send.
         let hungry = self.rows < (quota / 2).max(1)
-            || configured.iter().any(|carrier_no| {
-                let lane = self.lanes.get(carrier_no);
+            || configured.iter().any(|of| {
+                let lane = self.lanes.get(of);
                 lane.is_none_or(|lane| lane.behind.is_none() && lane.rows.len() < low)
             });
         let next_due_ms = self.next_due_ms.filter(|_| hungry);
@@ -223,15 +229,20 @@ impl Window {
             Some(_) if self.caught_up_last && move_on_at.is_some_and(|at_ms| at_ms <= now_ms) => {
                 Some(Need { at_ms: 0, lane: None })
             }
-            Some(carrier_no) => Some(Need { at_ms: 0, lane: Some(carrier_no) }),
+            Some(of) => Some(Need { at_ms: 0, lane: Some(of) }),
             None => move_on_at.map(|at_ms| Need { at_ms, lane: None }),
         }
     }
 
     /// Notes that a page is being read; gives its first position.
-    pub fn begin_page(&mut self, request_id: u64, lane: Option<u32>, horizon_end_ms: u64) -> &PendingPage {
+    pub fn begin_page(
+        &mut self,
+        request_id: u64,
+        lane: Option<WindowLane>,
+        horizon_end_ms: u64,
+    ) -> &PendingPage {
         let (from, until_ms) = match lane {
-            Some(carrier_no) => (self.bound(carrier_no), self.frontier.due_ms.saturating_add(1)),
+            Some(of) => (self.bound(of), self.frontier.due_ms.saturating_add(1)),
             None => (self.frontier, horizon_end_ms),
         };
         self.caught_up_last = lane.is_some();
@@ -257,7 +268,7 @@ impl Window {
     /// A row was added to table D while a page may be being read; `taken` says if the window has it.
     pub fn note_due(&mut self, key: RowKey, entry: &DueEntry, taken: bool, notes_max: usize) {
         let Some(page) = &self.page else { return };
-        let wanted = page.lane.is_none_or(|lane| lane == entry.carrier_no);
+        let wanted = page.lane.is_none_or(|lane| lane == lane_of(entry));
         if wanted && page.from <= key && key.due_ms <= page.until_ms {
             self.note(entry.message_id, (!taken).then(|| entry.clone()), notes_max);
         }

@@ -51,6 +51,46 @@ fn demand_of_a_limit_is_what_needs_it() {
     assert_eq!(of(LIMIT_BASE + 3), Some(0), "nothing of practice 9 waits");
 }
 
+#[test]
+fn demand_of_a_senders_limit_is_what_leaves_under_it() {
+    use carillon_core::meta::MetaView;
+    use carillon_delivery::lease::{LIMIT_BASE, Stacks, common, stack};
+    use carillon_proto::internal::{CarrierRecord, LimitRecord, LimitScope, PracticeRecord, SenderRecord};
+    let mut rig = Rig::new(SchedulerConfig::default());
+    rig.scheduler.set_lane(lane(CARRIER, 100, 1_000));
+    let of = |n: u64, sender_no| carillon_core::DueEntry { sender_no, ..row(n, T0) };
+    (0..30).for_each(|n| rig.due(&of(n, 4)));
+    (100..112).for_each(|n| rig.due(&of(n, 5)));
+    let mut view = MetaView::default();
+    view.carriers.insert(CARRIER, CarrierRecord { carrier_no: CARRIER, ..Default::default() });
+    let practice = PracticeRecord { practice_no: 1, carrier_no: CARRIER, ..Default::default() };
+    view.practices.insert(1, practice);
+    for sender_no in [4, 5] {
+        let address = format!("+1212555010{sender_no}");
+        let record =
+            SenderRecord { sender_no, carrier_no: CARRIER, address: address.clone(), ..Default::default() };
+        view.senders.insert((CARRIER, sender_no), record);
+        let limit = LimitRecord {
+            limit_no: sender_no,
+            carrier_no: CARRIER,
+            scope: LimitScope::Sender.into(),
+            key: address.trim_start_matches('+').to_owned(),
+            amount: 9,
+            window_s: 1,
+            ..Default::default()
+        };
+        view.limits.insert(sender_no, limit);
+    }
+    rig.decide();
+    let mut stacks = Stacks::default();
+    stacks.sync(&view);
+    let demand = rig.scheduler.demand_of(&view, &mut stacks, [CARRIER].into_iter());
+    assert_eq!(demand[&CARRIER], 42);
+    assert_eq!((demand[&(LIMIT_BASE + 4)], demand[&(LIMIT_BASE + 5)]), (30, 12));
+    assert_eq!(common(&view, CARRIER), [CARRIER], "no message needs both");
+    assert_eq!(stack(&view, CARRIER, 1, "+12125550105"), [CARRIER, LIMIT_BASE + 5]);
+}
+
 /// Found by the simulator: a node with a backlog that waits for a narrow limit, or for tomorrow, held most of what the whole lane needs.
 #[test]
 fn what_a_narrow_limit_holds_up_asks_for_nothing_that_others_could_use() {

@@ -242,3 +242,35 @@ fn a_practice_whose_own_limit_is_used_up_does_not_hold_up_the_others() {
     rig.scheduler.set_lane(lane(CARRIER, 10_000, 1_000));
     assert!(rig.begin().iter().any(|n| n % 2 == 0 && *n < 100));
 }
+
+#[test]
+fn a_sender_whose_limit_is_used_up_holds_up_no_other_of_the_same_practice() {
+    let mut rig = Rig::new(SchedulerConfig::default());
+    rig.scheduler.set_lane(lane(CARRIER, 80, 1_000));
+    let of = |n: u64, sender_no| DueEntry { sender_no, ..row(n, T0 - 5_000 + n) };
+    // The messages of the slow sender are the older ones.
+    (0..40).for_each(|n| rig.due(&of(n, 7)));
+    (100..120).for_each(|n| rig.due(&of(n, 8)));
+    rig.scheduler.set_senders(CARRIER, &[0, 7, 8]);
+    rig.scheduler.set_sender_room(CARRIER, 1, 2, 2);
+    let decided = rig.decide().begin;
+    let slow = decided.iter().filter(|begin| begin.sender_no == 7).count();
+    assert_eq!((slow, decided.len()), (2, 8), "the rest of the lane is for the other one");
+    let finish = |rig: &mut Rig, n: u64, sender_no| {
+        rig.scheduler.on_begun(PARTITION, id(n), BeginResult::Ok);
+        rig.gone(&of(n, sender_no));
+        rig.scheduler.on_sent(PARTITION, id(n));
+    };
+    numbers(&decided).into_iter().filter(|n| *n >= 100).for_each(|n| finish(&mut rig, n, 8));
+    let more = rig.begin();
+    assert!(more.len() == 6 && more.iter().all(|n| *n >= 100), "{more:?}");
+    // One that is paused has no room at all, until it goes on.
+    rig.scheduler.set_sender_room(CARRIER, 2, 0, 0);
+    more.iter().for_each(|n| finish(&mut rig, *n, 8));
+    assert!(rig.begin().is_empty());
+    rig.scheduler.set_sender_room(CARRIER, 2, 50, 50);
+    assert!(rig.begin().iter().all(|n| *n >= 100));
+    rig.scheduler.set_senders(CARRIER, &[]);
+    rig.scheduler.set_lane(lane(CARRIER, 10_000, 1_000));
+    assert!(rig.begin().iter().any(|n| *n < 40), "without senders everything is as before");
+}

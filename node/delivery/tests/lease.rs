@@ -446,13 +446,18 @@ fn messages_that_leave_in_one_piece_find_their_tokens_on_every_node() {
     for (amount, seconds, size) in
         [(10, 1, 4), (4, 1, 3), (30, 1, 3), (120, 1, 10), (600, 1, 5), (75, 60, 4), (240, 60, 6)]
     {
-        for (trouble, seed) in [(CALM, 0), (CALM, 1), (BAD, 2), (BAD, 3)] {
+        let one_grantor = Trouble { leader: 0, ..BAD };
+        let troubles =
+            [(CALM, 0), (CALM, 1), (BAD, 2), (BAD, 3), (one_grantor, 4), (one_grantor, 5), (one_grantor, 6)];
+        for (trouble, seed) in troubles {
             let mut world = World::new(seed, limit(amount, seconds), 3, trouble);
             world.size = size;
             world.run(120_000);
             let most = world.fullest();
             let name = format!("{size} at once, {amount} in {seconds} s, seed {seed}");
-            assert!(most <= amount as usize || trouble.stop > 0 && seconds > 1, "{name}: {most}");
+            // What a node used ahead that dies together with the grantor is known to nobody; the bound is in DECISIONS.md.
+            let unknown = if trouble.leader > 0 && seconds > 1 { size as usize - 1 } else { 0 };
+            assert!(most <= amount as usize + unknown, "{name}: {most}");
             let used = world.used(100_000);
             println!("{name}: {used} permille, fullest {most}");
             let least = match (trouble.stop == 0, seconds) {

@@ -7,13 +7,14 @@ use super::lanes::LaneTable;
 use super::leases::MonoClock;
 use crate::engine::NodeHandle;
 use carillon_carriers::connector::ConnectorState;
-use carillon_core::meta::MetaView;
+use carillon_core::meta::routes::Way;
+use carillon_core::meta::{MetaView, senders};
 use carillon_core::query;
 use carillon_delivery::explain::LaneState;
 use carillon_delivery::forecast::{Capacity, DailyCap, Waiting};
 use carillon_delivery::lease::{LIMIT_BASE, common, day_of, stack};
 use carillon_delivery::{PRIORITIES, SchedulerConfig};
-use carillon_proto::internal::{BreakerMode, LimitRecord};
+use carillon_proto::internal::{BreakerMode, LimitRecord, SenderRecord};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,25 +49,28 @@ pub struct Looker {
 }
 
 impl Looker {
-    /// How a lane stands for messages of a practice (0 = any); a driver that is gone knows no pauses.
-    pub async fn lane(&self, carrier_no: u32, practice_no: u32, now_ms: u64) -> LaneState {
+    /// How a lane stands for messages of a practice (0 = any) under a sender; a driver that is gone knows no pauses.
+    pub async fn lane(&self, way: Way, practice_no: u32, now_ms: u64) -> LaneState {
         let (reply, answer) = oneshot::channel();
-        drop(self.local.send(Local::Look { carrier_no, reply }).await);
+        drop(self.local.send(Local::Look { carrier_no: way.carrier_no, reply }).await);
         let look: LaneLook = answer.await.unwrap_or_default();
-        self.stands(carrier_no, practice_no, look.paused_for_ms, now_ms)
+        self.stands(way, practice_no, look.paused_for_ms, now_ms)
     }
 
     /// The same without asking the driver, for whoever reads many messages: of pauses it knows those of the connector.
-    pub fn lane_now(&self, carrier_no: u32, practice_no: u32, now_ms: u64) -> LaneState {
-        let paused_for_ms = u64::from(self.lanes.status(carrier_no).paused_ms);
-        self.stands(carrier_no, practice_no, paused_for_ms, now_ms)
+    pub fn lane_now(&self, way: Way, practice_no: u32, now_ms: u64) -> LaneState {
+        let paused_for_ms = u64::from(self.lanes.status(way.carrier_no).paused_ms);
+        self.stands(way, practice_no, paused_for_ms, now_ms)
     }
 
-    fn stands(&self, carrier_no: u32, practice_no: u32, paused_for_ms: u64, now_ms: u64) -> LaneState {
+    fn stands(&self, way: Way, practice_no: u32, paused_for_ms: u64, now_ms: u64) -> LaneState {
+        let Way { carrier_no, sender_no } = way;
         let lane = self.lanes.get(carrier_no);
         let breaker = self.breaker(carrier_no);
         let view = self.handle.meta();
-        let limits = self.limits(&view, carrier_no, practice_no, now_ms);
+        let limits = self.limits(&view, way, practice_no, now_ms);
+        let sender = view.senders.get(&(carrier_no, sender_no));
+        let refused_ms = self.health.sender_refused_for_ms(sender_no, self.clock.now());
         let name = view.carriers.get(&carrier_no).map(|c| c.name.clone()).unwrap_or_default();
         let until = |wait_ms: u64| if wait_ms > 0 { now_ms + wait_ms } else { 0 };
         LaneState {
@@ -82,14 +86,19 @@ impl Looker {
             paused_until_ms: until(paused_for_ms),
             breaker_until_ms: until(breaker.open_for_ms),
             closed_by_operator: breaker.open && breaker.mode == BreakerMode::Open,
+            sender: sender.map(|sender| sender.address.clone()).unwrap_or_default(),
+            sender_paused: sender.is_some_and(|sender| sender.paused),
+            sender_refused_until_ms: until(refused_ms),
         }
     }
 
     /// The pace of all limits that must grant. What this node holds follows its demand; without any it is an equal part that it would get.
-    fn limits(&self, view: &MetaView, carrier_no: u32, practice_no: u32, now_ms: u64) -> Limits {
+    fn limits(&self, view: &MetaView, way: Way, practice_no: u32, now_ms: u64) -> Limits {
+        let carrier_no = way.carrier_no;
+        let sender = senders::address(view, carrier_no, way.sender_no);
         let nodes = view.present().count().max(1) as f64;
         let mut limits = Limits { segments_per_second: u32::MAX, ..Limits::default() };
-        for limit in stack(view, carrier_no, practice_no) {
+        for limit in stack(view, carrier_no, practice_no, sender) {
             let record = limit.checked_sub(LIMIT_BASE).and_then(|limit_no| view.limits.get(&limit_no));
             let name = record.map(named).unwrap_or_default();
             if let Some(resets_ms) = record.and_then(|record| self.used_up(view, record, now_ms))
@@ -151,6 +160,23 @@ impl Looker {
     /// Whether new messages may be given to a carrier.
     pub fn usable(&self, carrier_no: u32) -> bool {
         self.health.usable(&self.lanes, carrier_no, self.clock.now())
+    }
+
+    /// Whether the carrier takes messages under a sender, as far as is known.
+    pub fn sender_usable(&self, sender_no: u32) -> bool {
+        sender_no == 0 || self.health.sender_attempts_max(sender_no, self.clock.now()).is_none()
+    }
+
+    /// The same for operators, with the time until it is tried again.
+    pub fn sender_state(&self, sender: &SenderRecord) -> (&'static str, u64) {
+        let mono = self.clock.now();
+        let state = match self.health.sender_attempts_max(sender.sender_no, mono) {
+            _ if sender.paused => "paused",
+            None => "ready",
+            Some(0) => "refused",
+            Some(_) => "trying",
+        };
+        (state, self.health.sender_refused_for_ms(sender.sender_no, mono))
     }
 
     /// What waits in the partitions that this node leads and becomes due until `until_ms`.

@@ -91,6 +91,8 @@ pub enum Local {
     /// An attempt was answered.
     Answered {
         carrier_no: u32,
+        /// 0 = the account's own.
+        sender_no: u32,
         outcome: Outcome,
     },
     Pause {
@@ -203,7 +205,7 @@ pub fn start(
         leases,
         grants: grants.clone(),
         channels,
-        renewal: Renewal { handle: sweeper, hours },
+        renewal: Renewal::new(sweeper, hours),
         clock,
         terms: BTreeMap::new(),
         locals,
@@ -340,6 +342,8 @@ impl Driver {
             DriverEvent::Lead { partition, term } => {
                 self.terms.insert(partition, term);
                 self.scheduler.lead(partition, clock_ms());
+                // Rules may have been loosened while another node led, or nobody.
+                tokio::spawn(self.renewal.clone().sweep(partition));
             }
             DriverEvent::Unlead { partition } => {
                 self.terms.remove(&partition);
@@ -376,8 +380,8 @@ impl Driver {
                     None => self.scheduler.on_page_failed(partition, request_id),
                 }
             }
-            Local::Answered { carrier_no, outcome } => {
-                self.health.on_outcome(carrier_no, outcome, self.clock.now());
+            Local::Answered { carrier_no, sender_no, outcome } => {
+                self.health.on_outcome(carrier_no, sender_no, outcome, self.clock.now());
             }
             Local::Pause { carrier_no, pause } => {
                 self.scheduler.pause_lane(carrier_no, self.clock.now() + pause);
@@ -402,7 +406,9 @@ impl Driver {
         let demand = self.scheduler.demand_of(&self.handle.meta(), &mut self.stacks, carriers);
         self.leases.set_demand(demand);
         let held = |limit| (self.leases.view(limit), self.leases.cap_left(limit));
-        let opens = self.rooms.look(held, &mut self.scheduler, self.clock.now());
+        let mono = self.clock.now();
+        let allowed = |sender_no| self.health.sender_attempts_max(sender_no, mono);
+        let opens = self.rooms.look(held, allowed, &mut self.scheduler, mono);
         for lane in lanes {
             let carrier_no = lane.record.carrier_no;
             self.scheduler.lane_opens(carrier_no, self.lanes.held(carrier_no).next_permit);

@@ -1,10 +1,11 @@
-//! Failover: messages that wait for a carrier which cannot be used go to another one, if their route has one.
+//! Failover: messages that wait for a carrier or a sender which cannot be used go to another one, if their route has one. To another
+//! sender of the same carrier they go without a route, too.
 //!
-//! One task. Once a second it looks at the carriers whose breaker is open and reads what waits for them in the partitions that this
-//! node leads; what a route allows to move is proposed as `Reroute`, at most [`MOVES_MAX`] in a second. Apply refuses it for a message
-//! that may have been handed over, so this only has to ask.
+//! One task. Once a second it looks at the carriers whose breaker is open, and at the senders that are paused, gone or refused by their
+//! carrier, and reads what waits for them in the partitions that this node leads; what may move is proposed as `Reroute`, at most
+//! [`MOVES_MAX`] in a second. Apply refuses it for a message that may have been handed over, so this only has to ask.
 //!
-//! A carrier that is being tried again (half open) keeps its messages, but not those that it has failed already: without this the one
+//! A carrier or sender that is being tried again (half open) keeps its messages, but not those that it has failed already: without this the one
 //! message that comes back first would be the probe each time, and would lose all its attempts to a carrier that stays broken.
 use super::agreement;
 use super::health::Health;
@@ -13,7 +14,8 @@ use super::leases::MonoClock;
 use crate::clock::now_ms as clock_ms;
 use crate::engine::NodeHandle;
 use bytes::Bytes;
-use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
+use carillon_core::meta::routes::{self, Way};
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, senders};
 use carillon_core::{CommandResult, query};
 use carillon_delivery::PRIORITIES;
 use carillon_proto::MessageId;
@@ -39,15 +41,38 @@ pub struct Failover {
 }
 
 /// What of a carrier's messages goes elsewhere.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Spare {
-    /// Its breaker is open.
+    /// It cannot be used.
     Everything,
     /// It is being tried again: what it has failed before.
     Failed,
 }
 
-type Spared = BTreeMap<u32, Spare>;
+/// What cannot be used at the moment.
+#[derive(Debug, Clone, Default)]
+struct Spared {
+    carriers: BTreeMap<u32, Spare>,
+    /// Of carriers that have senders: all that can be used, and those that are tried again.
+    senders: BTreeMap<u32, BTreeMap<u32, Option<Spare>>>,
+}
+
+impl Spared {
+    fn is_empty(&self) -> bool {
+        self.carriers.is_empty() && self.senders.values().flat_map(BTreeMap::values).all(Option::is_none)
+    }
+
+    /// Why a message that waits for this carrier and sender shall go elsewhere; a sender that is not known any more cannot be used.
+    fn of(&self, carrier_no: u32, sender_no: u32) -> Option<Spare> {
+        let of_sender = || match self.senders.get(&carrier_no).map(|senders| senders.get(&sender_no)) {
+            None => None,
+            Some(None) => Some(Spare::Everything),
+            Some(Some(spare)) => *spare,
+        };
+        let spare = [self.carriers.get(&carrier_no).copied(), of_sender()];
+        spare.into_iter().flatten().min()
+    }
+}
 
 /// Where the reading of a partition's priority goes on.
 type Positions = BTreeMap<(u32, u8), query::DuePlace>;
@@ -63,18 +88,33 @@ impl Failover {
                 _ = stopped.changed() => return,
             }
             let view = self.handle.meta();
-            if view.level < LEVEL_DELIVERY || view.routes.is_empty() || view.is_restoring() {
+            let nowhere = view.routes.is_empty() && view.senders.is_empty();
+            if view.level < LEVEL_DELIVERY || nowhere || view.is_restoring() {
                 continue;
             }
-            let mono = self.clock.now();
-            let spared: Spared =
-                view.carriers.keys().filter_map(|no| Some((*no, self.spare(*no, mono)?))).collect();
+            let spared = self.spared(&view);
             if spared.is_empty() {
                 positions.clear();
                 continue;
             }
             self.round(&view, &spared, &mut positions).await;
         }
+    }
+
+    fn spared(&self, view: &MetaView) -> Spared {
+        let mono = self.clock.now();
+        let carriers = view.carriers.keys().filter_map(|no| Some((*no, self.spare(*no, mono)?)));
+        let mut spared = Spared { carriers: carriers.collect(), senders: BTreeMap::new() };
+        for ((carrier_no, sender_no), sender) in &view.senders {
+            let by_breaker = match self.health.sender_attempts_max(*sender_no, mono) {
+                None => None,
+                Some(0) => Some(Spare::Everything),
+                Some(_) => Some(Spare::Failed),
+            };
+            let spare = if sender.paused { Some(Spare::Everything) } else { by_breaker };
+            spared.senders.entry(*carrier_no).or_default().insert(*sender_no, spare);
+        }
+        spared
     }
 
     fn spare(&self, carrier_no: u32, mono: Duration) -> Option<Spare> {
@@ -86,36 +126,23 @@ impl Failover {
         let (handle, spared, mut from) = (self.handle.clone(), spared.clone(), positions.clone());
         let read = tokio::task::spawn_blocking(move || {
             let found = waiting_for(&handle, &spared, &mut from);
-            found.map(|found| (found, from))
+            found.map(|found| (found, from, spared))
         });
-        let found = match read.await {
-            Ok(Ok((found, from))) => {
+        let (found, spared) = match read.await {
+            Ok(Ok((found, from, spared))) => {
                 *positions = from;
-                found
+                (found, spared)
             }
             Ok(Err(error)) => return tracing::error!(%error, "what waits for a failed carrier is unreadable"),
             Err(_) => return,
         };
-        let mono = self.clock.now();
-        let mut moves: BTreeMap<u32, Vec<(u32, u32, Bytes)>> = BTreeMap::new();
-        for Waits { partition, id, carrier_no, route_no, class } in found {
-            let Some(route) = view.routes.get(&route_no) else { continue };
-            let covered = |no: u32| self.lanes.get(no).is_some_and(|lane| agreement::covers(&lane, class));
-            let usable = |no: u32| {
-                self.health.usable(&self.lanes, no, mono) && covered(no) && self.spare(no, mono).is_none()
-            };
-            let Some(to) = routes::choose(view, route, &id, usable).filter(|to| *to != carrier_no) else {
-                continue;
-            };
-            let reroute = Reroute {
-                message_id: id.to_bytes(),
-                from_carrier_no: carrier_no,
-                to_carrier_no: to,
-                // Its time stays: it may be that of its schedule or of the recipient's hours.
-                due_ms: 0,
-            };
-            let command = Command { kind: Some(Kind::Reroute(reroute)) }.encode_to_vec().into();
-            moves.entry(partition).or_default().push((carrier_no, to, command));
+        let mut moves: BTreeMap<u32, Vec<(Way, Way, Bytes)>> = BTreeMap::new();
+        for waits in found {
+            let from = waits.way;
+            let Some(to) = self.better(view, &spared, &waits).filter(|to| *to != from) else { continue };
+            let kind = Some(Kind::Reroute(move_to(&waits, to)));
+            let command = Command { kind }.encode_to_vec().into();
+            moves.entry(waits.partition).or_default().push((from, to, command));
         }
         for (partition, list) in moves {
             for chunk in list.chunks(PROPOSAL_MAX) {
@@ -123,10 +150,43 @@ impl Failover {
                 let Ok(results) = self.handle.propose(partition, commands).await else { break };
                 for ((from, to, _), result) in chunk.iter().zip(results) {
                     if result == CommandResult::Done {
-                        count(view, *from, *to);
+                        count(view, from.carrier_no, to.carrier_no);
                     }
                 }
             }
+        }
+    }
+}
+
+fn move_to(waits: &Waits, to: Way) -> Reroute {
+    Reroute {
+        message_id: waits.id.to_bytes(),
+        from_carrier_no: waits.way.carrier_no,
+        to_carrier_no: to.carrier_no,
+        from_sender_no: waits.way.sender_no,
+        to_sender_no: to.sender_no,
+        // Its time stays: it may be that of its schedule or of the recipient's hours.
+        due_ms: 0,
+    }
+}
+
+impl Failover {
+    /// Where a message can go: by its route, or to another sender of its carrier. What it may reach is also what may carry its class.
+    fn better(&self, view: &MetaView, spared: &Spared, waits: &Waits) -> Option<Way> {
+        let mono = self.clock.now();
+        let covered = |no: u32| self.lanes.get(no).is_some_and(|lane| agreement::covers(&lane, waits.class));
+        let usable = |way: Way| {
+            let healthy = self.health.usable(&self.lanes, way.carrier_no, mono) && covered(way.carrier_no);
+            healthy && spared.of(way.carrier_no, way.sender_no).is_none() && way.can_be_used(view)
+        };
+        let carrier_no = waits.way.carrier_no;
+        let own = || {
+            let way = |sender_no| Way { carrier_no, sender_no };
+            senders::of_pool(view, carrier_no, &waits.spread, |no| usable(way(no))).map(way)
+        };
+        match view.routes.get(&waits.route_no) {
+            Some(route) => routes::choose(view, route, &waits.spread, &usable),
+            None => own(),
         }
     }
 }
@@ -136,13 +196,15 @@ fn count(view: &MetaView, from: u32, to: u32) {
     metrics::counter!("carillon_rerouted_total", "from" => name(from), "to" => name(to)).increment(1);
 }
 
-/// A message that waits for a carrier that cannot be used.
+/// A message that waits for a carrier or sender that cannot be used.
 struct Waits {
     partition: u32,
     id: MessageId,
-    carrier_no: u32,
+    way: Way,
     route_no: u32,
     class: i32,
+    /// What names its recipient.
+    spread: Bytes,
 }
 
 fn waiting_for(handle: &NodeHandle, spared: &Spared, from: &mut Positions) -> anyhow::Result<Vec<Waits>> {
@@ -167,16 +229,25 @@ fn waiting_for(handle: &NodeHandle, spared: &Spared, from: &mut Positions) -> an
                     }
                 }
                 for entry in &page {
-                    let Some(spare) = spared.get(&entry.carrier_no) else { continue };
-                    let Some((_, status)) = query::message(&*tables, &entry.message_id)? else { continue };
-                    let failed = status.attempts.last().is_some_and(|a| a.carrier_no == entry.carrier_no);
-                    if status.route_no > 0 && (failed || *spare == Spare::Everything) {
+                    let Some(spare) = spared.of(entry.carrier_no, entry.sender_no) else { continue };
+                    let Some((payload, status)) = query::message(&*tables, &entry.message_id)? else {
+                        continue;
+                    };
+                    let way = Way { carrier_no: entry.carrier_no, sender_no: entry.sender_no };
+                    let failed = status
+                        .attempts
+                        .last()
+                        .is_some_and(|a| a.carrier_no == way.carrier_no && a.sender_no == way.sender_no);
+                    // Without a route only another sender will do.
+                    let may_move = status.route_no > 0 || spared.senders.contains_key(&way.carrier_no);
+                    if may_move && (failed || spare == Spare::Everything) {
                         found.push(Waits {
                             partition,
                             id: entry.message_id,
-                            carrier_no: entry.carrier_no,
+                            way,
                             route_no: status.route_no,
                             class: status.class,
+                            spread: payload.accept.map(|accept| accept.recipient_index).unwrap_or_default(),
                         });
                     }
                 }
@@ -184,4 +255,46 @@ fn waiting_for(handle: &NodeHandle, spared: &Spared, from: &mut Positions) -> an
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_proto::Slot;
+
+    #[test]
+    fn a_message_that_is_moved_keeps_its_time() {
+        let way = |carrier_no, sender_no| Way { carrier_no, sender_no };
+        let waits = Waits {
+            partition: 1,
+            id: MessageId::new(1, Slot::new(9).unwrap(), 1),
+            way: way(1, 4),
+            route_no: 2,
+            class: 2,
+            spread: Bytes::new(),
+        };
+        let moved = move_to(&waits, way(2, 0));
+        assert_eq!((moved.from_carrier_no, moved.from_sender_no), (1, 4));
+        assert_eq!((moved.to_carrier_no, moved.to_sender_no), (2, 0));
+        assert_eq!(moved.due_ms, 0, "now would send it before its schedule, or at night");
+    }
+
+    #[test]
+    fn what_is_spared_is_a_carrier_or_one_of_its_senders() {
+        let everything = Some(Spare::Everything);
+        let mut spared = Spared::default();
+        assert!(spared.is_empty());
+        spared.carriers.insert(1, Spare::Failed);
+        let of_two = BTreeMap::from([(4, None), (5, everything), (6, Some(Spare::Failed))]);
+        spared.senders.insert(2, of_two);
+        assert!(!spared.is_empty());
+        assert_eq!(spared.of(1, 0), Some(Spare::Failed));
+        assert_eq!(spared.of(3, 0), None);
+        assert_eq!((spared.of(2, 4), spared.of(2, 5)), (None, everything));
+        assert_eq!(spared.of(2, 6), Some(Spare::Failed));
+        assert_eq!(spared.of(2, 0), everything, "from before the carrier had senders");
+        assert_eq!(spared.of(2, 9), everything, "one that is gone");
+        spared.carriers.insert(2, Spare::Everything);
+        assert_eq!(spared.of(2, 6), everything, "the stronger reason");
+    }
 }

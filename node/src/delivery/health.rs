@@ -27,16 +27,56 @@ struct Kept {
     told: u64,
 }
 
-/// All breakers of this node; cheap to clone. At most one for each carrier.
+/// All breakers of this node; cheap to clone. At most one for each carrier, and one for each sender that its carrier has refused.
 #[derive(Clone, Default)]
 pub struct Health {
     breakers: Arc<Mutex<BTreeMap<u32, Kept>>>,
+    /// By the number of the sender. A sender is only ever refused: whether the carrier works is not said of its senders.
+    senders: Arc<Mutex<BTreeMap<u32, Breaker>>>,
 }
 
 impl Health {
-    /// An attempt was answered.
-    pub fn on_outcome(&self, carrier_no: u32, outcome: Outcome, mono: Duration) {
-        self.with(carrier_no, |kept| kept.breaker.on_outcome(outcome, mono));
+    /// An attempt was answered. `sender_no`: 0 = the account's own sender.
+    pub fn on_outcome(&self, carrier_no: u32, sender_no: u32, outcome: Outcome, mono: Duration) {
+        let refused = outcome == Outcome::LaneBroken;
+        if sender_no > 0 && (refused || says_it_works(outcome)) {
+            self.on_sender(carrier_no, sender_no, outcome, mono);
+        }
+        // With a sender of its own it is the sender that is broken. If it is the account, then all of its senders are.
+        if sender_no == 0 || !refused {
+            self.with(carrier_no, |kept| kept.breaker.on_outcome(outcome, mono));
+        }
+    }
+
+    fn on_sender(&self, carrier_no: u32, sender_no: u32, outcome: Outcome, mono: Duration) {
+        let config = self.with(carrier_no, |kept| kept.breaker.config());
+        let mut senders = self.senders.lock();
+        if outcome == Outcome::LaneBroken {
+            senders.entry(sender_no).or_insert_with(|| Breaker::new(config));
+            tracing::warn!(
+                carrier_no,
+                sender_no,
+                "the carrier refuses a sender; its messages wait or go to another one"
+            );
+        }
+        let Some(breaker) = senders.get_mut(&sender_no) else { return };
+        breaker.on_outcome(outcome, mono);
+        if breaker.state(mono) == BreakerState::Closed {
+            senders.remove(&sender_no);
+        }
+    }
+
+    /// Attempts that a sender may have under way; `None`: as many as can be.
+    pub fn sender_attempts_max(&self, sender_no: u32, mono: Duration) -> Option<u32> {
+        self.senders.lock().get_mut(&sender_no)?.attempts_max(mono)
+    }
+
+    /// Until when nothing is tried under a sender that the carrier refuses; 0 = it is not refused, or tried again.
+    pub fn sender_refused_for_ms(&self, sender_no: u32, mono: Duration) -> u64 {
+        match self.senders.lock().get_mut(&sender_no).map(|breaker| breaker.state(mono)) {
+            Some(BreakerState::Open { until }) => until.saturating_sub(mono).as_millis() as u64,
+            _ => 0,
+        }
     }
 
     /// Looks at connections and operators' wishes; gives for each lane how many attempts may be under way.
@@ -91,6 +131,11 @@ impl Health {
     }
 }
 
+/// It says something good of the sender, too.
+fn says_it_works(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Accepted | Outcome::RejectedNumber | Outcome::OptedOut)
+}
+
 /// The terms of a contract; what it does not say is as everywhere.
 fn config_of(terms: &BreakerTerms) -> BreakerConfig {
     let BreakerTerms {
@@ -136,6 +181,25 @@ fn tell(carrier: &str, kept: &mut Kept, mono: Duration) {
 mod tests {
     use super::*;
     use carillon_carriers::contract::{ContractHandle, SMPP_GENERIC, TWILIO};
+
+    #[test]
+    fn a_refused_sender_is_spared_and_the_carrier_goes_on() {
+        let (health, s) = (Health::default(), Duration::from_secs);
+        health.on_outcome(3, 7, Outcome::Accepted, s(1));
+        assert!(health.senders.lock().is_empty(), "nothing is kept of a sender that works");
+        health.on_outcome(3, 7, Outcome::LaneBroken, s(2));
+        assert_eq!(health.sender_attempts_max(7, s(2)), Some(0));
+        assert_eq!(health.sender_refused_for_ms(7, s(3)), 4_000);
+        assert_eq!(health.sender_attempts_max(8, s(2)), None);
+        assert!(!health.breaker(3, s(2)).open, "the account works");
+        // It is tried again, one at a time, and closes when it works.
+        assert_eq!(health.sender_attempts_max(7, s(8)), Some(1));
+        (0..3).for_each(|_| health.on_outcome(3, 7, Outcome::Accepted, s(9)));
+        assert_eq!(health.sender_attempts_max(7, s(9)), None);
+        assert!(health.senders.lock().is_empty());
+        health.on_outcome(3, 0, Outcome::LaneBroken, s(10));
+        assert!(health.breaker(3, s(10)).open, "without a sender of its own it is the account");
+    }
 
     #[test]
     fn contracts_that_say_nothing_of_breakers_have_those_of_the_program() {

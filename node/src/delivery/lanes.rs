@@ -158,16 +158,6 @@ impl Lane {
         gate
     }
 
-    /// What recipients see as the sender.
-    pub fn sender(&self) -> &str {
-        match (&self.record.smpp, &self.record.twilio) {
-            (Some(smpp), _) => &smpp.source_address,
-            (None, Some(twilio)) if twilio.from.is_empty() => &twilio.messaging_service_sid,
-            (None, Some(twilio)) => &twilio.from,
-            (None, None) => "",
-        }
-    }
-
     fn close(&self) {
         self.gates.closed.store(true, Ordering::Relaxed);
         self.gates.of.lock().values().for_each(|gate| gate.close());

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use carillon_core::meta::MetaView;
 use carillon_core::{ReadTables, query};
 use carillon_delivery::PRIORITIES;
-use carillon_delivery::hours::Rulebook;
+use carillon_delivery::hours::{Rulebook, Stamps};
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Command, command::Kind};
 use prost::Message as _;
+use std::sync::Arc;
 
 /// Rows that a sweep looks at and proposes at a time.
 const SWEEP_ROWS: usize = 256;
@@ -21,9 +22,15 @@ const SWEEP_AHEAD_MS: u64 = 4 * 24 * 3_600_000;
 pub struct Renewal {
     pub handle: NodeHandle,
     pub hours: Hours,
+    /// Held by the one sweep that runs: after the death of a node its partitions come all at once.
+    sweeping: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Renewal {
+    pub fn new(handle: NodeHandle, hours: Hours) -> Self {
+        Self { handle, hours, sweeping: Arc::default() }
+    }
+
     /// For these messages. What fails is decided again by the scheduler.
     pub async fn renew(self, partition: u32, ids: Vec<MessageId>) {
         let reader = self.clone();
@@ -37,8 +44,13 @@ impl Renewal {
         }
     }
 
-    /// For everything that waits and was computed by other rules: rules that were loosened let it go now.
+    /// For everything that waits and was computed by other rules: rules that were loosened let it go now. When rules change, and when
+    /// this node begins to lead: whoever led before may not have come to it.
     pub async fn sweep(self, partition: u32) {
+        let _one = self.sweeping.lock().await;
+        if self.hours.stamps(&self.handle.meta()) == Stamps::default() {
+            return;
+        }
         for priority in PRIORITIES {
             let mut after = None;
             loop {

@@ -14,6 +14,7 @@ use crate::seal::{Context, Field, Keyring};
 use carillon_carriers::Clear;
 use carillon_carriers::connector::{BoxFuture, GateClosed, SegmentGate, SendOutcome, SendRequest};
 use carillon_core::Permit;
+use carillon_core::meta::senders;
 use carillon_delivery::hours::MARGIN_MS;
 use carillon_delivery::lease::{common, stack};
 use carillon_proto::internal::{Command, RecordOutcome, command::Kind};
@@ -150,13 +151,16 @@ impl Sender {
         let word = outcome.outcome.as_str_name().trim_start_matches("OUTCOME_").to_ascii_lowercase();
         metrics::counter!("carillon_attempts_total", "carrier" => carrier, "outcome" => word).increment(1);
         if outcome.code != PANIC_CODE {
-            let carrier_no = permit.carrier_no;
-            drop(self.local.send(Local::Answered { carrier_no, outcome: outcome.outcome }).await);
+            let (carrier_no, sender_no) = (permit.carrier_no, permit.sender_no);
+            let answered = Local::Answered { carrier_no, sender_no, outcome: outcome.outcome };
+            drop(self.local.send(answered).await);
         }
         let pause = outcome.retry_after.unwrap_or(Duration::from_secs(1));
         let throttled = (outcome.outcome == Outcome::Throttled).then_some(pause);
         self.leases.answered(permit.carrier_no, throttled);
-        if matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached | Outcome::LaneBroken) {
+        // One sender that is refused does not stop the others.
+        let broken = outcome.outcome == Outcome::LaneBroken && permit.sender_no == 0;
+        if broken || matches!(outcome.outcome, Outcome::Throttled | Outcome::CapReached) {
             drop(self.local.send(Local::Pause { carrier_no: permit.carrier_no, pause }).await);
         }
         drop(self.local.send(Local::Finished { partition, term, message_id: id }).await);
@@ -199,7 +203,8 @@ impl Sender {
     fn choose(&self, lane: &Lane, permit: &Permit) -> Chosen {
         let stamp = self.leases.stamp();
         let view = self.handle.meta();
-        let stack = stack(&view, permit.carrier_no, permit.practice_no);
+        let sender = own_sender(permit).unwrap_or_default();
+        let stack = stack(&view, permit.carrier_no, permit.practice_no, sender);
         let own = stack != common(&view, permit.carrier_no);
         Chosen { gate: lane.gate(&stack), stamp, own }
     }
@@ -239,10 +244,10 @@ impl Sender {
             attempt_no: permit.attempt_no,
             recipient: text(Field::Recipient, &permit.sealed_recipient)?,
             body: text(Field::Body, &permit.sealed_body)?,
-            sender: None,
+            sender: own_sender(permit).map(str::to_owned),
             encoding: Encoding::try_from(permit.encoding).unwrap_or(Encoding::Gsm7),
             segments: permit.segments,
-            validity: Some(after(valid_until_ms(permit))),
+            validity: Some(validity(permit, times.now_ms)),
             valid_until_ms: valid_until_ms(permit),
             send_by: now + after(permit.send_by_ms),
             start_by: now + after(times.start_by_ms.min(permit.send_by_ms)),
@@ -282,12 +287,22 @@ fn panicked(outcome: Outcome) -> SendOutcome {
     SendOutcome { outcome, carrier_refs: Vec::new(), code, retry_after: None, segments: 0 }
 }
 
+/// The sender that the attempt was committed with, if it is not the account's own.
+fn own_sender(permit: &Permit) -> Option<&str> {
+    (permit.sender_no > 0 && senders::is_address(&permit.sender)).then_some(permit.sender.as_str())
+}
+
 /// Until when the carrier may deliver it: the expiry or the end of the recipient's hours, whichever comes first.
 fn valid_until_ms(permit: &Permit) -> u64 {
     match permit.open_until_ms {
         0 => permit.expires_at_ms,
         until_ms => permit.expires_at_ms.min(until_ms + MARGIN_MS),
     }
+}
+
+/// For how long from now the carrier may try.
+fn validity(permit: &Permit, now_ms: u64) -> Duration {
+    Duration::from_millis(valid_until_ms(permit).saturating_sub(now_ms))
 }
 
 fn not_sent(code: &str) -> SendOutcome {
@@ -297,5 +312,65 @@ fn not_sent(code: &str) -> SendOutcome {
         code: code.to_owned(),
         retry_after: Some(Duration::from_secs(5)),
         segments: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_proto::{MessageId, Slot};
+
+    const NOW_MS: u64 = 1_793_000_000_000;
+
+    fn permit(expires_in_ms: u64, open_for_ms: Option<u64>) -> Permit {
+        Permit {
+            message_id: MessageId::new(NOW_MS, Slot::new(9).unwrap(), 1),
+            attempt_no: 1,
+            carrier_no: 3,
+            practice_no: 1,
+            class: 2,
+            key_epoch: 1,
+            sealed_recipient: Default::default(),
+            sealed_body: Default::default(),
+            encoding: 1,
+            segments: 1,
+            expires_at_ms: NOW_MS + expires_in_ms,
+            send_by_ms: NOW_MS + 2_000,
+            open_until_ms: open_for_ms.map_or(0, |open_for_ms| NOW_MS + open_for_ms),
+            was_held: false,
+            sender_no: 0,
+            sender: "12125550100".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_carrier_gives_up_at_the_expiry_or_at_the_end_of_the_hours_whichever_is_first() {
+        // Nothing begins in the last minute of the hours, and the carrier has it.
+        for (expires_in_ms, open_for_ms, expected_ms) in [
+            (86_400_000, None, 86_400_000),
+            (86_400_000, Some(754_000), 754_000 + MARGIN_MS),
+            (500_000, Some(754_000), 500_000),
+            (754_000 + MARGIN_MS, Some(754_000), 754_000 + MARGIN_MS),
+        ] {
+            let permit = permit(expires_in_ms, open_for_ms);
+            assert_eq!(valid_until_ms(&permit), NOW_MS + expected_ms);
+            assert_eq!(validity(&permit, NOW_MS), Duration::from_millis(expected_ms));
+            assert_eq!(validity(&permit, NOW_MS + 4_000), Duration::from_millis(expected_ms - 4_000));
+        }
+        assert_eq!(validity(&permit(1_000, None), NOW_MS + 2_000), Duration::ZERO, "never in the past");
+    }
+
+    #[test]
+    fn a_message_leaves_under_the_sender_that_its_attempt_was_committed_with() {
+        let own = |sender_no, sender: &str| {
+            let permit = Permit { sender_no, sender: sender.to_owned(), ..permit(1_000, None) };
+            own_sender(&permit).map(str::to_owned)
+        };
+        assert_eq!(own(0, "12125550100"), None, "the account's own, as it is set now");
+        assert_eq!(own(4, "+12125550104").as_deref(), Some("+12125550104"));
+        assert_eq!(own(4, "88022").as_deref(), Some("88022"));
+        // Its sender was dropped meanwhile: what was committed is the account's own, which connectors know better.
+        assert_eq!(own(4, "12125550100"), None);
+        assert_eq!(own(4, "MG00000000000000000000000000000001"), None);
     }
 }

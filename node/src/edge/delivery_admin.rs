@@ -11,15 +11,16 @@ use crate::seal::Keyring;
 use carillon_proto::admin::delivery_admin_server::DeliveryAdmin;
 use carillon_proto::admin::{
     BreakerStatus, DropDeadLettersRequest, DropDeadLettersResponse, DropRouteRequest, DropRouteResponse,
-    GetForecastRequest, GetForecastResponse, ListBreakersRequest, ListBreakersResponse,
-    ListDeadLettersRequest, ListDeadLettersResponse, ListRoutesRequest, ListRoutesResponse,
-    ListUnknownRequest, ListUnknownResponse, PutRouteRequest, PutRouteResponse, ReplayDeadLettersRequest,
-    ReplayDeadLettersResponse, ResolveUnknownRequest, ResolveUnknownResponse, SetBreakerRequest,
-    SetBreakerResponse,
+    DropSenderRequest, DropSenderResponse, GetForecastRequest, GetForecastResponse, ListBreakersRequest,
+    ListBreakersResponse, ListDeadLettersRequest, ListDeadLettersResponse, ListRoutesRequest,
+    ListRoutesResponse, ListSendersRequest, ListSendersResponse, ListUnknownRequest, ListUnknownResponse,
+    PutRouteRequest, PutRouteResponse, PutSenderRequest, PutSenderResponse, ReplayDeadLettersRequest,
+    ReplayDeadLettersResponse, ResolveUnknownRequest, ResolveUnknownResponse, SenderStatus,
+    SetBreakerRequest, SetBreakerResponse,
 };
 use carillon_proto::identity::Role;
 use carillon_proto::internal::meta_command::Kind;
-use carillon_proto::internal::{DropRoute, PutRoute};
+use carillon_proto::internal::{DropRoute, DropSender, PutRoute, PutSender, SenderRecord};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -124,6 +125,52 @@ impl DeliveryAdmin for DeliveryAdminApi {
         let mut routes: Vec<_> = self.handle.meta().routes.values().cloned().collect();
         routes.sort_by(|a, b| (a.rank, &a.name).cmp(&(b.rank, &b.name)));
         Ok(Response::new(ListRoutesResponse { routes }))
+    }
+
+    async fn put_sender(
+        &self,
+        request: Request<PutSenderRequest>,
+    ) -> Result<Response<PutSenderResponse>, Status> {
+        self.check(&request)?;
+        let PutSenderRequest { carrier, sender } = request.into_inner();
+        if sender.is_none() {
+            return Err(Status::invalid_argument("sender is required"));
+        }
+        change(&self.meta, Kind::PutSender(PutSender { carrier, sender })).await?;
+        Ok(Response::new(PutSenderResponse {}))
+    }
+
+    async fn drop_sender(
+        &self,
+        request: Request<DropSenderRequest>,
+    ) -> Result<Response<DropSenderResponse>, Status> {
+        self.check(&request)?;
+        let DropSenderRequest { carrier, address } = request.into_inner();
+        change(&self.meta, Kind::DropSender(DropSender { carrier, address })).await?;
+        Ok(Response::new(DropSenderResponse {}))
+    }
+
+    async fn list_senders(
+        &self,
+        request: Request<ListSendersRequest>,
+    ) -> Result<Response<ListSendersResponse>, Status> {
+        self.check(&request)?;
+        let (view, wanted) = (self.handle.meta(), request.into_inner().carrier);
+        if !wanted.is_empty() && view.carrier(&wanted).is_none() {
+            return Err(Status::not_found("no such carrier"));
+        }
+        let row = |((carrier_no, _), sender): (&(u32, u32), &SenderRecord)| {
+            let carrier = view.carriers.get(carrier_no)?.name.clone();
+            let (state, refused_for_ms) = self.looker.sender_state(sender);
+            let row = SenderStatus {
+                carrier,
+                sender: Some(sender.clone()),
+                state: state.to_owned(),
+                refused_for_ms,
+            };
+            (wanted.is_empty() || row.carrier == wanted).then_some(row)
+        };
+        Ok(Response::new(ListSendersResponse { senders: view.senders.iter().filter_map(row).collect() }))
     }
 
     async fn set_breaker(

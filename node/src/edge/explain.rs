@@ -7,6 +7,7 @@ use super::{internal, view};
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
 use carillon_core::message::{state_of, waits};
+use carillon_core::meta::routes::Way;
 use carillon_delivery::explain::{Explanation, explain, reason};
 use carillon_delivery::forecast::{Capacity, Departure, forecast};
 use carillon_proto::MessageId;
@@ -50,7 +51,8 @@ impl Explains {
         let mut message =
             view::message(&meta, &self.queries.keyring, &id, &payload, &status, MessageView::Basic)
                 .map_err(|e| keyring_status(&e))?;
-        let lane = self.looker.lane(status.carrier_no, status.practice_no, now_ms).await;
+        let way = Way { carrier_no: status.carrier_no, sender_no: status.sender_no };
+        let lane = self.looker.lane(way, status.practice_no, now_ms).await;
         let (departure, lower_bound) = match waits(state_of(&status)) {
             true => {
                 let daily = self.looker.daily(status.carrier_no, now_ms);

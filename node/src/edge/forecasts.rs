@@ -2,6 +2,7 @@
 use super::internal;
 use crate::clock::now_ms as clock_ms;
 use crate::delivery::backlog::{Looker, capacity};
+use carillon_core::meta::routes::Way;
 use carillon_delivery::forecast::{Capacity, Forecast, Waiting, forecast as run};
 use carillon_proto::admin::{GetForecastRequest, GetForecastResponse, LaneForecast, LateMessage};
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ pub(super) async fn forecast(
     let mut backlog = read.map_err(|_| internal("unreadable rows"))?;
     let mut answer = GetForecastResponse { now_ms, ..Default::default() };
     for carrier_no in carriers {
-        let lane = looker.lane(carrier_no, 0, now_ms).await;
+        let lane = looker.lane(Way { carrier_no, sender_no: 0 }, 0, now_ms).await;
         let mut capacity = Capacity { daily: looker.daily(carrier_no, now_ms), ..capacity(&lane) };
         if request.segments_per_second > 0 {
             capacity.segments_per_second = scaled(&view, carrier_no, &capacity, request.segments_per_second);

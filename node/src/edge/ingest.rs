@@ -14,8 +14,9 @@ use crate::seal::{Context, Field, Keyring, KeyringError, PracticeKeys, SealError
 use crate::space::NearFull;
 use bytes::Bytes;
 use carillon_core::classes::ClassTable;
-use carillon_core::meta::level;
-use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
+use carillon_core::meta::level::LEVEL_DELIVERY;
+use carillon_core::meta::routes::{self, Way};
+use carillon_core::meta::{MetaView, senders};
 use carillon_core::{CommandResult, Refusal};
 use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::errors;
@@ -164,9 +165,8 @@ impl Ingest {
         let route = (view.level >= LEVEL_DELIVERY)
             .then(|| routes::route(&view, &practice.record, message.class, &message.recipient))
             .flatten();
-        // Which of them is for `carrier` to say; any id does here.
-        let id = MessageId::new(0, practice.slot, 0);
-        route.is_some_and(|route| routes::choose(&view, route, &id, may).is_some())
+        // Which of them is for `way` to say; anybody does here.
+        route.is_some_and(|route| routes::choose(&view, route, &[], |way| may(way.carrier_no)).is_some())
     }
 
     /// Nothing new before everything that the backup knows is back, keys of old messages above all.
@@ -243,7 +243,8 @@ impl Ingest {
             0 => by_class_ms,
             deadline => by_class_ms.min(deadline),
         };
-        let (carrier_no, route_no) = self.carrier(&view, &practice.record, &id, &message);
+        let recipient_index = keys.recipient_index(&message.recipient);
+        let (way, route_no) = self.way(&view, &practice.record, &recipient_index, &message);
         let place = message
             .place
             .clone()
@@ -255,8 +256,8 @@ impl Ingest {
             practice: practice.record.hours.as_ref(),
             from_ms: begin_ms,
         };
-        let with_hours = view.level >= level::LEVEL_DELIVERY;
-        let plan = match with_hours {
+        let delivery = view.level >= LEVEL_DELIVERY;
+        let plan = match delivery {
             true => self.hours.of(&view).plan(&ask, expires_at_ms),
             false => HoursPlan::default(),
         };
@@ -264,7 +265,6 @@ impl Ingest {
             metrics::counter!("carillon_hours_held_total", "when" => "accept").increment(1);
         }
         let content_mac = keys.content_mac(&sameness::canonical(&message));
-        let delivery = view.level >= level::LEVEL_DELIVERY;
         let (duplicate_index, duplicate_window_ms) =
             sameness::duplicate_check(practice.policy.duplicate_window_s, keys, &message, delivery);
         let optional = |text: &str, index: fn(&PracticeKeys, &str) -> Bytes| match text {
@@ -289,9 +289,9 @@ impl Ingest {
             expires_at_ms,
             deadline_ms: message.deadline_ms,
             // With a place it is in there.
-            time_zone: if with_hours { String::new() } else { message.time_zone },
+            time_zone: if delivery { String::new() } else { message.time_zone },
             sealed_recipient: keys.seal(context, Field::Recipient, message.recipient.as_bytes())?,
-            recipient_index: keys.recipient_index(&message.recipient),
+            recipient_index,
             sealed_body: keys.seal(context, Field::Body, message.body.as_bytes())?,
             sealed_details,
             key_epoch: keys.epoch,
@@ -300,7 +300,7 @@ impl Ingest {
             idempotency_index,
             content_mac,
             reference_index,
-            carrier_no,
+            carrier_no: way.carrier_no,
             retry: Some(policy.retry),
             // Of all messages with the surface for opt-outs, and then by the feature level.
             indexed_by_recipient: delivery && message.ordered,
@@ -308,42 +308,56 @@ impl Ingest {
             duplicate_index,
             duplicate_window_ms,
             ordered: delivery && message.ordered,
-            dead_letter_listed: view.level >= LEVEL_DELIVERY,
+            dead_letter_listed: delivery,
             replay_of: Bytes::new(),
             route_no,
-            place: with_hours.then_some(place),
+            place: delivery.then_some(place),
             due_ms: plan.due_ms,
             open_until_ms: plan.open_until_ms,
             hours_stamp: plan.stamp,
+            sender_no: way.sender_no,
         };
         let told = Told { id, first_send_ms: plan.first_send_ms, expires_before: plan.expires_before };
         Ok((told, accept))
     }
 
-    /// The carrier of a message, and the number of the route that chose it. Without a route it is the practice's; of a route
-    /// whose carriers all fail, the first one, until one works again.
-    fn carrier(
+    /// Carrier and sender of a message, and the number of the route that chose them. Without a route it is the practice's carrier; of a
+    /// route whose carriers all fail, the first one, until one works again. The recipient, by its index, has the same as long as it can be
+    /// used.
+    fn way(
         &self,
         view: &MetaView,
         practice: &PracticeRecord,
-        id: &MessageId,
+        spread: &[u8],
         message: &IngestMessage,
-    ) -> (u32, u32) {
-        let own = (practice.carrier_no, 0);
-        if view.level < LEVEL_DELIVERY || view.routes.is_empty() {
-            return own;
+    ) -> (Way, u32) {
+        let of = |carrier_no: u32, sender_no: u32| Way { carrier_no, sender_no };
+        let own = practice.carrier_no;
+        if view.level < LEVEL_DELIVERY {
+            return (of(own, 0), 0);
         }
+        let sender_works = |way: &Way| way.can_be_used(view) && self.lanes.sender_usable(way.sender_no);
+        let own_sender = || {
+            let pool = |may: &dyn Fn(Way) -> bool| {
+                senders::of_pool(view, own, spread, |sender_no| may(of(own, sender_no)))
+            };
+            let works = pool(&|way| sender_works(&way)).or_else(|| pool(&|way| way.can_be_used(view)));
+            of(own, works.or_else(|| pool(&|_| true)).unwrap_or(0))
+        };
         let Some(route) = routes::route(view, practice, message.class, &message.recipient) else {
-            return own;
+            return (own_sender(), 0);
         };
         let may = |carrier_no: u32| {
             view.carriers
                 .get(&carrier_no)
                 .is_none_or(|carrier| self.connect.may_carry(carrier, message.class))
         };
-        let usable = |carrier_no| may(carrier_no) && self.lanes.usable(carrier_no);
-        let chosen = routes::choose(view, route, id, usable).or_else(|| routes::choose(view, route, id, may));
-        chosen.map_or(own, |carrier_no| (carrier_no, route.route_no))
+        let choose = |usable: &dyn Fn(Way) -> bool| {
+            routes::choose(view, route, spread, |way| may(way.carrier_no) && usable(way))
+        };
+        let works = choose(&|way| self.lanes.usable(way.carrier_no) && sender_works(&way));
+        let chosen = works.or_else(|| choose(&|way| way.can_be_used(view))).or_else(|| choose(&|_| true));
+        chosen.map_or_else(|| (own_sender(), 0), |way| (way, route.route_no))
     }
 
     /// `Err(leader hint)` when nothing was appended because this node no longer leads.

@@ -3,8 +3,8 @@ use super::backup::led;
 use super::propose_status;
 use crate::engine::NodeHandle;
 use bytes::Bytes;
-use carillon_core::meta::MetaView;
-use carillon_core::{CommandResult, RESOLVE_LIMIT_MAX, ReadTables, TableError, query};
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY};
+use carillon_core::{CommandResult, RESOLVE_LIMIT_MAX, ReadTables, TableError, is_taken_over, query};
 use carillon_proto::admin::{
     ListQuarantineRequest, ListQuarantineResponse, QuarantineCount, QuarantinedMessage,
     ResolveQuarantineRequest, ResolveQuarantineResponse,
@@ -18,6 +18,8 @@ use tonic::Status;
 const PAGE: usize = 1_000;
 /// Messages named in one answer, at most.
 const LIST_MAX: usize = 10_000;
+/// Messages that stay and are named in the answer of one partition, at most.
+const KEPT_NAMED_MAX: usize = 100;
 /// Between two looks for the gauge.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -64,6 +66,7 @@ fn named(
             expires_at_ms: status.expires_at_ms,
             // The last one stands for what nobody knows.
             attempts: status.attempts.len().saturating_sub(1) as u32,
+            taken_over: is_taken_over(&status),
             ..Default::default()
         };
         named.push((practice_no, message));
@@ -114,27 +117,37 @@ impl Quarantine<'_> {
     ) -> Result<ResolveQuarantineResponse, Status> {
         let partition = led(self.handle, request.partition)?;
         let practice_no = practice_no(&self.handle.meta(), &request.tenant, &request.practice)?;
-        let command = ResolveQuarantine { practice_no, action: request.action, limit: RESOLVE_LIMIT_MAX };
-        let command = Bytes::from(Command { kind: Some(Kind::ResolveQuarantine(command)) }.encode_to_vec());
-        let mut messages = 0;
+        let delivery = self.handle.meta().level >= LEVEL_DELIVERY;
+        let mut command = ResolveQuarantine {
+            practice_no,
+            action: request.action,
+            limit: RESOLVE_LIMIT_MAX,
+            keep_taken_over: delivery && !request.taken_over_too,
+            ..Default::default()
+        };
+        let mut answer = ResolveQuarantineResponse::default();
         loop {
-            let results = self.handle.propose(partition, vec![command.clone()]).await;
-            match results.map_err(|error| propose_status(&error))?.first() {
-                Some(CommandResult::Resolved(resolved)) => {
-                    messages += u64::from(resolved.messages);
-                    let action = request.action().as_str_name();
-                    metrics::counter!("carillon_quarantine_resolved_total", "action" => action)
-                        .increment(u64::from(resolved.messages));
-                    if !resolved.more {
-                        tracing::info!(partition, practice_no, messages, action, "quarantine resolved");
-                        return Ok(ResolveQuarantineResponse { messages });
-                    }
-                }
-                _ => {
-                    return Err(Status::failed_precondition(
-                        "name an action, and wait until a restore is done",
-                    ));
-                }
+            let kind = Some(Kind::ResolveQuarantine(command.clone()));
+            let encoded = Bytes::from(Command { kind }.encode_to_vec());
+            let results = self.handle.propose(partition, vec![encoded]).await;
+            let results = results.map_err(|error| propose_status(&error))?;
+            let Some(CommandResult::Resolved(resolved)) = results.first() else {
+                return Err(Status::failed_precondition("name an action, and wait until a restore is done"));
+            };
+            answer.messages += u64::from(resolved.messages);
+            answer.kept += resolved.kept.len() as u64;
+            let room = KEPT_NAMED_MAX.saturating_sub(answer.kept_message_ids.len());
+            answer.kept_message_ids.extend(resolved.kept.iter().take(room).map(ToString::to_string));
+            let action = request.action().as_str_name();
+            metrics::counter!("carillon_quarantine_resolved_total", "action" => action)
+                .increment(u64::from(resolved.messages));
+            if !resolved.more {
+                let (messages, kept) = (answer.messages, answer.kept);
+                tracing::info!(partition, practice_no, messages, kept, action, "quarantine resolved");
+                return Ok(answer);
+            }
+            if let Some((practice_no, id)) = resolved.last.filter(|_| delivery) {
+                (command.after_practice_no, command.after_message_id) = (practice_no, id.to_bytes());
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::engine::{NodeHandle, ProposeError};
 use crate::seal::Keyring;
 use carillon_core::ReadTables;
 use carillon_core::message::{state_of, waits};
+use carillon_core::meta::routes::Way;
 use carillon_core::query::{self, ListFilter};
 use carillon_delivery::explain::{LaneState, reason};
 use carillon_proto::errors;
@@ -36,7 +37,7 @@ pub struct Queries {
 
 /// How the lanes stand for the messages of one answer: each is looked at once.
 #[derive(Default)]
-pub(super) struct Standing(BTreeMap<(u32, u32), LaneState>);
+pub(super) struct Standing(BTreeMap<(Way, u32), LaneState>);
 
 /// A read that this node cannot serve now.
 pub(super) fn not_leader(error: &ProposeError) -> NotLeader {
@@ -95,9 +96,10 @@ impl Queries {
         if !waits(state_of(status)) || status.due_ms > now_ms {
             return stored;
         }
-        let (carrier_no, practice_no) = (status.carrier_no, status.practice_no);
-        let look = || self.looker.lane_now(carrier_no, practice_no, now_ms);
-        reason(status, standing.0.entry((carrier_no, practice_no)).or_insert_with(look), now_ms)
+        let way = Way { carrier_no: status.carrier_no, sender_no: status.sender_no };
+        let practice_no = status.practice_no;
+        let look = || self.looker.lane_now(way, practice_no, now_ms);
+        reason(status, standing.0.entry((way, practice_no)).or_insert_with(look), now_ms)
     }
 
     /// A message of the tenant, or the answer that there is none.

@@ -216,7 +216,7 @@ fn meta_pieces(rows: MetaBackup) -> Vec<MetaBackup> {
             }
         )*};
     }
-    give!(carriers, practices, policies, data_keys, routes, limits, lanes, breakers, pauses);
+    give!(carriers, practices, policies, data_keys, senders, routes, limits, lanes, breakers, pauses);
     if let Some(row) = rows.hours {
         room(&mut pieces, row.encoded_len());
         pieces.last_mut().expect("there is one").hours = Some(row);
@@ -249,6 +249,7 @@ mod tests {
             breakers: vec![BreakerRecord { carrier_no: 1, ..Default::default() }],
             pauses: vec![PauseRecord { practice_no: 3, ..Default::default() }],
             hours: Some(HoursRecord { version: 2, ..Default::default() }),
+            senders: vec![SenderRecord { sender_no: 1, ..Default::default() }],
         };
         let pieces = meta_pieces(rows.clone());
         assert!(pieces.len() > 3 && pieces.iter().all(|p| p.encoded_len() < META_PIECE_BYTES + 64 * 1024));
@@ -262,6 +263,7 @@ mod tests {
             all.lanes.extend(piece.lanes);
             all.breakers.extend(piece.breakers);
             all.pauses.extend(piece.pauses);
+            all.senders.extend(piece.senders);
             all.hours = all.hours.or(piece.hours);
             all
         });

@@ -52,6 +52,7 @@ fn present(id: &str, key: &str, state: S, attempts: &[(u32, Outcome)]) -> Presen
         reason: if state == S::Unknown { "answer_timeout" } else { "-" }.to_owned(),
         expires_at_ms: None,
         lost_answers: 0,
+        carriers: Vec::new(),
     };
     Present {
         listed,

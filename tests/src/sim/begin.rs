@@ -5,7 +5,7 @@ use super::node::Waiter;
 use super::plant::Plant;
 use super::wing::{PeerCall, SEND_WITHIN_MS};
 use super::world::World;
-use carillon_core::meta::level;
+use carillon_core::meta::{MetaView, level, senders};
 use carillon_core::{CommandResult, Permit, Refusal, query};
 use carillon_delivery::lease::common;
 use carillon_delivery::{BeginDecision, BeginResult, PRIORITIES};
@@ -21,6 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A day, as the caps for messages to one recipient see it; a long one where there are none.
 const DAY_MS: u64 = 5_000;
 const LONG_DAY_MS: u64 = 1_000_000;
+
+/// What the recipient will see.
+fn address<'a>(meta: &'a MetaView, decided: &BeginDecision) -> &'a str {
+    senders::address(meta, decided.carrier_no, decided.sender_no)
+}
 
 impl World {
     /// Tells the scheduler which practices weigh more than others, and which are paused.
@@ -67,7 +72,8 @@ impl World {
                     term,
                     send_by_ms: now_ms + self.send_within_ms(node, decided.carrier_no, decided.segments),
                     node_id: self.nodes[node].id,
-                    sender: String::new(),
+                    sender: address(&self.nodes[node].meta, decided).to_owned(),
+                    sender_no: decided.sender_no,
                     frequency: self.frequency_rule(node, decided, now_ms),
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }
@@ -169,6 +175,8 @@ impl World {
                 send_by_ms: now_ms + SEND_WITHIN_MS,
                 open_until_ms: 0,
                 was_held: false,
+                sender_no: decided.sender_no,
+                sender: address(&self.nodes[node].meta, decided).to_owned(),
             };
             self.nodes[node].wing.early.insert((permit.message_id, permit.attempt_no));
             self.start_send(node, (partition, term, false), permit, now_ms, self.now_ms);

@@ -118,10 +118,13 @@ impl World {
                     self.follow_burst(&begin.message_id, recipient.clone(), exempt, now_ms);
                     self.oracle.begun(&begin.message_id, recipient);
                 }
-                (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved))
-                    if resolved.messages > 0 =>
-                {
-                    self.trace.count("quarantine_resolved");
+                (Some(Kind::ResolveQuarantine(_)), CommandResult::Resolved(resolved)) => {
+                    if resolved.messages > 0 {
+                        self.trace.count("quarantine_resolved");
+                    }
+                    if !resolved.kept.is_empty() {
+                        self.trace.count("not_released_twice");
+                    }
                 }
                 (Some(Kind::RecordOutcome(_)), CommandResult::Done) => {
                     self.count_while_full(node, "outcome_while_nearly_full");

@@ -1,17 +1,17 @@
 //! Breakers, routes and failover, as the simulator runs them: a mirror of `node/src/delivery/health.rs` and `failover.rs` and of the choice
-//! of a carrier in `node/src/edge/ingest.rs`, around the same `Breaker`, `route` and `choose`.
+//! of carrier and sender in `node/src/edge/ingest.rs`, around the same `Breaker`, `route` and `choose`.
 use super::node::Waiter;
 use super::operator::{carrier_name, put};
 use super::world::World;
-use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, routes};
+use carillon_core::meta::routes::{self, Way};
+use carillon_core::meta::{MetaView, level::LEVEL_DELIVERY, senders};
 use carillon_core::{DueEntry, query};
 use carillon_delivery::PRIORITIES;
 use carillon_delivery::breaker::{Breaker, BreakerConfig, BreakerState};
-use carillon_proto::MessageId;
 use carillon_proto::internal::meta_command::Kind as MetaKind;
 use carillon_proto::internal::{BreakerMode, Command, Reroute, SetBreaker, command::Kind};
 use carillon_proto::public::Outcome;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Between two looks at what waits for a carrier that is given up.
 const LOOK_EVERY_MS: u64 = 1_000;
@@ -96,31 +96,39 @@ impl World {
         lanes.into_iter().filter(|carrier_no| !self.is_open(node, *carrier_no)).collect()
     }
 
-    /// The carrier of a new message, and the route that chose it.
-    pub fn carrier_of(
+    /// Carrier and sender of a new message, and the route that chose them.
+    pub fn way_of(
         &mut self,
         node: usize,
         practice_no: u32,
         own: u32,
-        id: &MessageId,
+        spread: &[u8],
         class: i32,
-    ) -> (u32, u32) {
+    ) -> (Way, u32) {
         let usable = self.usable(node);
         let meta = &self.nodes[node].meta;
-        if meta.level < LEVEL_DELIVERY || meta.routes.is_empty() {
-            return (own, 0);
+        let way = |carrier_no, sender_no| Way { carrier_no, sender_no };
+        if meta.level < LEVEL_DELIVERY {
+            return (way(own, 0), 0);
         }
-        let Some(practice) = meta.practices.get(&practice_no) else { return (own, 0) };
-        let Some(route) = routes::route(meta, practice, class, "+1") else { return (own, 0) };
-        let chosen = routes::choose(meta, route, id, |no| usable.contains(&no));
-        let chosen = chosen.or_else(|| routes::choose(meta, route, id, |_| true));
-        chosen.map_or((own, 0), |carrier_no| (carrier_no, route.route_no))
+        let own_sender = || {
+            let can = |sender_no| way(own, sender_no).can_be_used(meta);
+            way(own, senders::of_pool(meta, own, spread, can).unwrap_or(0))
+        };
+        let Some(practice) = meta.practices.get(&practice_no) else { return (own_sender(), 0) };
+        let Some(route) = routes::route(meta, practice, class, "+1") else { return (own_sender(), 0) };
+        let can = |way: Way| usable.contains(&way.carrier_no) && way.can_be_used(meta);
+        let chosen = routes::choose(meta, route, spread, can);
+        let chosen = chosen.or_else(|| routes::choose(meta, route, spread, |way| way.can_be_used(meta)));
+        chosen.map_or_else(|| (own_sender(), 0), |way| (way, route.route_no))
     }
 
     /// What waits for a carrier whose breaker is open goes to another one, if its route has one. One that is tried again (half open)
     /// keeps its messages, but not those that it has failed already.
     pub fn reroute_from_open(&mut self, node: usize) {
-        if self.now_ms < self.nodes[node].wing.failover_at || self.nodes[node].meta.routes.is_empty() {
+        let meta = &self.nodes[node].meta;
+        let nowhere = meta.routes.is_empty() && meta.senders.is_empty();
+        if self.now_ms < self.nodes[node].wing.failover_at || meta.level < LEVEL_DELIVERY || nowhere {
             return;
         }
         self.nodes[node].wing.failover_at = self.now_ms + LOOK_EVERY_MS;
@@ -130,13 +138,17 @@ impl World {
         let states: BTreeMap<u32, BreakerState> = wing.breakers.iter_mut().map(state).collect();
         let closed = |carrier_no: &u32| states.get(carrier_no).is_none_or(|s| *s == BreakerState::Closed);
         let usable: Vec<u32> = wing.lanes.keys().copied().filter(closed).collect();
-        if states.values().all(|state| *state == BreakerState::Closed) {
+        let any_sender = !self.nodes[node].meta.senders.is_empty();
+        if !any_sender && states.values().all(|state| *state == BreakerState::Closed) {
             return;
         }
         for partition in 1..=self.plan.partitions {
-            let commands = self.moves(node, partition, (&states, &usable), now_ms);
-            if !commands.is_empty() {
-                self.trace.count("rerouted_from_open_breaker");
+            let moves = self.moves(node, partition, (&states, &usable), now_ms);
+            for what in moves.iter().map(|(what, _)| *what).collect::<BTreeSet<_>>() {
+                self.trace.count(what);
+            }
+            if !moves.is_empty() {
+                let commands = moves.into_iter().map(|(_, command)| command).collect();
                 self.propose(node, partition, commands, Waiter::Nobody);
             }
         }
@@ -148,7 +160,7 @@ impl World {
         partition: u32,
         (states, usable): (&BTreeMap<u32, BreakerState>, &[u32]),
         now_ms: u64,
-    ) -> Vec<Command> {
+    ) -> Vec<(&'static str, Command)> {
         let at = &self.nodes[node];
         let Some(store) = at.stores.get(&partition).filter(|_| at.leads(partition)) else {
             return Vec::new();
@@ -156,19 +168,38 @@ impl World {
         let until_ms = now_ms + 2 * LOOK_EVERY_MS;
         let pages = PRIORITIES.iter().map(|p| query::due_sweep(store, *p, None, until_ms, PAGE));
         let command = |row: DueEntry| {
-            let state = states.get(&row.carrier_no).filter(|state| **state != BreakerState::Closed)?;
-            let (_, status) = query::message(store, &row.message_id).ok().flatten()?;
+            let from = Way { carrier_no: row.carrier_no, sender_no: row.sender_no };
+            let state = states.get(&row.carrier_no).filter(|state| **state != BreakerState::Closed);
+            let sender_lost = !from.can_be_used(&at.meta);
+            if state.is_none() && !sender_lost {
+                return None;
+            }
+            let (payload, status) = query::message(store, &row.message_id).ok().flatten()?;
+            let spread = payload.accept.map(|accept| accept.recipient_index).unwrap_or_default();
             let failed = status.attempts.last().is_some_and(|a| a.carrier_no == row.carrier_no);
-            let route = at.meta.routes.get(&status.route_no)?;
-            let to = routes::choose(&at.meta, route, &row.message_id, |no| usable.contains(&no))?;
+            let can = |way: Way| usable.contains(&way.carrier_no) && way.can_be_used(&at.meta);
+            let to = match at.meta.routes.get(&status.route_no) {
+                Some(route) => routes::choose(&at.meta, route, &spread, can)?,
+                None => {
+                    let carrier_no = row.carrier_no;
+                    let way = |sender_no| Way { carrier_no, sender_no };
+                    way(senders::of_pool(&at.meta, carrier_no, &spread, |no| can(way(no)))?)
+                }
+            };
             let reroute = Reroute {
                 message_id: row.message_id.to_bytes(),
-                from_carrier_no: row.carrier_no,
-                to_carrier_no: to,
-                due_ms: now_ms,
+                from_carrier_no: from.carrier_no,
+                to_carrier_no: to.carrier_no,
+                from_sender_no: from.sender_no,
+                to_sender_no: to.sender_no,
+                due_ms: 0,
             };
-            let goes = to != row.carrier_no && (failed || *state != BreakerState::HalfOpen);
-            goes.then_some(Command { kind: Some(Kind::Reroute(reroute)) })
+            let goes = to != from && (failed || sender_lost || state != Some(&BreakerState::HalfOpen));
+            let what = match to.carrier_no == from.carrier_no {
+                true => "rerouted_to_another_sender",
+                false => "rerouted_from_open_breaker",
+            };
+            goes.then_some((what, Command { kind: Some(Kind::Reroute(reroute)) }))
         };
         pages.filter_map(Result::ok).flatten().filter_map(command).collect()
     }

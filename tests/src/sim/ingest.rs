@@ -7,6 +7,7 @@ use super::plant::Plant;
 use super::rng::{hash, mix};
 use super::world::World;
 use carillon_core::meta::level;
+use carillon_core::meta::routes::Way;
 use carillon_delivery::hours::{Ask, HoursPlan};
 use carillon_proto::internal::{
     Accept, Cancel, Command, OptOut, Place, RetryPolicy, UnknownPolicy, command::Kind,
@@ -139,7 +140,9 @@ impl World {
         let text = if self.plan.settings.duplicate_window_s > 0 { draw >> 48 & 1 } else { content };
         let same = mix(text ^ (((draw >> 16) % RECIPIENTS) << 32) ^ (u64::from(class as u32) << 40));
         let fused = delivery && duplicate_window_s > 0;
-        let (carrier_no, route_no) = self.carrier_of(node, practice_no, carrier_no, &id, class);
+        let recipient = recipient_index(draw >> 16);
+        let (Way { carrier_no, sender_no }, route_no) =
+            self.way_of(node, practice_no, carrier_no, &recipient, class);
         Accept {
             message_id: id.to_bytes(),
             practice_no,
@@ -153,7 +156,8 @@ impl World {
             hours_stamp: plan.stamp,
             time_zone: String::new(),
             sealed_recipient: content.to_be_bytes().to_vec().into(),
-            recipient_index: recipient_index(draw >> 16),
+            recipient_index: recipient,
+            sender_no,
             ordered: delivery && draw >> 20 & 1 == 0 && !self.planted(Plant::OrderIgnored),
             due_by_practice: delivery,
             duplicate_index: if fused { bytes16(same, 3).into() } else { Bytes::new() },

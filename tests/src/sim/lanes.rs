@@ -2,6 +2,7 @@
 //! `Holder`, `stack` and `share_of`.
 use super::node::Asker;
 use super::plant::Plant;
+use super::sending::stack_of;
 use super::wing::PeerCall;
 use super::world::World;
 use carillon_core::meta::{level, share_of};
@@ -188,15 +189,12 @@ impl World {
 
     /// Other limits are in force: whoever waits at a gate looks again which ones it needs.
     fn choose_again(&mut self, node: usize, mono: Duration) {
-        let ignored = self.planted(Plant::StackIgnored);
+        let plant = self.plan.plant;
         let at = &mut self.nodes[node];
-        for (carrier_no, lane) in &mut at.wing.lanes {
+        for lane in at.wing.lanes.values_mut() {
             for ticket in lane.drain() {
                 let Some(sending) = at.wing.sends.get_mut(&ticket.2) else { continue };
-                sending.stack = lease::stack(&at.meta, *carrier_no, sending.permit.practice_no);
-                if ignored {
-                    sending.stack.truncate(1);
-                }
+                sending.stack = stack_of(&at.meta, &sending.permit, plant);
                 lane.put_back(&sending.stack, ticket);
             }
             lane.wake_at = None;

@@ -94,6 +94,8 @@ pub struct Oracle {
     pub stack: Stack,
     pub fuses: super::fuses::Fuses,
     pub changes: super::care::Changes,
+    /// Whoever releases messages after a restore leaves those that a carrier is known to have.
+    pub keeps_taken_over: bool,
 }
 
 impl Deref for Oracle {
@@ -111,8 +113,8 @@ impl DerefMut for Oracle {
 }
 
 impl Oracle {
-    pub fn new(limits: &[PlannedLimit]) -> Self {
-        Self { stack: Stack::new(limits), ..Self::default() }
+    pub fn new(limits: &[PlannedLimit], keeps_taken_over: bool) -> Self {
+        Self { stack: Stack::new(limits), keeps_taken_over, ..Self::default() }
     }
 
     /// I3: the committed prefix never changes and equal indexes have equal digests. True for the first replica.
@@ -166,7 +168,10 @@ impl Oracle {
                 wrong = Some(format!("I4 message {id}: attempt {} after {}", event.attempt, seen.attempts));
             }
             seen.attempts = event.attempt;
-            wrong = wrong.or_else(|| begun_too_early(&id, event.attempt, status, seen.released));
+            wrong = wrong.or_else(|| {
+                let released = (seen.released, self.keeps_taken_over);
+                begun_too_early(&id, event.attempt, status, released)
+            });
         }
         if to == MessageState::Delivered && !self.truth.is_accepted(&id) {
             wrong = Some(format!("I9 message {id} is DELIVERED but no carrier has it"));
@@ -306,7 +311,7 @@ fn begun_too_early(
     id: &MessageId,
     attempt_no: u32,
     status: &MessageStatus,
-    released: bool,
+    (released, keeps_taken_over): (bool, bool),
 ) -> Option<String> {
     let earlier = status.attempts.iter().filter(|a| a.number < attempt_no);
     let policy = status.retry.unwrap_or_default().unknown_policy();
@@ -325,8 +330,8 @@ fn begun_too_early(
             Outcome::Unspecified => false,
             // Its answer came later, in the same entry: what counted was that there was none.
             _ if attempt.end_ms >= begun => policy == UnknownPolicy::ResendOnce,
-            // An operator who releases a message after a restore decides that it goes, whatever the old cluster had been told.
-            Outcome::Accepted => released,
+            // An operator may release after a restore what the old cluster had been told of, but has to say so.
+            Outcome::Accepted => released && !keeps_taken_over,
             // A late refusal of an attempt before the last one: nothing was handed over by it.
             _ => !last && policy == UnknownPolicy::ResendOnce,
         };

@@ -79,6 +79,8 @@ pub enum Plant {
     StackLeaseTwice,
     /// Segments need a permit of the account only.
     StackIgnored,
+    /// Segments need a permit of the account's own sender, whatever sender they leave under.
+    SenderIgnored,
     /// Nodes ask for a limit by what waits for its carrier, whoever needs it (a real bug, found by reading).
     DemandOfCarrier,
     /// What is taken of a daily cap is known to the leader and not to the log.
@@ -106,7 +108,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 50] = [
         Self::AckBeforePersist,
         Self::IgnoreSyncError,
         Self::SkipTermCheck,
@@ -144,6 +146,7 @@ impl Plant {
         Self::LogRotIgnored,
         Self::StackLeaseTwice,
         Self::StackIgnored,
+        Self::SenderIgnored,
         Self::DemandOfCarrier,
         Self::CapForgotten,
         Self::CapOutsideApply,

@@ -37,7 +37,9 @@ impl Scenario {
     pub(super) fn shape_delivery(self, plan: &mut Plan, faults: &mut Vec<(u64, Fault)>) {
         let (seed, healthy) = (plan.seed, plan.seed % 2 == 1);
         match self {
-            Self::StackedLimits | Self::DailyCaps | Self::Pieces => self.shape_limits(plan, faults),
+            Self::StackedLimits | Self::Senders | Self::DailyCaps | Self::Pieces => {
+                self.shape_limits(plan, faults)
+            }
             Self::Fairness => {
                 busy(plan, 8);
                 (plan.partitions, plan.practices, plan.ops_per_second) = (1, 4, 60);
@@ -129,6 +131,16 @@ impl Scenario {
                 (plan.settings.midnight, plan.settings.roomy) = (true, Some(50));
                 plan.settings.limits =
                     vec![limit(Scope::Brand(0), 60, 0, 950), limit(Scope::Account, 15, 1, 0)];
+            }
+            Self::Senders => {
+                busy(plan, 20);
+                plan.settings.senders = 3;
+                // Every node sends under each of them, so a handful of tokens is always on its way between three.
+                plan.settings.limits = vec![
+                    limit(Scope::Own(1), 5, 1, 700),
+                    limit(Scope::Own(2), 3, 1, 700),
+                    limit(Scope::Own(3), 6, 2, 700),
+                ];
             }
             Self::Pieces => {
                 busy(plan, 24);

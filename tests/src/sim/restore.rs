@@ -188,11 +188,17 @@ impl World {
     /// An operator decides what becomes of a practice's messages in quarantine, in every partition.
     pub fn resolve_quarantine(&mut self, practice_no: u32, release: bool) {
         let action = if release { QuarantineAction::Release } else { QuarantineAction::Drop };
-        let resolve = ResolveQuarantine { practice_no, action: action.into(), limit: RESOLVE_LIMIT };
+        let resolve = ResolveQuarantine {
+            practice_no,
+            action: action.into(),
+            limit: RESOLVE_LIMIT,
+            keep_taken_over: self.oracle.keeps_taken_over,
+            ..Default::default()
+        };
         for partition in 1..=self.plan.partitions {
             let leader = (0..self.nodes.len()).find(|n| self.nodes[*n].up && self.nodes[*n].leads(partition));
             if let Some(node) = leader {
-                let command = Command { kind: Some(Kind::ResolveQuarantine(resolve)) };
+                let command = Command { kind: Some(Kind::ResolveQuarantine(resolve.clone())) };
                 self.propose(node, partition, vec![command], Waiter::Nobody);
             }
         }

@@ -39,6 +39,8 @@ pub enum Scenario {
     Nights,
     /// Limits of practices, campaigns, brands and senders on a busy lane.
     StackedLimits,
+    /// Senders of one carrier, each with a limit of its own.
+    Senders,
     /// Caps of a calendar day that ends within the run.
     DailyCaps,
     /// Long messages that leave in one piece, on a lane with few tokens.
@@ -54,7 +56,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::PowerCuts,
         Self::Isolations,
         Self::QuickRestarts,
@@ -71,6 +73,7 @@ impl Scenario {
         Self::RottenLogs,
         Self::Nights,
         Self::StackedLimits,
+        Self::Senders,
         Self::DailyCaps,
         Self::Pieces,
         Self::Fairness,
@@ -134,6 +137,7 @@ impl Scenario {
                 each(plan, 8_000, 9_700, |n| faults.push((n, Fault::Power { node: 0, down_ms: 900 })));
             }
             Self::StackedLimits
+            | Self::Senders
             | Self::DailyCaps
             | Self::Pieces
             | Self::Fairness

@@ -2,15 +2,27 @@
 //! with the parts of a message: in order, each one after its permit and after the answer to the one before.
 use super::carrier::{PartAnswer, Submit};
 use super::plant::Plant;
-use super::settings::practice_of;
+use super::settings::{practice_of, sender_address};
 use super::truth::Write;
 use super::wing::{RESPONSE_TIMEOUT_MS, Sending};
 use super::world::{Event, World};
 use carillon_core::Permit;
-use carillon_delivery::lease::{self, Holder, Wait};
+use carillon_core::meta::MetaView;
+use carillon_delivery::lease::{self, Holder, LimitId, Wait};
 use carillon_proto::internal::LaneAnswers;
 use carillon_proto::public::Outcome;
 use std::time::Duration;
+
+/// The limits that an attempt needs now, under the sender that it was committed with.
+pub fn stack_of(meta: &MetaView, permit: &Permit, plant: Option<Plant>) -> Vec<LimitId> {
+    let own = permit.sender_no == 0 || plant == Some(Plant::SenderIgnored);
+    let sender = if own { "" } else { permit.sender.as_str() };
+    let mut stack = lease::stack(meta, permit.carrier_no, permit.practice_no, sender);
+    if plant == Some(Plant::StackIgnored) {
+        stack.truncate(1);
+    }
+    stack
+}
 
 impl World {
     /// Runs one committed attempt: its parts wait for the gate in turn.
@@ -28,10 +40,7 @@ impl World {
         let send_within_ms = permit.send_by_ms.saturating_sub(then_ms);
         let send_by = self.mono(node) + Duration::from_millis(left_ms);
         let carrier_no = permit.carrier_no;
-        let mut stack = lease::stack(&self.nodes[node].meta, carrier_no, permit.practice_no);
-        if self.planted(Plant::StackIgnored) {
-            stack.truncate(1);
-        }
+        let stack = stack_of(&self.nodes[node].meta, &permit, self.plan.plant);
         let whole = self.plan.settings.whole == Some(carrier_no as usize - 1);
         let wing = &mut self.nodes[node].wing;
         wing.next_send += 1;
@@ -152,10 +161,16 @@ impl World {
         let (decided_ms, send_within_ms, expires) =
             (sending.decided_ms, sending.send_within_ms, permit.expires_at_ms);
         let (carrier_no, practice_no) = (permit.carrier_no, permit.practice_no);
+        let sent_as = permit.sender.clone();
         let at = &self.nodes[node];
         let lane = &at.wing.lanes[&carrier_no];
         let (carrier, limit) = (lane.carrier, lane.limit);
         let practice = practice_of(&at.meta, practice_no);
+        let is_own = |number: &u32| sent_as == sender_address(carrier, *number);
+        let sender = (1..=self.plan.settings.senders).find(is_own).unwrap_or(0);
+        if sender > 0 {
+            self.trace.count("sent_under_own_sender");
+        }
         let epoch = self.nodes[node].epoch;
         let clock_error_ms = self.clock_error_ms();
         let error_ms = 2 * clock_error_ms;
@@ -167,6 +182,7 @@ impl World {
             part,
             carrier,
             practice,
+            sender,
             limit,
             decided_ms,
             // A drifting clock, and the millisecond in which it is looked at.
@@ -226,8 +242,8 @@ impl World {
         let wing = &mut at.wing;
         match (wing.lanes.get_mut(&carrier_no), wing.sends.get_mut(&send_no)) {
             (Some(lane), Some(sending)) => {
-                if plant != Some(Plant::StackKept) && plant != Some(Plant::StackIgnored) {
-                    sending.stack = lease::stack(&at.meta, carrier_no, sending.permit.practice_no);
+                if plant != Some(Plant::StackKept) {
+                    sending.stack = stack_of(&at.meta, &sending.permit, plant);
                 }
                 lane.push(&sending.stack, sending.urgent, send_no);
             }

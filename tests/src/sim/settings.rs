@@ -1,4 +1,4 @@
-//! What operators set of a run besides its carriers and practices: stacked limits, daily caps, weights, fuses, a route. All of it is put
+//! What operators set of a run besides its carriers and practices: senders, stacked limits, daily caps, weights, fuses, a route. All of it is put
 //! into the meta group once nodes send on leases, and again after a restore.
 use super::client::{TENANT, practice_name};
 use super::operator::carrier_name;
@@ -7,8 +7,8 @@ use super::world::World;
 use carillon_core::meta::MetaView;
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
-    LimitRecord, LimitScope, PutLimit, PutPolicy, PutPractice, PutRoute, RouteRecord, RouteTarget,
-    SendingPolicy,
+    LimitRecord, LimitScope, PutLimit, PutPolicy, PutPractice, PutRoute, PutSender, RouteRecord, RouteTarget,
+    SenderRecord, SendingPolicy,
 };
 use carillon_proto::public::MessageClass;
 
@@ -24,11 +24,19 @@ pub const BEFORE_MIDNIGHT_MS: u64 = 20_000;
 pub const BURST_WINDOW_S: u32 = 60;
 pub const ROUTE: &str = "all";
 
+/// A sender of a carrier besides its account's own, from 1.
+pub fn sender_address(carrier: usize, number: u32) -> String {
+    format!("+1212555{carrier:02}{number:02}")
+}
+
 /// What a limit applies to. Of campaigns, brands and practices: their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     Account,
+    /// The account's own sender.
     Sender,
+    /// One of the others, from 1.
+    Own(u32),
     Campaign(u32),
     Brand(u32),
     Practice(u32),
@@ -61,11 +69,13 @@ pub fn practice_of(view: &MetaView, practice_no: u32) -> u32 {
 }
 
 impl PlannedLimit {
-    /// The oracle's opinion of what it applies to.
-    pub fn covers(&self, carrier: usize, practice: u32) -> bool {
+    /// The oracle's opinion of what it applies to. `sender`: 0 = the account's own.
+    pub fn covers(&self, carrier: usize, practice: u32, sender: u32) -> bool {
         self.carrier == carrier
             && match self.scope {
-                Scope::Account | Scope::Sender => true,
+                Scope::Account => true,
+                Scope::Sender => sender == 0,
+                Scope::Own(number) => sender == number,
                 Scope::Campaign(number) => campaign_of(practice) == number,
                 Scope::Brand(number) => brand_of(practice) == number,
                 Scope::Practice(number) => practice == number,
@@ -74,13 +84,14 @@ impl PlannedLimit {
 
     /// Messages of other practices of the carrier do not need it.
     pub fn is_narrow(&self) -> bool {
-        !matches!(self.scope, Scope::Account | Scope::Sender)
+        !matches!(self.scope, Scope::Account | Scope::Sender | Scope::Own(_))
     }
 
     fn record(&self, view: &MetaView) -> Option<LimitRecord> {
         let (scope, key, practice) = match self.scope {
             Scope::Account => (LimitScope::Account, String::new(), None),
             Scope::Sender => (LimitScope::Sender, SENDER.to_owned(), None),
+            Scope::Own(number) => (LimitScope::Sender, sender_address(self.carrier, number), None),
             Scope::Campaign(number) => (LimitScope::Campaign, format!("campaign-{number}"), None),
             Scope::Brand(number) => (LimitScope::Brand, format!("brand-{number}"), None),
             Scope::Practice(number) => (LimitScope::Practice, String::new(), Some(number)),
@@ -123,6 +134,8 @@ impl PlannedLimit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub limits: Vec<PlannedLimit>,
+    /// Senders of every carrier besides its account's own.
+    pub senders: u32,
     /// When an operator sets all limits to so many permille of these.
     pub changes: Vec<(u64, u32)>,
     /// A day of the caps ends within the run.
@@ -155,6 +168,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             limits: Vec::new(),
+            senders: 0,
             changes: Vec::new(),
             midnight: false,
             weights: Vec::new(),
@@ -214,6 +228,17 @@ impl Settings {
             let lower_ms = rng.within(8_000, 14_000);
             drawn.changes = vec![(lower_ms, 500), (lower_ms + rng.within(100, 9_000), 1_000)];
         }
+        // Its own stream, so that seeds from before there were senders are as they were.
+        let mut rng = Rng::stream(seed, "senders");
+        if rng.chance(200) {
+            drawn.senders = rng.within(1, 3) as u32;
+            if rng.chance(500) {
+                let carrier = rng.below(carriers as u64) as usize;
+                let scope = Scope::Own(rng.within(1, u64::from(drawn.senders)) as u32);
+                let amount = rng.pick(&[2, 5]);
+                drawn.limits.push(PlannedLimit { carrier, scope, amount, window_s: 1, used_permille: 0 });
+            }
+        }
         drawn
     }
 
@@ -223,7 +248,11 @@ impl Settings {
 
     /// Some limit holds for the practice and not for all of the carrier.
     pub fn is_narrow(&self, carrier: usize, practice: u32) -> bool {
-        self.limits.iter().any(|limit| limit.is_narrow() && limit.covers(carrier, practice))
+        // Some of every practice's messages leave under each sender.
+        let of_sender =
+            |limit: &PlannedLimit| matches!(limit.scope, Scope::Own(_)) && limit.carrier == carrier;
+        let narrow = |limit: &PlannedLimit| limit.is_narrow() && limit.covers(carrier, practice, 0);
+        self.limits.iter().any(|limit| narrow(limit) || of_sender(limit))
     }
 
     /// What puts them into force.
@@ -234,6 +263,17 @@ impl Settings {
             Kind::PutPractice(put)
         };
         let mut kinds: Vec<Kind> = (0..view.practices.len() as u32).map(practice).collect();
+        for carrier in 0..carriers {
+            let put = |number| {
+                let sender = SenderRecord {
+                    address: sender_address(carrier, number),
+                    weight: 1,
+                    ..SenderRecord::default()
+                };
+                Kind::PutSender(PutSender { carrier: carrier_name(carrier), sender: Some(sender) })
+            };
+            kinds.extend((1..=self.senders).map(put));
+        }
         let limits = self.limits.iter().filter_map(|limit| limit.record(view));
         kinds.extend(limits.map(|record| Kind::PutLimit(PutLimit { limit: Some(record) })));
         // Days are the simulator's own; here are the fuses, and whom they leave alone.
@@ -250,7 +290,8 @@ impl Settings {
             policy: Some(policy),
         }));
         if self.routed && carriers > 1 {
-            let target = |number, weight| RouteTarget { carrier: carrier_name(number), weight };
+            let target =
+                |number, weight| RouteTarget { carrier: carrier_name(number), weight, sender: String::new() };
             let route = RouteRecord {
                 name: ROUTE.to_owned(),
                 rank: 1,

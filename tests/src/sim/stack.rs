@@ -88,7 +88,7 @@ impl Stack {
         }
         for watched in &mut self.limits {
             let limit = watched.limit;
-            if watched.known_ms.is_some() && limit.covers(write.carrier, write.practice) {
+            if watched.known_ms.is_some() && limit.covers(write.carrier, write.practice, write.sender) {
                 watched.count(write)?;
             }
         }

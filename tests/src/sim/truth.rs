@@ -11,6 +11,8 @@ pub struct Write {
     pub part: u32,
     pub carrier: usize,
     pub practice: u32,
+    /// The sender that the attempt was committed with, from 1; 0 = the account's own.
+    pub sender: u32,
     /// Segments per second of the whole lane.
     pub limit: u32,
     /// When the attempt was decided, and how long after that its writer may still write.

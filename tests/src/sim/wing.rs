@@ -242,7 +242,8 @@ impl Wing {
     fn look_at_rooms(&mut self, mono: std::time::Duration) -> Option<std::time::Duration> {
         let holder = self.holder.as_ref()?;
         let held = |limit| (holder.view(limit, mono), holder.cap_left(limit, mono));
-        self.rooms.look(held, &mut self.scheduler, mono)
+        // No carrier refuses a sender here.
+        self.rooms.look(held, |_| None, &mut self.scheduler, mono)
     }
 
     pub fn term_of(&self, partition: u32) -> Option<u64> {

@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::plant::Plant;
 use super::rng::Rng;
 use super::trace::Trace;
+use carillon_core::meta::level::LEVEL;
 use carillon_delivery::hours::Rulebook;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -95,11 +96,12 @@ impl World {
         };
         let nodes = (0..plan.nodes).map(|n| Node::new(n, plan.start_ms(), plan.clocks[n])).collect();
         let carriers = (0..plan.limits.len()).map(|_| Carrier::default()).collect();
+        let keeps_taken_over = plan.levels.iter().all(|level| *level == LEVEL);
         let mut world = Self {
             book: Arc::new(nights::rules(plan.nights)),
             now_ms: 0,
             trace: Trace::new(print),
-            oracle: Oracle::new(&plan.settings.limits),
+            oracle: Oracle::new(&plan.settings.limits, keeps_taken_over),
             nodes,
             net: Net::default(),
             carriers,

@@ -86,8 +86,10 @@ impl Spare {
 }
 
 pub async fn route(rig: &Rig, name: &str, class: i32, targets: &[(&str, u32)]) {
-    let target =
-        |(carrier, weight): &(&str, u32)| RouteTarget { carrier: (*carrier).to_owned(), weight: *weight };
+    let target = |(carrier, weight): &(&str, u32)| {
+        let (carrier, sender) = carrier.split_once(' ').unwrap_or((carrier, ""));
+        RouteTarget { carrier: carrier.to_owned(), weight: *weight, sender: sender.to_owned() }
+    };
     let classes = if class == 0 { Vec::new() } else { vec![class] };
     let targets = targets.iter().map(target).collect();
     let record =

@@ -1,8 +1,9 @@
-//! What becomes of messages, as real processes: appointments that move, explanations, dead letters, breakers and failover to a second
-//! carrier. The steps share one cluster.
+//! What becomes of messages, as real processes: appointments that move, explanations, dead letters, breakers, failover to a second
+//! carrier, senders. The steps share one cluster.
 mod appointments;
 mod carriers;
 mod dead_letters;
+mod senders;
 
 use carillon_ctl::lab::LabOptions;
 use carillon_tests::rig::Rig;
@@ -38,5 +39,8 @@ async fn a_carrier_that_fails_is_spared_and_what_it_may_have_stays_with_it() {
         .run("failover: what waits goes to the spare, an UNKNOWN stays", carriers::failover(&rig, &spare))
         .await;
     spare.stop();
+    steps.run("senders: a recipient keeps its own, weights, a pause", senders::kept(&rig)).await;
+    steps.run("senders: what waits for a paused one goes to another", senders::moved(&rig)).await;
+    steps.run("senders: named by routes, wrong ones refused, dropped", senders::named(&rig)).await;
     steps.finish();
 }

@@ -232,6 +232,11 @@ fn sending_without_a_permit_of_every_limit() {
 }
 
 #[test]
+fn sending_without_a_permit_of_the_sender() {
+    found_in(Scenario::Senders, Plant::SenderIgnored, 4, &["I6"]);
+}
+
+#[test]
 fn one_permit_for_a_message_that_leaves_in_one_piece() {
     found_in(Scenario::Pieces, Plant::PiecesApart, 4, &["I6"]);
 }

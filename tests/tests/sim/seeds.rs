@@ -208,6 +208,14 @@ fn stacked_limits_hold_and_are_used() {
     scenario_holds(Scenario::StackedLimits, 8, &branches);
 }
 
+/// Limits of single senders of one carrier: each is a wall, none holds up the others, and all are used.
+#[test]
+fn senders_are_kept_to_their_limits_and_do_not_hold_up_each_other() {
+    let branches =
+        [("sent_under_own_sender", 1_000), ("limits_settled", 1_000), ("rerouted_to_another_sender", 4)];
+    scenario_holds(Scenario::Senders, 8, &branches);
+}
+
 /// Midnight in the cap's zone, and leaders of the meta group that come and go around it.
 #[test]
 fn daily_caps_hold_and_are_used_to_the_end() {

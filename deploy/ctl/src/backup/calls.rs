@@ -5,7 +5,7 @@ use bytes::Bytes;
 use carillon_proto::admin::{
     BeginRestoreRequest, CheckRestoreRequest, ExportMetaRequest, ExportMetaResponse, ExportPartitionRequest,
     ExportPartitionResponse, ListQuarantineRequest, ListQuarantineResponse, ReleaseExportRequest,
-    ResolveQuarantineRequest, RestorePartitionRequest, RestorePartitionResponse,
+    ResolveQuarantineRequest, ResolveQuarantineResponse, RestorePartitionRequest, RestorePartitionResponse,
 };
 use carillon_proto::internal::{FetchSnapshotRequest, SnapshotChunk};
 use futures::Stream;
@@ -80,9 +80,12 @@ impl Admin {
     }
 
     /// Gives the number of messages.
-    pub async fn resolve_quarantine(&self, request: ResolveQuarantineRequest) -> Result<u64, AdminError> {
+    pub async fn resolve_quarantine(
+        &self,
+        request: ResolveQuarantineRequest,
+    ) -> Result<ResolveQuarantineResponse, AdminError> {
         let answer = self.client.clone().resolve_quarantine(long(request, LONG_TIMEOUT)).await;
-        Ok(answer.map_err(|s| AdminError::of("change of the quarantine", s))?.into_inner().messages)
+        Ok(answer.map_err(|s| AdminError::of("change of the quarantine", s))?.into_inner())
     }
 }
 

@@ -16,6 +16,7 @@ mod policy;
 mod practices;
 mod quarantine;
 mod route;
+mod sender;
 mod series;
 mod status;
 mod storage;
@@ -64,9 +65,12 @@ enum Command {
     /// Breakers of carriers: which are open, and the operator's word.
     #[command(subcommand)]
     Breaker(breaker::BreakerCommand),
-    /// Rules that choose carriers.
+    /// Rules that choose carriers and senders.
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// Senders of carriers: numbers, short codes and names.
+    #[command(subcommand)]
+    Sender(sender::SenderCommand),
     /// When backlogs end and which messages will be late, now or under another limit.
     Forecast(forecast::ForecastArgs),
     /// Practices.
@@ -135,6 +139,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Unknown(command) => unknown::run(command, format).await,
         Command::Breaker(command) => breaker::run(command, format).await,
         Command::Route(command) => route::run(command, format).await,
+        Command::Sender(command) => sender::run(command, format).await,
         Command::Forecast(args) => forecast::run(args, format).await,
         Command::Practice(command) => cluster::practice(command, format).await,
         Command::Hours(command) => hours::run(command, format).await,
@@ -245,6 +250,11 @@ mod tests {
         assert_eq!(parse("carillonctl breaker open main --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl route put r --to main=3 --to spare=0 --class staff --lab lab"), Ok(()));
         assert_eq!(parse("carillonctl route put r --to main=x --lab lab"), Err(2));
+        assert_eq!(
+            parse("carillonctl route put r --to main:+12125550100=3 --to main:CLINIC=1 --lab lab"),
+            Ok(())
+        );
+        assert_eq!(parse("carillonctl sender put main +12125550100 --weight 3 --paused --lab lab"), Ok(()));
         let send = "carillonctl message send --practice p --to +13125550142 --body b --idempotency-key k";
         assert_eq!(parse(&format!("{send} --lab lab")), Ok(()));
         assert_eq!(parse(&format!("{send} --api a:1 --cert c --key k --ca a")), Ok(()));

@@ -3,7 +3,9 @@ use super::Verdict;
 use super::backup::Everyone;
 use super::output::{Format, print, table};
 use carillon_ctl::backup::Nodes;
-use carillon_proto::admin::{ListQuarantineRequest, ListQuarantineResponse, ResolveQuarantineRequest};
+use carillon_proto::admin::{
+    ListQuarantineRequest, ListQuarantineResponse, ResolveQuarantineRequest, ResolveQuarantineResponse,
+};
 use carillon_proto::internal::QuarantineAction;
 use carillon_proto::public::MessageClass;
 use clap::{Args, Subcommand};
@@ -25,12 +27,15 @@ pub enum QuarantineCommand {
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=i64::from(LIST_MAX)))]
         limit: u32,
     },
-    /// Send them, although they may have been sent before: each is a possible duplicate.
+    /// Send them, although they may have been sent before: each is a possible duplicate. Those that a carrier is known to have stay.
     Release {
         #[command(flatten)]
         nodes: Everyone,
         #[command(flatten)]
         what: What,
+        /// Also those that a carrier is known to have, at least in part: they are sent twice.
+        #[arg(long)]
+        taken_over_too: bool,
     },
     /// Never send them. They end as UNDELIVERED with the detail restore_dropped.
     Drop {
@@ -66,11 +71,11 @@ pub async fn run(command: QuarantineCommand, format: Format) -> anyhow::Result<V
         QuarantineCommand::List { nodes, which, limit } => {
             list(&nodes.connect()?, &which, limit, format).await
         }
-        QuarantineCommand::Release { nodes, what } => {
-            resolve(&nodes.connect()?, &what, QuarantineAction::Release, format).await
+        QuarantineCommand::Release { nodes, what, taken_over_too } => {
+            resolve(&nodes.connect()?, &what, (QuarantineAction::Release, taken_over_too), format).await
         }
         QuarantineCommand::Drop { nodes, what } => {
-            resolve(&nodes.connect()?, &what, QuarantineAction::Drop, format).await
+            resolve(&nodes.connect()?, &what, (QuarantineAction::Drop, false), format).await
         }
     }
 }
@@ -125,7 +130,7 @@ async fn list(nodes: &Nodes, which: &Scope, limit: u32, format: Format) -> anyho
         "messages": messages.iter().map(|m| json!({
             "message_id": m.message_id, "tenant": m.tenant, "practice": m.practice, "class": class(m.class),
             "partition": m.partition, "accepted_at_ms": m.accepted_at_ms, "expires_at_ms": m.expires_at_ms,
-            "attempts": m.attempts,
+            "attempts": m.attempts, "taken_over": m.taken_over,
         })).collect::<Vec<_>>(),
     });
     print(format, &value, || {
@@ -136,9 +141,13 @@ async fn list(nodes: &Nodes, which: &Scope, limit: u32, format: Format) -> anyho
         println!();
         let rows: Vec<Vec<String>> = messages
             .iter()
-            .map(|m| vec![m.message_id.clone(), m.practice.clone(), class(m.class), m.attempts.to_string()])
+            .map(|m| {
+                let has_it = if m.taken_over { "yes" } else { "not known" };
+                let attempts = m.attempts.to_string();
+                vec![m.message_id.clone(), m.practice.clone(), class(m.class), attempts, has_it.to_owned()]
+            })
             .collect();
-        table(&["MESSAGE", "PRACTICE", "CLASS", "KNOWN ATTEMPTS"], &rows);
+        table(&["MESSAGE", "PRACTICE", "CLASS", "KNOWN ATTEMPTS", "CARRIER HAS IT"], &rows);
         println!("{total} messages are held");
     })?;
     Ok(Verdict::Done)
@@ -147,7 +156,7 @@ async fn list(nodes: &Nodes, which: &Scope, limit: u32, format: Format) -> anyho
 async fn resolve(
     nodes: &Nodes,
     what: &What,
-    action: QuarantineAction,
+    (action, taken_over_too): (QuarantineAction, bool),
     format: Format,
 ) -> anyhow::Result<Verdict> {
     let word = if action == QuarantineAction::Release { "released" } else { "dropped" };
@@ -162,22 +171,32 @@ async fn resolve(
         })?;
         return Ok(Verdict::Done);
     }
-    let mut messages = 0;
+    let mut sum = ResolveQuarantineResponse::default();
     for partition in partitions(nodes).await? {
         let request = ResolveQuarantineRequest {
             partition,
             tenant: what.which.tenant.clone().unwrap_or_default(),
             practice: what.which.practice.clone().unwrap_or_default(),
             action: action.into(),
+            taken_over_too,
         };
         let call = |_, admin: carillon_ctl::admin::Admin| {
             let request = request.clone();
             async move { Ok(admin.resolve_quarantine(request).await?) }
         };
-        messages += nodes.on_leader(partition, call).await?;
+        let answer = nodes.on_leader(partition, call).await?;
+        sum.messages += answer.messages;
+        sum.kept += answer.kept;
+        sum.kept_message_ids.extend(answer.kept_message_ids);
     }
-    print(format, &json!({ "dry_run": false, "messages": messages }), || {
-        println!("{messages} messages {word}")
-    })?;
+    let ResolveQuarantineResponse { messages, kept, kept_message_ids } = sum;
+    let value = json!({ "dry_run": false, "messages": messages, "kept": kept, "kept_ids": kept_message_ids });
+    print(format, &value, || println!("{messages} messages {word}"))?;
+    if kept > 0 {
+        kept_message_ids.iter().for_each(|id| eprintln!("{id}"));
+        anyhow::bail!(
+            "{kept} messages were not released: a carrier is known to have them, so each would be sent twice; drop them, or repeat with --taken-over-too"
+        );
+    }
     Ok(Verdict::Done)
 }

@@ -1,4 +1,4 @@
-//! `carillonctl route ...`: rules that choose carriers, by weight and health. See deploy/runbooks/routes.md.
+//! `carillonctl route ...`: rules that choose carriers and senders, by weight and health. See deploy/runbooks/carriers.md.
 use super::Verdict;
 use super::backup::Everyone;
 use super::output::{Format, print, table};
@@ -22,7 +22,8 @@ pub enum RouteCommand {
         /// Rules with lower ranks are looked at first.
         #[arg(long, default_value_t = 100)]
         rank: u32,
-        /// carrier=weight; weight 0: only while no other can be used. May be repeated.
+        /// carrier=weight or carrier:sender=weight; weight 0: only while no other can be used. Without a sender it is one of the
+        /// carrier's. May be repeated.
         #[arg(long = "to", required = true, value_parser = target)]
         to: Vec<RouteTarget>,
         #[arg(long, default_value = "")]
@@ -45,9 +46,10 @@ pub enum RouteCommand {
 }
 
 fn target(text: &str) -> Result<RouteTarget, String> {
-    let (carrier, weight) = text.split_once('=').ok_or("carrier=weight")?;
+    let (way, weight) = text.rsplit_once('=').ok_or("carrier=weight or carrier:sender=weight")?;
     let weight = weight.parse().map_err(|_| "the weight is not a number".to_owned())?;
-    Ok(RouteTarget { carrier: carrier.to_owned(), weight })
+    let (carrier, sender) = way.split_once(':').unwrap_or((way, ""));
+    Ok(RouteTarget { carrier: carrier.to_owned(), weight, sender: sender.to_owned() })
 }
 
 fn class(text: &str) -> Result<i32, String> {
@@ -95,8 +97,11 @@ fn show(format: Format, routes: &[RouteRecord]) -> anyhow::Result<Verdict> {
         let classes = route.classes.iter().filter_map(|class| MessageClass::try_from(*class).ok());
         let classes: Vec<&str> =
             classes.map(|class| class.as_str_name().trim_start_matches("MESSAGE_CLASS_")).collect();
-        let targets: Vec<String> =
-            route.targets.iter().map(|t| format!("{}={}", t.carrier, t.weight)).collect();
+        let target = |t: &RouteTarget| match t.sender.as_str() {
+            "" => format!("{}={}", t.carrier, t.weight),
+            sender => format!("{}:{sender}={}", t.carrier, t.weight),
+        };
+        let targets: Vec<String> = route.targets.iter().map(target).collect();
         let practice = if route.tenant.is_empty() {
             String::new()
         } else {

@@ -25,6 +25,27 @@ async fn an_accepted_message_has_its_canonical_reference() {
     assert_eq!(outcome.carrier_refs, ["ab12"]);
 }
 
+/// The end of the recipient's hours or the expiry, in the carrier's words.
+#[tokio::test]
+async fn a_message_says_until_when_the_carrier_may_try_and_under_which_sender() {
+    let (_smsc, connector, _inbox, mut peer) = one_bind().await;
+    for (n, validity_s, sender, expected, source) in [
+        (1, 754, None, "000000001234000R", ("12025550100", 1)),
+        (2, 90_061, Some("+12125550101"), "000001010101000R", ("12125550101", 1)),
+        (3, 3_600, Some("88022"), "000000010000000R", ("88022", 3)),
+        (4, 3_600, Some("CLINIC"), "000000010000000R", ("CLINIC", 5)),
+    ] {
+        let validity = Some(Duration::from_secs(validity_s));
+        let sender = sender.map(str::to_owned);
+        let sending = spawn_send(&connector, SendRequest { validity, sender, ..request(n, "Hi") });
+        let (sequence, submit) = peer.submit().await;
+        assert_eq!(submit.validity_period.as_str(), expected);
+        assert_eq!((submit.source_addr.as_str(), u8::from(submit.source_addr_ton)), source);
+        peer.accept(sequence, &format!("{n}")).await;
+        assert_eq!(outcome(sending).await.outcome, Outcome::Accepted);
+    }
+}
+
 #[tokio::test]
 async fn each_refusal_has_its_outcome_and_code() {
     let (_smsc, connector, _inbox, mut peer) = one_bind().await;

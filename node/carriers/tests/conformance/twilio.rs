@@ -46,6 +46,13 @@ async fn a_create_says_everything_that_the_contract_knows() {
     );
     carrier.accept(exchange, 2).await;
     outcome(sending).await;
+    // The end of the recipient's hours.
+    let until_night = SendRequest { validity: Some(Duration::from_secs(754)), ..request(7, "Hi") };
+    let sending = spawn_send(&carrier.connector, until_night);
+    let exchange = carrier.api.next().await;
+    assert_eq!(exchange.form["ValidityPeriod"], "754");
+    carrier.accept(exchange, 3).await;
+    outcome(sending).await;
 }
 
 #[tokio::test]

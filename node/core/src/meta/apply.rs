@@ -2,7 +2,7 @@
 use super::keys::{self, Counted};
 use super::{
     CARRIERS_MAX, KEY_EPOCHS_MAX, PRACTICES_MAX, check, hours, level, limits, members, place, policy,
-    replicas, restore, routes, rows, shares,
+    replicas, restore, routes, rows, senders, shares,
 };
 use crate::applied::{self, EntryMeta};
 use crate::digest::Digest;
@@ -30,6 +30,10 @@ pub enum MetaRefusal {
     NoPractice,
     #[error("no such route")]
     NoRoute,
+    #[error("no such sender: {address}; `carillonctl sender list` shows all of them")]
+    NoSender { address: String },
+    #[error("route {route} names this sender; change the route first")]
+    SenderOfRoute { route: String },
     #[error("no such limit; `carillonctl limit list` shows all of them")]
     NoLimit,
     #[error("the cap of the day is reached")]
@@ -203,6 +207,8 @@ fn run(tables: &mut dyn Tables, now_ms: u64, command: MetaCommand) -> Outcome {
         Kind::SetBreaker(c) => routes::set_breaker(tables, &c),
         Kind::PutRoute(c) => routes::put(tables, c),
         Kind::DropRoute(c) => routes::drop_one(tables, &c),
+        Kind::PutSender(c) => senders::put(tables, c),
+        Kind::DropSender(c) => senders::drop_one(tables, &c),
     }
 }
 

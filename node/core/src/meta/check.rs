@@ -1,12 +1,12 @@
 //! Which meta commands make sense on their own, without looking at the tables.
 use super::level::LEVEL_DELIVERY;
 use super::place::NODE_ID_MAX;
-use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX};
+use super::{MetaRefusal, NODES_MAX, TOKEN_LIFE_S_MAX, senders};
 use carillon_proto::internal::meta_command::Kind;
 use carillon_proto::internal::{
     Baa, Bootstrap, BreakerMode, CarrierRecord, CreateToken, LimitRecord, LimitScope, PauseCause,
     PracticeHours, PutDataKey, PutPolicy, PutPractice, ReceiptIdFormat, RecipientZones, RouteRecord,
-    SmppSettings, TwilioSettings,
+    SenderRecord, SmppSettings, TwilioSettings,
 };
 use carillon_proto::public::MessageClass;
 use std::collections::BTreeSet;
@@ -81,6 +81,10 @@ pub(super) fn kind(kind: &Kind, level: u32) -> Check {
         | Kind::PartitionRestored(_) => Ok(()),
         Kind::DropRoute(c) => require(word(&c.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'"),
         Kind::PutRoute(c) => c.route.as_ref().map_or(Ok(()), route),
+        Kind::PutSender(c) => c.sender.as_ref().map_or(Ok(()), sender),
+        Kind::DropSender(c) => {
+            require(senders::is_address(&c.address), "address", "must be the address of a sender")
+        }
         Kind::SetBreaker(c) => require(BreakerMode::try_from(c.mode).is_ok(), "mode", "is unknown"),
         Kind::BeginRestore(c) => require(c.backup_id.len() == 16, "backup_id", "must be 16 bytes"),
         Kind::RestoreMeta(c) => {
@@ -292,6 +296,12 @@ fn smpp_settings(smpp: &SmppSettings) -> Check {
     require(format.is_ok(), "smpp.receipt_id_format", "is unknown")
 }
 
+fn sender(record: &SenderRecord) -> Check {
+    let rule = "must be +E.164, a short code of 3 to 6 digits, or a name of up to 11 characters";
+    require(senders::is_address(&record.address), "address", rule)?;
+    require(record.weight <= 1_000_000, "weight", "must be at most 1000000")
+}
+
 fn route(record: &RouteRecord) -> Check {
     require(word(&record.name, 63, b"-"), "name", "must be 1 to 63 of a-z, 0-9 and '-'")?;
     require(
@@ -301,8 +311,11 @@ fn route(record: &RouteRecord) -> Check {
     )?;
     let targets = (1..=TARGETS_MAX).contains(&record.targets.len());
     require(targets, "targets", "must be 1 to 16")?;
-    let names: BTreeSet<&str> = record.targets.iter().map(|t| t.carrier.as_str()).collect();
-    require(names.len() == record.targets.len(), "targets.carrier", "must be distinct")?;
+    let names: BTreeSet<(&str, &str)> =
+        record.targets.iter().map(|t| (t.carrier.as_str(), t.sender.as_str())).collect();
+    require(names.len() == record.targets.len(), "targets.carrier", "must be distinct, or their senders")?;
+    let senders = record.targets.iter().all(|t| t.sender.is_empty() || senders::is_address(&t.sender));
+    require(senders, "targets.sender", "must be the address of a sender of the carrier, or empty")?;
     let weights = record.targets.iter().all(|t| t.weight <= 1_000_000);
     require(weights, "targets.weight", "must be at most 1000000")?;
     let class = |c: &i32| *c != 0 && MessageClass::try_from(*c).is_ok();

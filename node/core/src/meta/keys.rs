@@ -9,6 +9,7 @@ pub(super) enum Counted {
     Nodes,
     Routes,
     Limits,
+    Senders,
 }
 
 fn join(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -85,6 +86,10 @@ pub(super) fn route_name(name: &str) -> Vec<u8> {
     join(b'f', &[name.as_bytes()])
 }
 
+pub(super) fn sender(carrier_no: u32, sender_no: u32) -> Vec<u8> {
+    join(b'O', &[&carrier_no.to_be_bytes(), &sender_no.to_be_bytes()])
+}
+
 pub(super) fn breaker(carrier_no: u32) -> Vec<u8> {
     join(b'b', &[&carrier_no.to_be_bytes()])
 }
@@ -104,6 +109,7 @@ pub(super) fn counter(of: Counted) -> Vec<u8> {
         Counted::Nodes => b'N',
         Counted::Routes => b'F',
         Counted::Limits => b'V',
+        Counted::Senders => b'O',
     };
     join(b'#', &[&[letter]])
 }

@@ -47,6 +47,7 @@ pub fn needed(kind: &Kind) -> u32 {
         Kind::PutPractice(c) if c.weight > 0 => LEVEL_DELIVERY,
         Kind::BeginRestore(_) | Kind::RestoreMeta(_) | Kind::PartitionRestored(_) => LEVEL_RESTORE,
         Kind::SetBreaker(_) | Kind::PutRoute(_) | Kind::DropRoute(_) => LEVEL_DELIVERY,
+        Kind::PutSender(_) | Kind::DropSender(_) => LEVEL_DELIVERY,
         Kind::PutCarrier(command) if command.carrier.as_ref().is_some_and(beyond_smpp) => LEVEL_DELIVERY,
         Kind::Bootstrap(_)
         | Kind::PutPractice(_)

@@ -6,6 +6,7 @@
 //!  - How much of a limit may be used after a carrier said "too fast" is a function of one record and the time
 //!    ([`ease_permille`]): every leader of the meta group comes to the same.
 use super::apply::{Change, MetaRefusal, Outcome, put_if_new};
+use super::senders::own_address;
 use super::{LIMITS_MAX, keys, rows};
 use crate::records::{decode, encode};
 use crate::tables::{ReadTables, TableError, Tables};
@@ -150,24 +151,25 @@ pub fn ease_permille(lane: Option<&LaneRecord>, now_ms: u64) -> u32 {
     u32::try_from(u64::from(lane.eased_permille) + restored).unwrap_or(1_000).min(1_000)
 }
 
-/// With or without the leading plus of a number.
-fn is_sender(carrier: &CarrierRecord, key: &str) -> bool {
-    let smpp = carrier.smpp.as_ref().map(|smpp| &smpp.source_address);
-    let twilio = carrier.twilio.as_ref().map(|twilio| match twilio.from.is_empty() {
-        true => &twilio.messaging_service_sid,
-        false => &twilio.from,
-    });
-    smpp.or(twilio).is_some_and(|sender| sender.trim_start_matches('+') == key.trim_start_matches('+'))
+/// With or without the leading plus of a number. Without a sender it is the account's own.
+fn is_sender(carrier: &CarrierRecord, sender: &str, key: &str) -> bool {
+    let sender = if sender.is_empty() { own_address(carrier) } else { sender };
+    !sender.is_empty() && sender.trim_start_matches('+') == key.trim_start_matches('+')
 }
 
-/// Whether a limit applies to the messages of a practice on its carrier. The network of a number is not known: the limits of all
-/// networks apply.
-pub fn applies(limit: &LimitRecord, carrier: &CarrierRecord, practice: &PracticeRecord) -> bool {
+/// Whether a limit applies to the messages of a practice on its carrier under a sender (empty: the account's own). The network of a number
+/// is not known: the limits of all networks apply.
+pub fn applies(
+    limit: &LimitRecord,
+    carrier: &CarrierRecord,
+    practice: &PracticeRecord,
+    sender: &str,
+) -> bool {
     let or = |own: &str, default: &str| if own.is_empty() { default.to_owned() } else { own.to_owned() };
     limit.carrier_no == carrier.carrier_no
         && match limit.scope() {
             LimitScope::Account => true,
-            LimitScope::Sender => is_sender(carrier, &limit.key),
+            LimitScope::Sender => is_sender(carrier, sender, &limit.key),
             LimitScope::Campaign => or(&practice.campaign, &carrier.campaign) == limit.key,
             LimitScope::Brand => or(&practice.brand, &carrier.brand) == limit.key,
             LimitScope::Practice => practice.practice_no == limit.practice_no,

@@ -22,11 +22,12 @@
 //! | `R` | ClusterRestore: the backup that the cluster was restored from |
 //! | `F` route_no(4) | RouteRecord |
 //! | `f` name | route_no(4) |
+//! | `O` carrier_no(4) sender_no(4) | SenderRecord |
 //! | `b` carrier_no(4) | BreakerRecord |
 //! | `V` limit_no(4) | LimitRecord |
 //! | `D` limit_no(4) | CapRecord: what is taken of a daily cap |
 //! | `E` carrier_no(4) | LaneRecord: paused, eased |
-//! | `#` `P`, `C`, `N`, `F` or `V` | the last number given out(4) |
+//! | `#` `P`, `C`, `N`, `F`, `V` or `O` | the last number given out(4) |
 //!
 //! Numbers are never reused: they are in keys and sealed data for ever.
 
@@ -45,6 +46,7 @@ mod replicas;
 mod restore;
 pub mod routes;
 mod rows;
+pub mod senders;
 mod shares;
 mod view;
 
@@ -63,6 +65,10 @@ pub const PRACTICES_MAX: u32 = 100_000;
 pub const CARRIERS_MAX: u32 = 1_000;
 /// Routes of a cluster, at most.
 pub const ROUTES_MAX: u32 = 1_000;
+/// Senders of a cluster, at most.
+pub const SENDERS_MAX: u32 = 10_000;
+/// Senders of one carrier account, at most.
+pub const SENDERS_OF_CARRIER_MAX: usize = 64;
 /// Limits besides those of the accounts, at most.
 pub const LIMITS_MAX: usize = 512;
 /// Nodes of a cluster, at most.

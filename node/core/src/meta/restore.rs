@@ -1,7 +1,7 @@
 //! The restore of a backup, as far as the meta group is concerned: that it is under way, what the partitions need of the old meta
-//! group (practices, carriers, wrapped keys, all under their old numbers; limits, pauses, hours), and which partitions are done.
+//! group (practices, carriers, senders, wrapped keys, all under their old numbers; limits, pauses, hours), and which partitions are done.
 //!
-//! Numbers of practices and carriers are in keys and sealed data, so they come back as they were; that is why a restore needs a
+//! Numbers of practices, carriers and senders are in messages, keys and sealed data, so they come back as they were; that is why a restore needs a
 //! cluster that has given out none. Nodes, map and shares are those of the new cluster.
 use super::apply::{Change, MetaRefusal, Outcome, number, put_if_new};
 use super::keys::{self, Counted};
@@ -32,6 +32,7 @@ impl MetaView {
             breakers: self.breakers.values().copied().collect(),
             pauses: self.pauses.values().copied().collect(),
             hours: (self.hours.version > 0).then(|| self.hours.clone()),
+            senders: self.senders.values().cloned().collect(),
         }
     }
 
@@ -130,6 +131,10 @@ pub(super) fn rows(tables: &mut dyn Tables, command: RestoreMeta) -> Outcome {
         tables.put(keys::route_name(&route.name), route.route_no.to_be_bytes().to_vec());
         tables.put(keys::route(route.route_no), encode(route));
         raise(tables, Counted::Routes, route.route_no)?;
+    }
+    for sender in &backup.senders {
+        tables.put(keys::sender(sender.carrier_no, sender.sender_no), encode(sender));
+        raise(tables, Counted::Senders, sender.sender_no)?;
     }
     for policy in &backup.policies {
         tables.put(keys::policy(&policy.tenant, &policy.practice), encode(policy));

@@ -1,27 +1,27 @@
-//! Routes: which carrier a message uses, by rules; and the operators' word about breakers.
+//! Routes: which carrier and which sender a message uses, by rules; and the operators' word about breakers.
 //!
 //! Applying keeps the rows; [`route`] and [`choose`] are what leaders ask before they propose. A route never moves a message that may
-//! have been handed over: see `reroute.rs` of the core.
+//! have been handed over: see `reroute.rs` of the core. The choice is by a hash of the recipient: see `senders.rs`.
 use super::apply::{Change, Outcome, number, put_if_new};
 use super::keys::{self, Counted};
-use super::{MetaRefusal, MetaView, ROUTES_MAX};
+use super::{MetaRefusal, MetaView, ROUTES_MAX, senders};
 use crate::records::encode;
 use crate::tables::Tables;
-use carillon_proto::MessageId;
 use carillon_proto::internal::{
-    BreakerMode, BreakerRecord, DropRoute, PracticeRecord, PutRoute, RouteRecord, SetBreaker,
+    BreakerMode, BreakerRecord, DropRoute, PracticeRecord, PutRoute, RouteRecord, RouteTarget, SetBreaker,
 };
-use siphasher::sip::SipHasher24;
-use std::hash::Hasher as _;
 
-/// Fixed key of the hash that spreads messages over the targets of a route.
+/// Fixed key of the hash that spreads recipients over the targets of a route.
 const SPREAD_KEY: (u64, u64) = (0x6361_7269_6c6c_6f6e, 0x726f_7574_6573_3031);
 
 pub(super) fn put(tables: &mut dyn Tables, command: PutRoute) -> Outcome {
     let Some(mut record) = command.route else { return Ok(Err(MetaRefusal::Empty)) };
     for target in &record.targets {
-        if number(tables, &keys::carrier_name(&target.carrier))?.is_none() {
+        let Some(carrier_no) = number(tables, &keys::carrier_name(&target.carrier))? else {
             return Ok(Err(MetaRefusal::NoCarrier));
+        };
+        if !target.sender.is_empty() && senders::find(tables, carrier_no, &target.sender)?.is_none() {
+            return Ok(Err(MetaRefusal::NoSender { address: target.sender.clone() }));
         }
     }
     if !record.practice.is_empty()
@@ -76,31 +76,39 @@ pub fn route<'a>(
     view.routes.values().filter(fits).min_by_key(|route| (route.rank, route.name.as_str()))
 }
 
-/// The carrier of a route for a message: by weight among those that can be used, the same one for the same message as long as
-/// the same ones can be; one without weight when no other can. `None`: none can be used.
+/// What a message uses: a carrier, and one of its senders (0 = the account's own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    pub carrier_no: u32,
+    pub sender_no: u32,
+}
+
+impl Way {
+    /// Its sender exists and is not paused.
+    pub fn can_be_used(self, view: &MetaView) -> bool {
+        senders::can_be_used(view, self.carrier_no, self.sender_no)
+    }
+}
+
+/// What a route gives a recipient: by weight among the targets that can be used (at least: [`Way::can_be_used`]), the same for the same `spread` (what names the recipient) as
+/// long as that one can be; one without weight when no other can. Of a target without a sender, one of the carrier's. `None`: none
+/// can be used.
 pub fn choose(
     view: &MetaView,
     route: &RouteRecord,
-    id: &MessageId,
-    usable: impl Fn(u32) -> bool,
-) -> Option<u32> {
-    let numbered = |carrier: &str| view.carrier(carrier).map(|record| record.carrier_no);
-    let targets = route.targets.iter().filter_map(|t| Some((numbered(&t.carrier)?, u64::from(t.weight))));
-    let targets: Vec<(u32, u64)> = targets.filter(|(carrier_no, _)| usable(*carrier_no)).collect();
-    let sum: u64 = targets.iter().map(|(_, weight)| weight).sum();
-    if sum == 0 {
-        return targets.first().map(|(carrier_no, _)| *carrier_no);
-    }
-    let mut hasher = SipHasher24::new_with_keys(SPREAD_KEY.0, SPREAD_KEY.1);
-    hasher.write(id.as_bytes());
-    let mut at = hasher.finish() % sum;
-    for (carrier_no, weight) in &targets {
-        if at < *weight {
-            return Some(*carrier_no);
+    spread: &[u8],
+    usable: impl Fn(Way) -> bool,
+) -> Option<Way> {
+    let targets: Vec<(&RouteTarget, u32)> = route.targets.iter().map(|t| (t, t.weight)).collect();
+    senders::by_weight(&targets, SPREAD_KEY, spread, |target| {
+        let carrier_no = view.carrier(&target.carrier)?.carrier_no;
+        let way = |sender_no| Way { carrier_no, sender_no };
+        if target.sender.is_empty() {
+            return senders::of_pool(view, carrier_no, spread, |no| usable(way(no))).map(way);
         }
-        at -= weight;
-    }
-    None
+        let named = senders::of_carrier(view, carrier_no).find(|s| s.address == target.sender)?;
+        usable(way(named.sender_no)).then_some(way(named.sender_no))
+    })
 }
 
 /// What operators want of a carrier's breaker.
@@ -112,8 +120,7 @@ pub fn breaker_mode(view: &MetaView, carrier_no: u32) -> BreakerMode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_proto::Slot;
-    use carillon_proto::internal::{CarrierRecord, RouteTarget};
+    use carillon_proto::internal::{CarrierRecord, SenderRecord};
 
     fn view(routes: Vec<RouteRecord>) -> MetaView {
         let carriers = [(1, "a"), (2, "b"), (3, "spare")];
@@ -125,14 +132,12 @@ mod tests {
     }
 
     fn rule(name: &str, rank: u32, targets: &[(&str, u32)]) -> RouteRecord {
-        let target =
-            |(carrier, weight): &(&str, u32)| RouteTarget { carrier: (*carrier).to_owned(), weight: *weight };
+        let target = |(carrier, weight): &(&str, u32)| {
+            let (carrier, sender) = carrier.split_once(' ').unwrap_or((carrier, ""));
+            RouteTarget { carrier: carrier.to_owned(), weight: *weight, sender: sender.to_owned() }
+        };
         let targets = targets.iter().map(target).collect();
         RouteRecord { name: name.to_owned(), rank, targets, ..Default::default() }
-    }
-
-    fn id(n: u64) -> MessageId {
-        MessageId::new(1, Slot::new(1).unwrap(), n)
     }
 
     #[test]
@@ -158,7 +163,10 @@ mod tests {
         let view = view(vec![rule.clone()]);
         let count = |usable: &dyn Fn(u32) -> bool| {
             let mut counts = [0_u32; 4];
-            (0..4_000).for_each(|n| counts[choose(&view, &rule, &id(n), usable).unwrap_or(0) as usize] += 1);
+            for n in 0..4_000_u32 {
+                let chosen = choose(&view, &rule, &n.to_be_bytes(), |way| usable(way.carrier_no));
+                counts[chosen.map_or(0, |way| way.carrier_no as usize)] += 1;
+            }
             counts
         };
         let all = count(&|_| true);
@@ -166,7 +174,35 @@ mod tests {
         assert_eq!(count(&|n| n != 1), [0, 0, 4_000, 0]);
         assert_eq!(count(&|n| n == 3), [0, 0, 0, 4_000], "the one without weight only when no other can");
         assert_eq!(count(&|_| false), [4_000, 0, 0, 0]);
-        let again = |usable: &dyn Fn(u32) -> bool| choose(&view, &rule, &id(7), usable);
-        assert_eq!(again(&|_| true), again(&|_| true), "the same message, the same carrier");
+        let again = || choose(&view, &rule, b"one", |_| true);
+        assert_eq!(again(), again(), "the same recipient, the same carrier");
+    }
+
+    #[test]
+    fn a_target_names_a_sender_or_leaves_it_to_the_carrier() {
+        let (first, second) = ("+12125550101", "+12125550102");
+        let named = format!("a {first}");
+        let rule = rule("r", 1, &[(named.as_str(), 1), ("b", 1)]);
+        let mut view = view(vec![rule.clone()]);
+        for (carrier_no, sender_no, address) in [(1, 1, first), (2, 2, first), (2, 3, second)] {
+            let sender =
+                SenderRecord { sender_no, carrier_no, address: address.into(), weight: 1, paused: false };
+            view.senders.insert((carrier_no, sender_no), sender);
+        }
+        let ways = |view: &MetaView, usable: &dyn Fn(Way) -> bool| {
+            let mut seen: Vec<(u32, u32)> = (0..400_u32)
+                .filter_map(|n| choose(view, &rule, &n.to_be_bytes(), usable))
+                .map(|way| (way.carrier_no, way.sender_no))
+                .collect();
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(ways(&view, &|_| true), [(1, 1), (2, 2), (2, 3)]);
+        assert_eq!(ways(&view, &|way| way.sender_no != 2), [(1, 1), (2, 3)], "another sender of the carrier");
+        assert_eq!(ways(&view, &|way| way.sender_no != 1), [(2, 2), (2, 3)], "the other carrier");
+        view.senders.get_mut(&(2, 3)).unwrap().paused = true;
+        let can = |way: Way| way.can_be_used(&view);
+        assert_eq!(ways(&view, &can), [(1, 1), (2, 2)], "nothing goes to one that is paused");
     }
 }

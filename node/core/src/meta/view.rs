@@ -6,7 +6,7 @@ use crate::tables::{ReadTables, TableError};
 use carillon_proto::internal::{
     Bootstrap, BreakerRecord, CapRecord, CarrierRecord, ClusterRestore, DataKeyRecord, HoursRecord,
     LaneRecord, LimitRecord, MetaNode, PartitionRecord, PauseRecord, PolicyRecord, PracticeRecord,
-    RouteRecord, SendingPolicy, ShareRecord, TokenRecord,
+    RouteRecord, SenderRecord, SendingPolicy, ShareRecord, TokenRecord,
 };
 use std::collections::BTreeMap;
 
@@ -34,6 +34,8 @@ pub struct MetaView {
     pub carriers: BTreeMap<u32, CarrierRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKeyRecord>,
     pub routes: BTreeMap<u32, RouteRecord>,
+    /// By carrier and number.
+    pub senders: BTreeMap<(u32, u32), SenderRecord>,
     /// What operators want of breakers; a carrier without a row decides by itself.
     pub breakers: BTreeMap<u32, BreakerRecord>,
     /// Limits besides those of the accounts, by number.
@@ -78,6 +80,9 @@ impl MetaView {
             view.carriers.insert(record.carrier_no, record);
         })?;
         each(tables, b'F', |record: RouteRecord| drop(view.routes.insert(record.route_no, record)))?;
+        each(tables, b'O', |record: SenderRecord| {
+            view.senders.insert((record.carrier_no, record.sender_no), record);
+        })?;
         each(tables, b'b', |record: BreakerRecord| {
             view.breakers.insert(record.carrier_no, record);
         })?;
@@ -152,14 +157,14 @@ impl MetaView {
         self.carriers.values().find(|c| c.name == name)
     }
 
-    /// Numbers of the limits besides its account's that apply to a practice on a carrier.
-    pub fn limits_of(&self, carrier_no: u32, practice_no: u32) -> Vec<u32> {
+    /// Numbers of the limits besides its account's that apply to a practice on a carrier under a sender.
+    pub fn limits_of(&self, carrier_no: u32, practice_no: u32, sender: &str) -> Vec<u32> {
         let (Some(carrier), Some(practice)) =
             (self.carriers.get(&carrier_no), self.practices.get(&practice_no))
         else {
             return Vec::new();
         };
-        let of = self.limits.values().filter(|limit| super::applies(limit, carrier, practice));
+        let of = self.limits.values().filter(|limit| super::applies(limit, carrier, practice, sender));
         of.map(|limit| limit.limit_no).collect()
     }
 

@@ -11,7 +11,7 @@ fn id(n: u64) -> MessageId {
 /// Messages `first..first + count` of a practice, of one deadline.
 fn fill(fair: &mut Fair, practice_no: u32, first: u64, count: u64, useful_until: u64) {
     for n in first..first + count {
-        fair.insert(practice_no, (useful_until, id(n)), n as CellNo, false);
+        fair.insert((practice_no, 0), (useful_until, id(n)), n as CellNo, false);
     }
 }
 
@@ -19,8 +19,8 @@ fn fill(fair: &mut Fair, practice_no: u32, first: u64, count: u64, useful_until:
 fn choose(fair: &mut Fair, count: usize, weight: impl Fn(u32) -> u32) -> Vec<u32> {
     (0..count)
         .map(|_| {
-            let (practice_no, key, _) = fair.first(1_000).expect("something is ready");
-            fair.charge(practice_no, &key, false, 1, weight(practice_no));
+            let ((practice_no, _), key, _) = fair.first(1_000).expect("something is ready");
+            fair.charge((practice_no, 0), &key, false, 1, weight(practice_no));
             practice_no
         })
         .collect()
@@ -56,9 +56,9 @@ fn shares_follow_the_weights_and_count_segments() {
     let mut fair = Fair::default();
     (1..=2).for_each(|p| fill(&mut fair, p, u64::from(p) * 10_000, 1_000, FAR));
     while sent.iter().sum::<u32>() < 600 {
-        let (practice_no, key, _) = fair.first(0).unwrap();
+        let ((practice_no, _), key, _) = fair.first(0).unwrap();
         let segments = if practice_no == 1 { 10 } else { 1 };
-        fair.charge(practice_no, &key, false, segments, 1);
+        fair.charge((practice_no, 0), &key, false, segments, 1);
         sent[practice_no as usize - 1] += segments;
     }
     assert!(sent[0].abs_diff(sent[1]) <= 10, "{sent:?}");
@@ -73,8 +73,8 @@ fn coming_and_going_gains_nothing() {
     for n in 0..100 {
         fill(&mut fair, 2, 10_000 + n, 1, FAR);
         chosen.extend(choose(&mut fair, 2, |_| 1));
-        while let Some((_, key, _)) = fair.first(0).filter(|(p, ..)| *p == 2) {
-            fair.remove(2, &key, false);
+        while let Some((_, key, _)) = fair.first(0).filter(|((p, _), ..)| *p == 2) {
+            fair.remove((2, 0), &key, false);
         }
     }
     assert!((90..=101).contains(&count(&chosen, 2)), "{}", count(&chosen, 2));
@@ -121,4 +121,36 @@ fn nothing_is_kept_of_practices_that_are_gone() {
     choose(&mut fair, 1_000, |_| 1);
     assert!(fair.ready() == 0 && fair.shares.is_empty() && fair.ahead.is_empty() && fair.order.is_empty());
     assert_eq!((fair.round, fair.heads.len()), (0, 0));
+}
+
+#[test]
+fn a_closed_sender_holds_up_neither_its_practice_nor_the_others() {
+    let mut fair = Fair::default();
+    // Practice 1 uses two senders, the first one's messages are the more urgent ones.
+    for n in 0..20 {
+        fair.insert((1, 7), (FAR + n, id(n)), n as CellNo, n < 5);
+        fair.insert((1, 8), (FAR + 100 + n, id(100 + n)), n as CellNo, false);
+    }
+    fair.insert((2, 7), (FAR + 50, id(900)), 900, false);
+    let next = |fair: &mut Fair| {
+        let (of, key, _) = fair.first(0)?;
+        fair.charge(of, &key, key.0 < FAR + 5, 1, 1);
+        Some(of)
+    };
+    assert_eq!(next(&mut fair), Some((1, 7)));
+    fair.close_sender(7, true);
+    assert_eq!(fair.practices().collect::<Vec<_>>(), [1], "practice 2 has nothing else");
+    let chosen: Vec<_> = (0..21).map(|_| next(&mut fair)).collect();
+    assert!(chosen[..20].iter().all(|of| *of == Some((1, 8))), "{chosen:?}");
+    assert_eq!(chosen[20], None);
+    assert!(!fair.offers() && fair.ready() == 20 && fair.aged() == 4);
+    assert_eq!(fair.waiting().collect::<Vec<_>>(), [(1, 19), (2, 1)]);
+    // More comes for it meanwhile.
+    fair.insert((3, 7), (FAR + 50, id(901)), 901, false);
+    assert!(!fair.offers());
+    fair.close_sender(7, false);
+    let rest: Vec<_> = std::iter::from_fn(|| next(&mut fair)).collect();
+    assert_eq!(rest.len(), 21);
+    assert_eq!(rest[..2].iter().filter(|(practice_no, _)| *practice_no == 1).count(), 0, "{rest:?}");
+    assert_eq!((fair.ready(), fair.aged()), (0, 0));
 }

@@ -4,6 +4,8 @@
 //!  - A permit is taken from all limits of a message or from none.
 //!  - Nothing is permitted on a lease that has ended, counted from before its request left.
 //!  - Only the answer to the newest request counts.
+//!  - A message that is longer than all tokens of a limit leaves only on a lease whose grantor knows of it: if the node dies right after it, the
+//!    tokens rest for as long as they were used ahead.
 use super::cap::Slice;
 use super::{LeaseAnswer, LeaseRequest, LeaseSettings, LimitId, WANTS_MAX, Want};
 use crate::gate::{GateSettings, LaneGate, WaitUntil};
@@ -69,6 +71,9 @@ struct Held {
     whole: u32,
     /// So many tokens a message needs at once, and until when somebody is known to wait for them.
     need: (u32, Duration),
+    /// As the request that is under way says, and as the one said that the present lease answers.
+    asked_need: u32,
+    told_need: u32,
     /// Tokens that were given back had been used ahead until then.
     owes_until: Duration,
 }
@@ -192,6 +197,7 @@ impl Holder {
             }
             let held = self.held(*limit);
             let used_ago = held.used_at.map(|at| mono.saturating_sub(at));
+            held.asked_need = if held.need.1 > mono { held.need.0 } else { 0 };
             wants.push(Want {
                 limit: *limit,
                 held: held.tokens,
@@ -199,7 +205,7 @@ impl Holder {
                 segments: *segments,
                 skipped: held.skipped,
                 skipped_for: held.skipped_until.saturating_sub(mono),
-                need: if held.need.1 > mono { held.need.0 } else { 0 },
+                need: held.asked_need,
                 owes: held.owes_until.saturating_sub(mono),
             });
         }
@@ -241,6 +247,7 @@ impl Holder {
             }
             (held.tokens, held.frame, held.ends) = (grant.tokens, grant.frame, ends);
             held.whole = grant.whole;
+            held.told_need = held.asked_need;
         }
         let soon = answer.ask_after.map_or(Duration::MAX, |after| mono.saturating_add(after.max(ASK_APART)));
         self.ask_at = match lowered {
@@ -286,7 +293,7 @@ impl Holder {
             }
             let held = self.limits.get(limit).ok_or(Wait::NoLease(*limit))?;
             let gate = held.gate.as_ref().filter(|_| held.ends > mono).ok_or(Wait::NoLease(*limit))?;
-            if held.tokens < held.needed(segments) {
+            if held.tokens < held.needed(segments) || !held.is_told(segments) {
                 return Err(Wait::NoLease(*limit));
             }
             free_at = free_at.max(gate.next_permit()).max(held.closed_until);
@@ -348,9 +355,8 @@ impl Holder {
         let until = mono + ttl + held.frame * turns;
         let before = if held.need.1 > mono { held.need.0 } else { 0 };
         held.need = (before.max(segments), until);
-        if before < segments
-            && self.limits.get(&limit).is_some_and(|held| held.tokens < held.needed(segments))
-        {
+        let lacks = |held: &Held| held.tokens < held.needed(segments) || !held.is_told(segments);
+        if before < segments && self.limits.get(&limit).is_some_and(lacks) {
             self.hurry(mono);
         }
     }
@@ -407,6 +413,8 @@ impl Holder {
             skipped_until: Duration::ZERO,
             whole: 0,
             need: (0, Duration::ZERO),
+            asked_need: 0,
+            told_need: 0,
             owes_until: Duration::ZERO,
         })
     }
@@ -416,6 +424,11 @@ impl Held {
     /// Tokens without which so many segments cannot leave together. What is longer than the whole limit goes with all of it.
     fn needed(&self, segments: u32) -> u32 {
         if segments <= 1 { 1 } else { segments.min(self.whole) }
+    }
+
+    /// Whoever gives out the tokens knows that so many segments may use them ahead. A fixed share is given out by nobody.
+    fn is_told(&self, segments: u32) -> bool {
+        segments <= self.whole.max(1) || self.ends == Duration::MAX || self.told_need >= segments
     }
 
     fn close(&mut self) {

@@ -109,14 +109,24 @@ impl Lane {
         self.holders.retain(|_, holds| {
             let over = holds.ends <= mono;
             if over {
-                ended.push((holds.most, holds.ends));
+                ended.push((holds.most, holds.ends, holds.longest));
             }
             !over
         });
-        for (tokens, ends) in ended {
-            self.rest(tokens, ends + self.frame.length, mono);
+        for (tokens, ends, longest) in ended {
+            self.rest(tokens, ends + self.frame.length + self.used_ahead(longest), mono);
         }
         self.resting.retain(|(_, until)| *until > mono);
+    }
+
+    /// For how long a message may have used the tokens ahead whose sender is not heard of any more: it keeps quiet for its own length and for
+    /// a frame ([`crate::LaneGate::try_acquire_all`]). With room for clocks that differ.
+    fn used_ahead(&self, longest: u32) -> Duration {
+        if longest <= self.frame.tokens {
+            return Duration::ZERO;
+        }
+        let turns = longest.saturating_add(longest / 64).saturating_add(self.frame.tokens);
+        self.frame.length.saturating_mul(turns) / self.frame.tokens.max(1)
     }
 
     fn rest(&mut self, tokens: u32, until: Duration, mono: Duration) {

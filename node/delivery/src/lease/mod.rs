@@ -42,7 +42,7 @@ pub use ease::Easer;
 pub use frame::{Frame, Limit};
 pub use grantor::{Grantor, LaneView, LimitRule};
 pub use holder::{HeldView, Holder, Permit, Wait};
-pub use rules::{caps, common, demand, rules, stack, stamp};
+pub use rules::{caps, common, demand, has_senders, of_practice, of_sender, rules, stack, stamp};
 pub use stacks::Stacks;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! The limits that are in force, as the meta group has them, and which of them apply to a message. Pure.
 use super::{LIMIT_BASE, Limit, LimitId, LimitRule};
-use carillon_core::meta::{MetaView, UNPUBLISHED_MAX, applies, ease_permille, share_of};
+use carillon_core::meta::{MetaView, UNPUBLISHED_MAX, applies, ease_permille, senders, share_of};
 use carillon_proto::internal::{LimitRecord, LimitScope, PracticeRecord, ShareRecord};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -86,21 +86,47 @@ impl Fnv {
     }
 }
 
-/// The limits that every segment of a carrier needs, whatever practice it is of.
+/// The limits that every segment of a carrier needs, whatever practice it is of and whatever sender it leaves under.
 pub fn common(view: &MetaView, carrier_no: u32) -> Vec<LimitId> {
-    let Some(carrier) = view.carriers.get(&carrier_no) else { return vec![carrier_no] };
-    let of_all = |limit: &&LimitRecord| {
-        matches!(limit.scope(), LimitScope::Account | LimitScope::Sender)
-            && applies(limit, carrier, &PracticeRecord::default())
-    };
-    let others = view.limits.values().filter(of_all).map(|limit| LIMIT_BASE + limit.limit_no);
+    let of_all = |limit: &&LimitRecord| limit.scope() == LimitScope::Account;
+    let own = if has_senders(view, carrier_no) { Vec::new() } else { of_sender(view, carrier_no, "") };
+    let account = view.limits.values().filter(of_all).filter(|limit| limit.carrier_no == carrier_no);
+    let mut others: Vec<LimitId> = account.map(|limit| LIMIT_BASE + limit.limit_no).chain(own).collect();
+    others.sort_unstable();
     std::iter::once(carrier_no).chain(others).collect()
 }
 
-/// All limits that must grant before a segment of a practice leaves on a carrier, the account's first.
-pub fn stack(view: &MetaView, carrier_no: u32, practice_no: u32) -> Vec<LimitId> {
-    let others = view.limits_of(carrier_no, practice_no).into_iter().map(|limit_no| LIMIT_BASE + limit_no);
-    std::iter::once(carrier_no).chain(others).collect()
+/// The carrier sends under more than its account's own sender.
+pub fn has_senders(view: &MetaView, carrier_no: u32) -> bool {
+    senders::of_carrier(view, carrier_no).next().is_some()
+}
+
+/// The limits of a sender (its address; empty: the account's own).
+pub fn of_sender(view: &MetaView, carrier_no: u32, sender: &str) -> Vec<LimitId> {
+    let Some(carrier) = view.carriers.get(&carrier_no) else { return Vec::new() };
+    let practice = PracticeRecord::default();
+    let of = |limit: &&LimitRecord| {
+        limit.scope() == LimitScope::Sender && applies(limit, carrier, &practice, sender)
+    };
+    view.limits.values().filter(of).map(|limit| LIMIT_BASE + limit.limit_no).collect()
+}
+
+/// The limits of a practice that not all messages of its carrier need: its own, and those of its campaign and its brand.
+pub fn of_practice(view: &MetaView, carrier_no: u32, practice_no: u32) -> Vec<LimitId> {
+    let (Some(carrier), Some(practice)) = (view.carriers.get(&carrier_no), view.practices.get(&practice_no))
+    else {
+        return Vec::new();
+    };
+    let of_all = |limit: &LimitRecord| matches!(limit.scope(), LimitScope::Account | LimitScope::Sender);
+    let of = |limit: &&LimitRecord| !of_all(limit) && applies(limit, carrier, practice, "");
+    view.limits.values().filter(of).map(|limit| LIMIT_BASE + limit.limit_no).collect()
+}
+
+/// All limits that must grant before a segment of a practice leaves on a carrier under a sender (its address; empty: the account's own), the
+/// account's first.
+pub fn stack(view: &MetaView, carrier_no: u32, practice_no: u32, sender: &str) -> Vec<LimitId> {
+    let others = view.limits_of(carrier_no, practice_no, sender);
+    std::iter::once(carrier_no).chain(others.into_iter().map(|limit_no| LIMIT_BASE + limit_no)).collect()
 }
 
 /// Segments that wait for each limit; `waits`: those of each carrier that has a lane.
@@ -225,12 +251,14 @@ mod tests {
         put(6, LimitScope::Brand, "acme", 0, "tmobile", 0);
         put(7, LimitScope::Practice, "", 1, "", 1);
         let numbers = |practice_no| {
-            let stack = stack(&view, 3, practice_no);
+            let stack = stack(&view, 3, practice_no, "");
             stack.into_iter().map(|id| id % LIMIT_BASE).collect::<Vec<_>>()
         };
         assert_eq!(numbers(1), [3, 1, 2, 4, 5, 7], "the network is not known, so all of them count");
         assert_eq!(numbers(2), [3, 1, 2, 6]);
         assert_eq!(common(&view, 3), [3, LIMIT_BASE + 1, LIMIT_BASE + 2]);
+        let under = |sender: &str| stack(&view, 3, 2, sender).into_iter().map(|id| id % LIMIT_BASE);
+        assert!(under("999").eq([3, 1, 3, 6]), "the limit of the sender that it leaves under, and no other");
         assert_eq!(caps(&view), BTreeMap::from([(LIMIT_BASE + 6, 10)]));
         assert!(!rules(&view, &BTreeMap::new(), 0).contains_key(&(LIMIT_BASE + 6)));
         assert_eq!(

@@ -34,6 +34,7 @@ pub fn row(n: u64, due_ms: u64) -> DueEntry {
         attempt_no: 1,
         open_until_ms: 0,
         hours_stamp: 0,
+        sender_no: 0,
     }
 }
 

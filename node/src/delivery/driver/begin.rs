@@ -2,6 +2,7 @@
 use super::*;
 use crate::delivery::sending::Times;
 use carillon_core::Permit;
+use carillon_core::meta::senders;
 use carillon_delivery::PRIORITIES;
 
 impl Driver {
@@ -27,12 +28,12 @@ impl Driver {
                 && lanes.get(decided.carrier_no).is_some_and(|lane| lane.record.smpp.is_some())
         };
         let named = self.handle.meta().level >= LEVEL_DELIVERY;
-        let sender_of = |decided: &BeginDecision| match lanes.get(decided.carrier_no) {
-            Some(lane) if named => lane.sender().to_owned(),
-            _ => String::new(),
+        let view = self.handle.meta();
+        let sender_of = |decided: &BeginDecision| match named {
+            true => senders::address(&view, decided.carrier_no, decided.sender_no).to_owned(),
+            false => String::new(),
         };
         let node_id = self.handle.node_id();
-        let view = self.handle.meta();
         let practices = &mut self.practices;
         let commands = list
             .iter()
@@ -47,6 +48,7 @@ impl Driver {
                     node_id,
                     frequency: practices.rule(&view, decided, now_ms),
                     sender: sender_of(decided),
+                    sender_no: decided.sender_no,
                 };
                 Command { kind: Some(Kind::BeginAttempt(begin)) }.encode_to_vec().into()
             })
