@@ -22,9 +22,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const DAY_MS: u64 = 5_000;
 const LONG_DAY_MS: u64 = 1_000_000;
 
-/// What the recipient will see.
+/// What the recipient will see; older programs do not know it.
 fn address<'a>(meta: &'a MetaView, decided: &BeginDecision) -> &'a str {
-    senders::address(meta, decided.carrier_no, decided.sender_no)
+    match meta.level >= level::LEVEL_DELIVERY {
+        true => senders::address(meta, decided.carrier_no, decided.sender_no),
+        false => "",
+    }
 }
 
 impl World {

@@ -217,7 +217,7 @@ fn stacked_limits_hold_and_are_used() {
 #[test]
 fn senders_are_kept_to_their_limits_and_do_not_hold_up_each_other() {
     let branches =
-        [("sent_under_own_sender", 1_000), ("stacked_limit_in_force", 24), ("rerouted_to_another_sender", 4)];
+        [("sent_under_own_sender", 1_000), ("limits_settled", 1_000), ("rerouted_to_another_sender", 4)];
     scenario_holds(Scenario::Senders, 8, &branches);
 }
 
