@@ -128,11 +128,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(runs(child.id()) && runs(std::process::id()));
         child.kill().unwrap();
-        // Not collected yet: `wait` comes later, so the entry stays.
-        while read(&child.id().to_string(), "stat").unwrap().contains(") Z") == runs(child.id()) {
+        while runs(child.id()) {
             std::thread::yield_now();
         }
-        assert!(!runs(child.id()));
+        let stat = read(&child.id().to_string(), "stat").unwrap();
+        assert!(stat.contains(") Z"), "not collected yet, because `wait` comes later: {stat}");
         child.wait().unwrap();
         assert!(!runs(child.id()));
     }
