@@ -185,7 +185,7 @@ impl Failover {
             senders::of_pool(view, carrier_no, &waits.spread, |no| usable(way(no))).map(way)
         };
         match view.routes.get(&waits.route_no) {
-            Some(route) => routes::choose(view, route, &waits.spread, &usable),
+            Some(route) => routes::choose(view, route, &waits.spread, usable),
             None => own(),
         }
     }

@@ -13,7 +13,7 @@ use crate::hours::Hours;
 use crate::seal::{Context, Field, Keyring, KeyringError, Nonces, PracticeKeys, SealError};
 use crate::space::NearFull;
 use bytes::Bytes;
-use carillon_core::classes::ClassTable;
+use carillon_core::classes::{ClassPolicy, ClassTable};
 use carillon_core::meta::level::LEVEL_DELIVERY;
 use carillon_core::meta::routes::{self, Way};
 use carillon_core::meta::{MetaView, senders};
@@ -109,8 +109,10 @@ impl Ingest {
             let sealed = match &practices[&practice_no] {
                 Ok(practice) if !self.may_carry(practice, &message) => Err(without_baa()),
                 // A panic stays with its message: broken off, the call would be repeated with all of them.
-                Ok(practice) => catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, &mut nonces, message)))
-                    .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e))),
+                Ok(practice) => {
+                    catch_unwind(AssertUnwindSafe(|| self.seal_one(practice, &mut nonces, message)))
+                        .map_or_else(|_| Err(panicked()), |sealed| sealed.map_err(|e| seal_status(&e)))
+                }
                 Err(status) => Err(status.clone()),
             };
             match sealed {
@@ -230,20 +232,9 @@ impl Ingest {
             Context { cluster_id: &view.cluster_id, practice_no: message.practice_no, message_id: &id };
         let class = MessageClass::try_from(message.class).unwrap_or(MessageClass::Unspecified);
         let policy = self.classes.get(class);
-        let priority = match message.priority {
-            0 => policy.priority as i32,
-            given if Priority::try_from(given).is_ok() => given,
-            _ => Priority::Normal as i32,
-        };
+        let priority = priority_of(&message, &policy);
         let begin_ms = message.not_before_ms.max(now_ms);
-        let by_class_ms = match message.expires_at_ms {
-            0 => begin_ms + policy.default_expiry_ms,
-            given => given,
-        };
-        let expires_at_ms = match message.deadline_ms {
-            0 => by_class_ms,
-            deadline => by_class_ms.min(deadline),
-        };
+        let expires_at_ms = expiry_of(&message, &policy, begin_ms);
         let recipient_index = keys.recipient_index(&message.recipient);
         let (way, route_no) = self.way(&view, &practice.record, &recipient_index, &message);
         let place = message
@@ -449,6 +440,27 @@ pub(crate) fn keyring_status(error: &KeyringError) -> Status {
 
 pub(crate) fn restoring() -> Status {
     errors::status(ErrorReason::PartitionUnavailable, "the cluster is being restored from a backup")
+}
+
+/// The message's own priority, or its class's.
+fn priority_of(message: &IngestMessage, policy: &ClassPolicy) -> i32 {
+    match message.priority {
+        0 => policy.priority as i32,
+        given if Priority::try_from(given).is_ok() => given,
+        _ => Priority::Normal as i32,
+    }
+}
+
+/// Its own expiry or its class's after the first moment to send, and never after its deadline.
+fn expiry_of(message: &IngestMessage, policy: &ClassPolicy, begin_ms: u64) -> u64 {
+    let by_class_ms = match message.expires_at_ms {
+        0 => begin_ms + policy.default_expiry_ms,
+        given => given,
+    };
+    match message.deadline_ms {
+        0 => by_class_ms,
+        deadline => by_class_ms.min(deadline),
+    }
 }
 
 fn panicked() -> Status {

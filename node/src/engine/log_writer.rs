@@ -128,8 +128,11 @@ impl LogWriter {
     }
 }
 
-/// Rare parts of a batch, and the fail points on both sides of it.
-static SPECIAL: [(fn(&GroupWrite) -> bool, &str, &str); 4] = [
+/// Which write it is, and the fail points before and after it.
+type Special = (fn(&GroupWrite) -> bool, &'static str, &'static str);
+
+/// Rare parts of a batch.
+static SPECIAL: [Special; 4] = [
     (is_conf, "log::before_conf", "log::after_conf"),
     (|write| write.snapshot.is_some(), "log::before_install", "log::after_install"),
     (|write| write.replica_id.is_some(), "replica::before_create", "replica::after_create"),

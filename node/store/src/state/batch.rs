@@ -123,7 +123,8 @@ impl ReadTables for ApplyBatch<'_> {
     ) -> Result<(), TableError> {
         let Some(options) = range(start, end) else { return Ok(()) };
         let (mut rows, stored) = self.replica.rows_and_stored(&self.handle, start, end, options);
-        let payloads = self.payloads.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end);
+        let payloads =
+            self.payloads.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end);
         rows.extend(payloads.map(|(key, value)| (key.clone(), Some(value.clone()))));
         for (key, row) in self.rows.iter().filter(|(key, _)| start <= key.as_slice() && key.as_slice() < end)
         {

@@ -342,7 +342,9 @@ mod tests {
     #[test]
     fn newer_rows_hide_those_that_are_being_written() {
         let mut layers = Layers::default();
-        let merge = |layers: &mut Layers, key: &str, row| layers.merge(std::iter::empty(), std::iter::once((self::key(key), row)));
+        let merge = |layers: &mut Layers, key: &str, row| {
+            layers.merge(std::iter::empty(), std::iter::once((self::key(key), row)))
+        };
         merge(&mut layers, "D1", live(b"1", true));
         merge(&mut layers, "D2", live(b"1", true));
         let frozen = layers.freeze().unwrap();

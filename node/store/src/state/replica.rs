@@ -12,8 +12,8 @@ use carillon_proto::internal::AppliedRecord;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, Options, ReadOptions,
-    SnapshotWithThreadMode, SstFileWriter,
+    BoundColumnFamily, DBAccess, DBRawIteratorWithThreadMode, IngestExternalFileOptions, Options,
+    ReadOptions, SnapshotWithThreadMode, SstFileWriter,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
