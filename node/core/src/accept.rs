@@ -16,6 +16,7 @@ use bytes::Bytes;
 use carillon_proto::MessageId;
 use carillon_proto::internal::{Accept, DeadLetter, IdempotencyRecord, MessageStatus};
 use carillon_proto::public::{MessageClass, Priority, WaitingReason};
+use prost::Message as _;
 pub(crate) use view::AcceptView;
 
 /// The indexes of an Accept, checked.
@@ -27,7 +28,7 @@ struct Indexes {
 
 /// One that is not written as [`AcceptView`] knows it.
 pub(crate) fn accept_decoded(turn: &mut Turn, command: &Accept) -> Result<CommandResult, TableError> {
-    let body = view::rewrite(command);
+    let body = command.encode_to_vec();
     match AcceptView::of_accept(&body) {
         Some(view) => accept(turn, &view),
         None => Ok(CommandResult::Refused(Refusal::Malformed)),

@@ -3,7 +3,7 @@
 //! Knows the one form in which prost writes the message: fields in the order of their numbers, each at most once. Whatever is
 //! written otherwise is `None` here; the caller decodes it the general way and writes it anew in this form.
 //! Texts inside (`place`) are looked at when the row is read, not here.
-use carillon_proto::internal::{Accept, RetryPolicy};
+use carillon_proto::internal::RetryPolicy;
 use prost::Message as _;
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
@@ -149,11 +149,6 @@ fn field<'a>(rest: &mut &'a [u8]) -> Option<(u32, Value<'a>)> {
         }
         _ => None,
     }
-}
-
-/// An Accept in the form that [`AcceptView`] knows.
-pub(crate) fn rewrite(accept: &Accept) -> Vec<u8> {
-    accept.encode_to_vec()
 }
 
 #[cfg(test)]

@@ -179,10 +179,13 @@ impl Tables for ApplyBatch<'_> {
                 .filter(|key| !self.rows.contains_key(key.as_slice()) && layers.get(key).is_none())
                 .collect()
         };
-        // What layers do not know now is not committed later, and a write only moves rows from them to the database.
-        let found = self.replica.shared.db.batched_multi_get_cf(&self.handle, &unknown, false);
         self.expected.rows.clear();
         self.expected.next.set(0);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        // What layers do not know now is not committed later, and a write only moves rows from them to the database.
+        let found = self.replica.shared.db.batched_multi_get_cf(&self.handle, &unknown, false);
         for (key, row) in unknown.drain(..).zip(found) {
             let row = row.map_err(storage)?.map(|value| Bytes::copy_from_slice(&value));
             self.expected.rows.push((key, row));

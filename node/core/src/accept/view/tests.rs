@@ -1,7 +1,7 @@
 //! What is read from an encoded Accept, compared with what prost makes of it.
 use super::*;
 use bytes::Bytes;
-use carillon_proto::internal::{Command, MessagePayload, Place, command::Kind};
+use carillon_proto::internal::{Accept, Command, MessagePayload, Place, command::Kind};
 use proptest::prelude::*;
 
 fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
